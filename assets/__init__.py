@@ -1,0 +1,1 @@
+"""The Dagster code location: what exists, one file a stage."""

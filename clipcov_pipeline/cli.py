@@ -1,0 +1,51 @@
+"""The ``clipcov`` command: finds the subcommand, and turns a user's mistake into one line and exit code 2."""
+
+import importlib
+import sys
+
+import click
+
+from clipcov_pipeline.errors import InputError
+
+# name -> (module, one-line help): modules are imported only when their command runs, so that
+# `clipcov --help` and `clipcov plan` do not pay for torch
+COMMANDS = {
+    "select": ("clipcov_pipeline.commands.select", "Rank a table or arrays and write the subset."),
+    "explain": ("clipcov_pipeline.commands.explain", "Say why a sample is in or out of a subset."),
+    "bench": ("clipcov_pipeline.commands.bench", "Measure: selection speed."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a subcommand's module when it is called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[cmd_name][0]).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clipcov-pipeline")
+def cli() -> None:
+    """Choose the part of an image-caption pool that is worth training CLIP on."""
+
+
+def main() -> None:
+    """Entry point of the ``clipcov`` command."""
+    try:
+        cli(prog_name="clipcov")
+    except InputError as error:
+        click.echo(f"clipcov: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
