@@ -332,15 +332,18 @@ def embed_samples(
     if len(captions) != len(uids):
         raise ValueError(f"{len(uids)} uids for {len(captions)} samples")
     text = encoder.encode_texts(captions)
-    image_bad, text_bad = np.isnan(image).any(axis=1), np.isnan(text).any(axis=1)
-    bad = image_bad | text_bad
-    good = np.flatnonzero(~bad).tolist()
+    refused: list[tuple[str, str]] = []
+    good: list[int] = []
+    for row, uid in enumerate(uids):
+        if np.isnan(image[row]).any():
+            refused.append((uid, NO_IMAGE_EMBEDDING))
+        elif np.isnan(text[row]).any():
+            refused.append((uid, NO_TEXT_EMBEDDING))
+        else:
+            good.append(row)
     return Embedded(
         uids=[uids[row] for row in good],
         image_embedding=image[good].astype(np.float16),
         text_embedding=text[good].astype(np.float16),
-        refused=[
-            (uids[row], NO_IMAGE_EMBEDDING if image_bad[row] else NO_TEXT_EMBEDDING)
-            for row in np.flatnonzero(bad).tolist()
-        ],
+        refused=refused,
     )
