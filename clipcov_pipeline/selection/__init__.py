@@ -1,1 +1,28 @@
-"""Selection methods behind one signature: ``rank(pool, method=...)``."""
+"""The selection engine: ClipCov and its baselines over a pool of unit embeddings, usable on its own.
+
+    from clipcov_pipeline.selection import Pool, rank
+    pool = Pool.from_arrays(image_embedding, text_embedding, latent_class, label_similarity)
+    subset = rank(pool, budget=0.1).rows
+
+Importing this loads numpy; numba is loaded when something is ranked.
+"""
+
+from clipcov_pipeline.selection.explain import Explanation, explain
+from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS, METHODS, NEEDS, budget_count, validate_method
+from clipcov_pipeline.selection.objective import objective
+from clipcov_pipeline.selection.pool import Pool
+from clipcov_pipeline.selection.ranking import Ranking, rank
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "METHODS",
+    "NEEDS",
+    "Explanation",
+    "Pool",
+    "Ranking",
+    "budget_count",
+    "explain",
+    "objective",
+    "rank",
+    "validate_method",
+]

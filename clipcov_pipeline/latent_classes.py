@@ -1,0 +1,193 @@
+"""Latent classes: zero-shot labels from class prompts, or clusters where there are no prompts.
+
+Everything goes through the embeddings in blocks, so memory does not grow with the pool.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.errors import InputError
+
+Labels = tuple[np.ndarray, np.ndarray, np.ndarray]
+# rows a block: its scores against 1,000 classes stay in the processor's cache
+_BLOCK = 4096
+
+
+def zero_shot_labels(
+    image_embedding: np.ndarray | Iterable[tuple[np.ndarray, np.ndarray]],
+    class_embedding: np.ndarray,
+    text_embedding: np.ndarray | None = None,
+) -> Labels:
+    """Zero-shot class of each image, and how well its caption fits that class's prompts.
+
+    Args:
+        image_embedding: [n, d] float16 or float32, unit norm (memory-mapped is fine), with ``text_embedding`` of
+            the same shape; or an iterator of (image block, text block) pairs, for a stream.
+        class_embedding: float32 [K, d], unit norm: the prompts' embeddings w_k.
+
+    Returns:
+        latent_class (int32 [n], argmax_k <v_i, w_k>, ties to the lower), label_similarity (float32 [n],
+        <t_i, w_k(i)>), margin (float32 [n], best minus second best <v_i, w_k>; 0 when there is one class).
+
+    Raises:
+        InputError: widths or lengths differ, or there are no classes.
+    """
+    classes = np.ascontiguousarray(class_embedding, np.float32)
+    if classes.ndim != 2 or len(classes) == 0:
+        raise InputError(
+            f"class_embedding: found shape {classes.shape}, expected [K, d] with at least one class"
+        )
+    parts = []
+    for image, text in _blocks(image_embedding, text_embedding):
+        if image.shape[1] != classes.shape[1]:
+            raise InputError(
+                f"class_embedding: found width {classes.shape[1]}, expected {image.shape[1]} as the embeddings"
+            )
+        best, margin = _nearest(image, classes)[::2]
+        similarity = np.einsum("ij,ij->i", text.astype(np.float32), classes[best])
+        parts.append((best, similarity, margin))
+    return _joined(parts)
+
+
+def spherical_kmeans(
+    x: np.ndarray, k: int, seed: int = 0, n_iter: int = 20, sample: int | None = None
+) -> np.ndarray:
+    """Centres of spherical k-means (cosine similarity; Lloyd's algorithm from a random start).
+
+    Args:
+        x: [n, d] float16 or float32, unit norm.
+        k: number of centres, 1 to n.
+        seed: fixes the sample and the start; the same seed gives the same centres.
+        n_iter: most iterations; it ends sooner when no row changes its centre.
+        sample: rows to fit on, drawn without replacement; all when None.
+
+    Returns:
+        float32 [k, d], unit norm. A centre left without rows moves to the row farthest from its own centre.
+
+    Raises:
+        InputError: k is not in 1 to n.
+    """
+    n = len(x)
+    if not 1 <= k <= n:
+        raise InputError(f"clusters: found {k}, expected 1 to {n}, the number of samples")
+    rng = np.random.default_rng(seed)
+    if sample is not None and max(sample, k) < n:
+        x = x[np.sort(rng.choice(n, max(sample, k), replace=False))]
+    centres = _unit(x[np.sort(rng.choice(len(x), k, replace=False))].astype(np.float32))
+    before = None
+    for _ in range(n_iter):
+        nearest, similarity, _ = assign_clusters(x, centres)
+        if before is not None and np.array_equal(before, nearest):
+            break
+        before = nearest
+        sums = _sums(x, nearest, k)
+        empty = np.flatnonzero(np.bincount(nearest, minlength=k) == 0)
+        sums[empty] = x[np.argsort(similarity, kind="stable")[: len(empty)]]
+        centres = _unit(sums)
+    return centres
+
+
+def assign_clusters(x: np.ndarray, centres: np.ndarray) -> Labels:
+    """Nearest centre (int32 [n]), similarity to it and margin to the second nearest (float32 [n]), in blocks."""
+    centres = np.ascontiguousarray(centres, np.float32)
+    return _joined([_nearest(x[at : at + _BLOCK], centres) for at in range(0, len(x), _BLOCK)])
+
+
+def cluster_labels(
+    image_embedding: np.ndarray,
+    text_embedding: np.ndarray,
+    k: int,
+    seed: int = 0,
+    *,
+    n_iter: int = 20,
+    sample: int | None = None,
+) -> Labels:
+    """Latent classes without prompts: spherical k-means on [image; caption] embeddings.
+
+    Args:
+        image_embedding, text_embedding: [n, d] float16 or float32, unit norm.
+        k, seed, n_iter, sample: as in ``spherical_kmeans``.
+
+    Returns:
+        latent_class (int32 [n]), label_similarity (float32 [n], <t_i, caption half of the centre, made unit>),
+        margin (float32 [n], similarity to the nearest centre minus to the second nearest).
+    """
+    pairs = _Pairs(image_embedding, text_embedding)
+    centres = spherical_kmeans(pairs, k, seed, n_iter, sample)  # type: ignore[arg-type]
+    nearest, _, margin = assign_clusters(pairs, centres)  # type: ignore[arg-type]
+    captions = _unit(centres[:, image_embedding.shape[1] :])
+    similarity = np.empty(len(nearest), np.float32)
+    for at in range(0, len(nearest), _BLOCK):
+        part = slice(at, at + _BLOCK)
+        similarity[part] = np.einsum(
+            "ij,ij->i", text_embedding[part].astype(np.float32), captions[nearest[part]]
+        )
+    return nearest, similarity, margin
+
+
+class _Pairs:
+    """[v; t] / sqrt(2) of two arrays, put together a block at a time."""
+
+    def __init__(self, image: np.ndarray, text: np.ndarray) -> None:
+        if image.shape != text.shape:
+            raise InputError(
+                f"embeddings: found image {image.shape} and text {text.shape}, expected one shape"
+            )
+        self.image, self.text = image, text
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        pair = np.concatenate([self.image[rows], self.text[rows]], axis=1).astype(np.float32)
+        return pair * np.float32(np.sqrt(0.5))
+
+
+def _blocks(image: Any, text: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    stream = [(image, text)] if hasattr(image, "shape") else image
+    for one, other in stream:
+        if other is None or one.shape != other.shape:
+            shape = None if other is None else other.shape
+            raise InputError(
+                f"embeddings: found image {one.shape} and text {shape}, expected one shape [n, d]"
+            )
+        for at in range(0, len(one), _BLOCK):
+            yield one[at : at + _BLOCK], other[at : at + _BLOCK]
+
+
+def _nearest(rows: np.ndarray, centres: np.ndarray) -> Labels:
+    """Best centre, similarity to it, and margin to the second best, of a block."""
+    similarity = rows.astype(np.float32) @ centres.T
+    best = similarity.argmax(axis=1)
+    each = np.arange(len(rows))
+    top = similarity[each, best]
+    margin = np.zeros(len(rows), np.float32)
+    if len(centres) > 1:
+        similarity[each, best] = -np.inf
+        margin = top - similarity.max(axis=1)
+    return best.astype(np.int32), top, margin
+
+
+def _sums(x: np.ndarray, nearest: np.ndarray, k: int) -> np.ndarray:
+    """Sum of the rows of each cluster: float64 [k, d]."""
+    sums = np.zeros((k, x[:1].shape[1]))
+    for at in range(0, len(nearest), _BLOCK):
+        part = nearest[at : at + _BLOCK]
+        order = np.argsort(part, kind="stable")
+        rows, begins = x[at : at + _BLOCK][order], np.flatnonzero(np.r_[True, np.diff(part[order]) > 0])
+        sums[part[order][begins]] += np.add.reduceat(rows.astype(np.float64), begins, axis=0)
+    return sums
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return (x / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def _joined(parts: list[Labels]) -> Labels:
+    if not parts:
+        return np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32)
+    one, two, three = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return one, two, three

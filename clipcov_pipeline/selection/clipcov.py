@@ -1,0 +1,142 @@
+"""ClipCov as a ranking: greedy inside each latent class, merged by gain into one order for every budget.
+
+F is separable by class, so the global greedy order is the merge of the classes' greedy orders by gain
+(on the running minimum of the gains inside a class; ties go to the lower class, then to the order inside
+it). A budget needs only the part of each class whose gains reach the merge's last one: the classes are
+carried on to a falling threshold until enough are taken.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.selection.merge import merge_by_gain, proportional_counts, proportional_order
+from clipcov_pipeline.selection.objective import base_scores, class_term, redundancy_sizes
+from clipcov_pipeline.selection.parallel import over_classes
+from clipcov_pipeline.selection.pool import Pool
+
+# a similarity s_ij below -MARGIN is rare (s_ij itself is negative for about 1 pair in 10,000) and is
+# noticed when the row is evaluated; the class then starts again with a larger margin
+MARGIN = 0.05
+# no sum of two products of unit vectors is below -2 (and a little for rounded norms)
+SAFE_MARGIN = 2.1
+
+
+class ClassGreedy:
+    """The greedy orders of all classes, resumable: ``advance`` carries every class on to a lower threshold.
+
+    Attributes:
+        taken: int64 [K], how many each class has taken; rows: int32 [N], place in the class in the order
+        taken; gains: float64 [N]; both from ``pool.starts[k]`` on for class k.
+        evaluated: gain evaluations so far.
+    """
+
+    def __init__(
+        self, pool: Pool, base: np.ndarray, scale: np.ndarray, margin: float, clip_negative: bool,
+        threads: int | None,
+    ) -> None:  # fmt: skip
+        n, k = len(pool), pool.n_classes
+        self.pool, self.base, self.scale, self.clip, self.threads = pool, base, scale, clip_negative, threads
+        self.margin = np.full(k, 0.0 if clip_negative else margin)
+        self.seen = np.zeros(n if clip_negative else 0, np.int32)
+        self.total = np.zeros(n if clip_negative else 0)
+        self.chosen = np.zeros((k, pool.pairs.shape[1]))
+        self.key, self.row = np.empty(n), np.empty(n, np.int32)
+        self.size, self.taken = np.full(k, -1), np.zeros(k, np.int64)
+        self.rows, self.gains = np.empty(n, np.int32), np.empty(n)
+        self.evaluated = 0
+
+    def advance(self, floor: float | np.ndarray, most: np.ndarray) -> None:
+        """Take from every class while its best gain is at least ``floor`` and it has fewer than ``most``."""
+        from clipcov_pipeline.selection import kernels
+
+        pairs, starts = kernels.bits(self.pool.pairs), self.pool.starts
+        floor = np.broadcast_to(np.asarray(floor, np.float64), self.taken.shape).copy()
+
+        def work(classes: np.ndarray) -> int:
+            return kernels.greedy_classes(
+                pairs, starts, classes, self.base, self.scale, self.margin, self.clip, self.seen, self.total,
+                self.chosen, self.key, self.row, self.size, self.taken, floor, most, self.rows, self.gains,
+            )  # fmt: skip
+
+        self.evaluated += sum(over_classes(work, self.pool.class_sizes, self.threads))
+
+    def bounds(self) -> np.ndarray:
+        """Upper bounds on the gains of everything not taken, all classes together."""
+        starts, step = self.pool.starts[:-1], self.margin * self.scale * self.taken
+        left = [
+            self.key[a : a + size] + s for a, size, s in zip(starts, self.size, step, strict=True) if size > 0
+        ]
+        return np.concatenate(left) if left else np.empty(0)
+
+
+def rank_clipcov(
+    pool: Pool, count: int, params: dict[str, Any], threads: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pool rows (int64) in the order taken, and gains (float64); ``params`` as ``validate_method`` fills them."""
+    weights, clip = params["weights"], params["clip_negative"]
+    sizes = pool.class_sizes
+    base = base_scores(pool, weights, clip, threads)
+    scale = weights["redundancy"] / redundancy_sizes(pool, params["redundancy"], count)
+    proportional = params["class_balance"] == "proportional"
+    most = (
+        proportional_counts(sizes, count, params["class_floor"]) if proportional else np.minimum(sizes, count)
+    )
+    if params["mode"] == "notebook":
+        taken, rows, gains = (
+            most,
+            *_batches(pool, base, scale, weights, clip, params["batch_size"], most, threads),
+        )
+    else:
+        margin = SAFE_MARGIN if params["mode"] == "strict" else MARGIN
+        greedy = ClassGreedy(pool, base, scale, margin, clip, threads)
+        if proportional or count == len(pool):
+            greedy.advance(-np.inf, most)
+        else:
+            _advance_to(greedy, count, most)
+        taken, rows, gains = greedy.taken, greedy.rows, greedy.gains
+    inside = np.concatenate([np.arange(s, s + t) for s, t in zip(pool.starts[:-1], taken, strict=True)])
+    gains = gains[inside]
+    classes = np.repeat(np.arange(len(taken)), taken)
+    if proportional:
+        order = proportional_order(classes, sizes, params["class_floor"])[:count]
+    else:
+        order = merge_by_gain(gains, classes)[:count]
+    rows = pool.order[pool.starts[classes[order]] + rows[inside[order]]]
+    return rows, gains[order]
+
+
+def _advance_to(greedy: ClassGreedy, count: int, most: np.ndarray) -> None:
+    """Lower the threshold until ``count`` are taken in all, and little more."""
+    bounds = greedy.base
+    while (missing := count - int(greedy.taken.sum())) > 0:
+        # no gain below the missing-th bound can be among the first `count`: the threshold falls fast at
+        # first, and near the end goes a little further than that to be done
+        reach = missing + max(count // 50, 64)
+        floor = (
+            -np.inf
+            if reach >= len(bounds)
+            else np.partition(bounds, len(bounds) - reach)[len(bounds) - reach]
+        )
+        greedy.advance(floor, most)
+        bounds = greedy.bounds()
+
+
+def _batches(
+    pool: Pool, base: np.ndarray, scale: np.ndarray, weights: dict[str, float], clip: bool, batch: int,
+    most: np.ndarray, threads: int | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    from clipcov_pipeline.selection import kernels
+
+    pairs, starts = kernels.bits(pool.pairs), pool.starts
+    lasting = weights["class"] * class_term(pool, clip, threads)
+    passing = weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
+    rows, gains = np.empty(len(pool), np.int32), np.empty(len(pool))
+
+    def work(classes: np.ndarray) -> None:
+        kernels.batch_classes(
+            pairs, starts, classes, base, lasting, passing, scale, clip, batch, most, rows, gains
+        )  # fmt: skip
+
+    over_classes(work, pool.class_sizes, threads)
+    return rows, gains

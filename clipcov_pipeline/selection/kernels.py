@@ -1,0 +1,333 @@
+"""Compiled loops of the selection: class sums, base scores, and the exact lazy greedy inside one class.
+
+Rows of ``pairs`` are ``[image embedding; caption embedding]``, sorted by class. float16 rows are passed
+as their uint16 bit patterns (``bits``) because numba has no float16 on the CPU; ``_widen`` turns one
+into a float32 with the processor's own conversion. Dot products accumulate in float32 over one row and
+sums over rows in float64: a float16 sum over a class of 62,000 rows is wrong by most of its value.
+All functions release the GIL; the caller threads over classes.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# only what lets the compiler vectorise a sum; NaN and infinity keep their meaning
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+def bits(pairs: np.ndarray) -> np.ndarray:
+    """float16 rows as uint16 bit patterns, float32 rows as they are."""
+    return pairs.view(np.uint16) if pairs.dtype == np.float16 else pairs
+
+
+@intrinsic
+def _widen(typingctx, value):  # noqa: ARG001  the typing context is part of numba's signature
+    """float32 of a float16 bit pattern (uint16), or of a float32."""
+    if value == types.float32:
+        return types.float32(types.float32), lambda _context, _builder, _signature, args: args[0]
+
+    def convert(_context, builder, _signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), convert
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _dot(pairs, i, vector):
+    """<pairs[i], vector>, float32."""
+    total = np.float32(0.0)
+    for j in range(vector.shape[0]):
+        total += _widen(pairs[i, j]) * vector[j]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _add_row(pairs, i, block):
+    for j in range(block.shape[0]):
+        block[j] += _widen(pairs[i, j])
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _row_products(pairs, i, d):
+    """|v|^2, |t|^2 and <v, t> of one row, float32."""
+    vv = np.float32(0.0)
+    tt = np.float32(0.0)
+    vt = np.float32(0.0)
+    for j in range(d):
+        v = _widen(pairs[i, j])
+        t = _widen(pairs[i, d + j])
+        vv += v * v
+        tt += t * t
+        vt += v * t
+    return vv, tt, vt
+
+
+@njit(nogil=True, cache=True)
+def class_statistics(pairs, starts, classes, sums, self_similarity, tolerance):
+    """Class sums and pair similarities of some classes, in one read.
+
+    Args:
+        pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
+        sums: float64 [K, 2d], written: the sum of the class's rows.
+        self_similarity: float32 [n], written: <v_i, t_i>.
+        tolerance: largest accepted distance of a squared norm from 1.
+
+    Returns:
+        The first position whose row is not of unit norm (NaN and infinity are not either), or -1.
+    """
+    d = pairs.shape[1] // 2
+    bad = -1
+    block = np.zeros(2 * d, np.float32)
+    for c in classes:
+        block[:] = 0.0
+        for i in range(starts[c], starts[c + 1]):
+            vv, tt, vt = _row_products(pairs, i, d)
+            self_similarity[i] = vt
+            if not (abs(vv - 1.0) <= tolerance and abs(tt - 1.0) <= tolerance) and (bad < 0 or i < bad):
+                bad = i
+            _add_row(pairs, i, block)
+            if (i - starts[c]) % 256 == 255:
+                for j in range(2 * d):
+                    sums[c, j] += block[j]
+                block[:] = 0.0
+        for j in range(2 * d):
+            sums[c, j] += block[j]
+    return bad
+
+
+@njit(nogil=True, cache=True)
+def project(pairs, starts, classes, directions, out):
+    """out[i] = <pairs[i], directions[class of i]> for the rows of some classes (float32 throughout)."""
+    for c in classes:
+        vector = directions[c]
+        for i in range(starts[c], starts[c + 1]):
+            out[i] = _dot(pairs, i, vector)
+
+
+@njit(nogil=True, cache=True)
+def _above(key, row, a, b):
+    return key[a] > key[b] or (key[a] == key[b] and row[a] < row[b])
+
+
+@njit(nogil=True, cache=True)
+def _swap(key, row, a, b):
+    key[a], key[b] = key[b], key[a]
+    row[a], row[b] = row[b], row[a]
+
+
+@njit(nogil=True, cache=True)
+def _sift_down(key, row, size, at):
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            return
+        if child + 1 < size and _above(key, row, child + 1, child):
+            child += 1
+        if not _above(key, row, child, at):
+            return
+        _swap(key, row, at, child)
+        at = child
+
+
+@njit(nogil=True, cache=True)
+def _sift_up(key, row, at):
+    while at > 0:
+        parent = (at - 1) // 2
+        if not _above(key, row, at, parent):
+            return
+        _swap(key, row, at, parent)
+        at = parent
+
+
+@njit(nogil=True, cache=True)
+def _take(pairs, i, d, chosen, scaled, scale):
+    """Add the swapped row [t; v] to the chosen sum; refresh its float32 copy, scaled by 1 / r_k."""
+    for j in range(d):
+        chosen[j] += _widen(pairs[i, d + j])
+        chosen[d + j] += _widen(pairs[i, j])
+    for j in range(2 * d):
+        scaled[j] = chosen[j] * scale
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _clipped(pairs, i, j, d):
+    """max(0, <v_i, t_j>) + max(0, <t_i, v_j>), float32."""
+    vt = np.float32(0.0)
+    tv = np.float32(0.0)
+    for k in range(d):
+        vt += _widen(pairs[i, k]) * _widen(pairs[j, d + k])
+        tv += _widen(pairs[i, d + k]) * _widen(pairs[j, k])
+    return max(vt, np.float32(0.0)) + max(tv, np.float32(0.0))
+
+
+@njit(nogil=True, cache=True)
+def _greedy_until(
+    pairs, start, base, scale, margin, clip, seen, total, chosen, key, row, size, floor, most, out_row, out_gain,
+    taken, evaluated,
+):  # fmt: skip
+    """Take the best of one class until the next gain is below ``floor`` or ``most`` are taken.
+
+    ``key`` and ``row`` are a heap (``size`` entries). A key is (gain when evaluated) - margin * scale *
+    (number taken then), so key + margin * scale * (number taken now) bounds the gain from above as long as
+    no similarity is below -margin, and the bounds of all entries move together: the heap stays a heap.
+
+    Returns:
+        (number taken, entries left, most negative similarity that was seen to break the bound, else 0).
+    """
+    d = pairs.shape[1] // 2
+    scaled = (chosen * scale).astype(np.float32)
+    step = margin * scale
+    at_row = np.empty(64, np.int32)
+    at_gain = np.empty(64, np.float64)
+    while taken < most and size > 0:
+        best = -1
+        count = 0
+        while size > 0:
+            bound = key[0] + step * taken
+            if bound < floor or (best >= 0 and bound < at_gain[best]):
+                break
+            i = row[0]
+            gain = base[i]
+            if scale != 0.0 and taken > 0:
+                if clip:
+                    for j in range(seen[i], taken):
+                        total[i] += _clipped(pairs, start + i, start + out_row[j], d)
+                    seen[i] = taken
+                    gain -= scale * total[i]
+                else:
+                    gain -= float(_dot(pairs, start + i, scaled))
+                evaluated += 1
+                if gain > bound + 1e-6:
+                    return taken, size, (bound - gain) / scale - margin, evaluated
+            size -= 1
+            key[0], row[0] = key[size], row[size]
+            _sift_down(key, row, size, 0)
+            if count == at_row.shape[0]:
+                at_row = np.concatenate((at_row, np.empty_like(at_row)))
+                at_gain = np.concatenate((at_gain, np.empty_like(at_gain)))
+            at_row[count], at_gain[count] = i, gain
+            if best < 0 or gain > at_gain[best] or (gain == at_gain[best] and i < at_row[best]):
+                best = count
+            count += 1
+        take = best >= 0 and at_gain[best] >= floor
+        for f in range(count):
+            if not (take and f == best):
+                key[size], row[size] = at_gain[f] - step * taken, at_row[f]
+                size += 1
+                _sift_up(key, row, size - 1)
+        if not take:
+            break
+        out_row[taken] = at_row[best]
+        out_gain[taken] = at_gain[best]
+        if scale != 0.0 and not clip:
+            _take(pairs, start + at_row[best], d, chosen, scaled, scale)
+        taken += 1
+    return taken, size, 0.0, evaluated
+
+
+@njit(nogil=True, cache=True)
+def _restart(base, key, row):
+    """Heap of the base scores: the gains before anything is taken."""
+    size = base.shape[0]
+    for i in range(size):
+        key[i] = base[i]
+        row[i] = i
+    for i in range(size // 2 - 1, -1, -1):
+        _sift_down(key, row, size, i)
+    return size
+
+
+@njit(nogil=True, cache=True)
+def greedy_classes(
+    pairs, starts, classes, base, scale, margin, clip, seen, total, chosen, key, row, size, taken, floor, most,
+    out_row, out_gain,
+):  # fmt: skip
+    """Exact lazy greedy inside some classes; a later call with a lower ``floor`` carries on.
+
+    Args:
+        pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
+        base: float64 [n], the score before anything is taken.
+        scale: float64 [K], 1 / r_k, the weight of the redundancy.
+        margin: float64 [K], updated: similarities in the class are taken to be at least -margin. When an
+            evaluation shows one that is not, the class starts again with a larger margin. 2 always holds.
+        clip: count similarities below 0 as 0; then seen, total: int32 [n], float64 [n] of zeros, how many of
+            the taken a row's redundancy covers and what it comes to.
+        chosen: float64 [K, 2d], updated: sum of [t; v] over what is taken of each class.
+        key, row: float64 [n], int32 [n], the heaps; size, taken: int64 [K], -1 in ``size`` is "not begun".
+        floor: float64 [K], stop when the best gain is below; most: int64 [K], stop at so many taken.
+        out_row, out_gain: int32 [n], float64 [n], written: position in the class and gain, in the order taken.
+
+    Returns:
+        Number of gains evaluated.
+    """
+    evaluated = 0
+    for c in classes:
+        start, stop = starts[c], starts[c + 1]
+        if size[c] < 0:
+            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop])
+        while True:
+            taken[c], size[c], broken, evaluated = _greedy_until(
+                pairs, start, base[start:stop], scale[c], margin[c], clip, seen[start:stop] if clip else seen,
+                total[start:stop] if clip else total, chosen[c], key[start:stop], row[start:stop], size[c], floor[c],
+                most[c], out_row[start:stop], out_gain[start:stop], taken[c], evaluated,
+            )  # fmt: skip
+            if broken == 0.0:
+                break
+            margin[c] = min(max(2.0 * margin[c], -1.5 * broken), 2.1)
+            chosen[c] = 0.0
+            taken[c] = 0
+            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop])
+    return evaluated
+
+
+@njit(nogil=True, cache=True)
+def batch_classes(
+    pairs, starts, classes, base, lasting, passing, scale, clip, batch, most, out_row, out_gain
+):
+    """The authors' batch rule inside some classes (``clip_core.ipynb`` of their repository).
+
+    By score, the best ``batch - 1`` are taken, then ``batch`` at a time. After each batch every score of the
+    class falls by scale x (similarities to the batch + ``lasting`` over all taken so far + ``passing`` over
+    the batch).
+
+    Args:
+        lasting: float64 [n], the class term; passing: float64 [n], half the label similarity.
+        The others as in ``greedy_classes``.
+    """
+    d = pairs.shape[1] // 2
+    chosen = np.empty(2 * d)
+    scaled = np.empty(2 * d, np.float32)
+    for c in classes:
+        start, stop = starts[c], starts[c + 1]
+        left = np.arange(stop - start)
+        score = base[start:stop].copy()
+        taken = 0
+        constant = 0.0
+        while taken < most[c]:
+            order = np.argsort(-score, kind="mergesort")
+            want = min(batch - 1 if taken == 0 else batch, most[c] - taken)
+            chosen[:] = 0.0
+            passed = 0.0
+            for rank in range(want):
+                i = left[order[rank]]
+                out_row[start + taken] = i
+                out_gain[start + taken] = score[order[rank]]
+                taken += 1
+                constant += lasting[start + i]
+                passed += passing[start + i]
+                if not clip:
+                    _take(pairs, start + i, d, chosen, scaled, scale[c])
+            # rows keep their order, so that ties still go to the first
+            rest = np.sort(order[want:])
+            left, score = left[rest], score[rest]
+            fall = (constant + passed) * scale[c]
+            for r in range(left.shape[0]):
+                i = start + left[r]
+                if clip:
+                    similar = 0.0
+                    for b in range(start + taken - want, start + taken):
+                        similar += _clipped(pairs, i, start + out_row[b], d)
+                    score[r] -= scale[c] * similar + fall
+                else:
+                    score[r] -= float(_dot(pairs, i, scaled)) + fall

@@ -1,0 +1,44 @@
+"""Merging per-class orders into one ranking: by gain, or in proportion to class size."""
+
+import numpy as np
+
+
+def merge_by_gain(gains: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Order of a greedy merge: always the class whose next gain is largest, ties to the lower class.
+
+    Args:
+        gains: float64 [m], class after class, in the order taken inside each; classes: [m], non-decreasing.
+
+    Returns:
+        int64 [m], positions into ``gains``.
+    """
+    # a gain that is above its predecessor's is taken right after it: the running minimum says when
+    reached = gains.copy()
+    starts = np.flatnonzero(np.r_[True, classes[1:] != classes[:-1]]) if len(classes) else []
+    for start, stop in zip(starts, [*starts[1:], len(gains)], strict=True):
+        np.minimum.accumulate(gains[start:stop], out=reached[start:stop])
+    return np.argsort(-reached, kind="stable")
+
+
+def proportional_order(classes: np.ndarray, sizes: np.ndarray, floor: int) -> np.ndarray:
+    """Order in which every prefix holds the classes in proportion to their sizes.
+
+    The j-th of n has its turn at (j - 1/2) / n. The first ``floor`` of every class have theirs before all
+    that, one of each class after the other, so that rare classes keep at least so many.
+
+    Args:
+        classes: int64 [m], class of each entry, non-decreasing, in the order taken inside each.
+        sizes: int64 [K], all members of each class; floor: the first so many of each class come first.
+
+    Returns:
+        int64 [m], positions into ``classes``.
+    """
+    place = np.arange(len(classes)) - np.searchsorted(classes, classes)
+    turn = np.where(place < floor, place - floor, (place + 0.5) / sizes[classes])
+    return np.lexsort((classes, turn))
+
+
+def proportional_counts(sizes: np.ndarray, count: int, floor: int) -> np.ndarray:
+    """How many of each class the first ``count`` of ``proportional_order`` hold: int64 [K]."""
+    classes = np.repeat(np.arange(len(sizes)), sizes)
+    return np.bincount(classes[proportional_order(classes, sizes, floor)[:count]], minlength=len(sizes))

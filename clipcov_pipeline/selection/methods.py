@@ -1,0 +1,184 @@
+"""The selection methods and their parameters: names, defaults and checks, in plain Python.
+
+A configuration is checked against this table when it is loaded, so nothing here imports numpy or numba.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+from clipcov_pipeline.errors import InputError
+
+Mode = Literal["greedy", "strict", "notebook"]
+Redundancy = Literal["class_size", "budget_share"]
+ClassBalance = Literal["global", "proportional"]
+Keep = Literal["hard", "easy", "random"]
+DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
+
+# the coefficients in the authors' notebook: m + 2 e + l / 2 - c, and the redundancy as it is
+DEFAULT_WEIGHTS = {"class": 1.0, "self": 2.0, "label": 0.5, "inter": 1.0, "redundancy": 1.0}
+
+Check = Callable[[str, Any], Any]
+
+
+def _choice(alias: Any) -> Check:
+    options = get_args(alias)
+
+    def check(name: str, value: Any) -> str:
+        if value not in options:
+            raise InputError(f"{name}: found {value!r}, expected one of {', '.join(options)}")
+        return value
+
+    return check
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: found {value!r}, expected true or false")
+    return value
+
+
+def _integer(minimum: int) -> Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise InputError(f"{name}: found {value!r}, expected an integer of at least {minimum}")
+        return value
+
+    return check
+
+
+def _number(minimum: float = -math.inf, *, above: bool = False) -> Check:
+    def check(name: str, value: Any) -> float:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < minimum or (above and value == minimum):
+            bound = "" if minimum == -math.inf else f" {'above' if above else 'of at least'} {minimum:g}"
+            raise InputError(f"{name}: found {value!r}, expected a finite number{bound}")
+        return float(value)
+
+    return check
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _mapping(fields: Mapping[str, tuple[Check, Any]]) -> Check:
+    def check(name: str, value: Any) -> dict[str, Any]:
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name}: found {value!r}, expected a mapping with any of {', '.join(fields)}")
+        return _fill(name, value, fields)
+
+    return check
+
+
+def _length_range(name: str, value: Any) -> list[int]:
+    pair = list(value) if isinstance(value, list | tuple) else []
+    if (
+        len(pair) != 2
+        or any(isinstance(x, bool) or not isinstance(x, int) for x in pair)
+        or pair[0] > pair[1]
+    ):
+        raise InputError(f"{name}: found {value!r}, expected [shortest, longest] in characters")
+    return pair
+
+
+def _fill(owner: str, given: Mapping[str, Any], fields: Mapping[str, tuple[Check, Any]]) -> dict[str, Any]:
+    for name in given:
+        if name not in fields:
+            raise InputError(f"{owner}: unknown parameter {name!r}, expected any of {', '.join(fields)}")
+    return {
+        name: check(f"{owner}.{name}", given.get(name, default)) for name, (check, default) in fields.items()
+    }
+
+
+WEIGHTS = _mapping({term: (_number(0.0), default) for term, default in DEFAULT_WEIGHTS.items()})
+FILTERS = _mapping(
+    {
+        "min_similarity": (_optional(_number()), None),
+        "drop_duplicate_images": (_boolean, False),
+        "drop_duplicate_captions": (_boolean, False),
+        "caption_length": (_optional(_length_range), None),
+    }
+)
+
+_COMMON: dict[str, tuple[Check, Any]] = {"seed": (_integer(0), 0), "filters": (FILTERS, None)}
+_BY_CLASS: dict[str, tuple[Check, Any]] = {"class_floor": (_integer(0), 0)}
+_CLUSTERS: dict[str, tuple[Check, Any]] = {
+    "n_clusters": (_optional(_integer(1)), None),
+    "keep": (_choice(Keep), "hard"),
+}
+
+_METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
+    "clipcov": {
+        "mode": (_choice(Mode), "greedy"),
+        "clip_negative": (_boolean, False),
+        "weights": (WEIGHTS, None),
+        "redundancy": (_choice(Redundancy), "class_size"),
+        "class_balance": (_choice(ClassBalance), "global"),
+        **_BY_CLASS,
+        "batch_size": (_integer(2), 200),
+    },
+    "random": {},
+    "clip_score": {},
+    "clip_score_per_class": _BY_CLASS,
+    "semdedup": _CLUSTERS,
+    "dedup": {"by": (_choice(DuplicateKey), "image_or_caption")},
+    "c_rho": {},
+    "s_cliploss": {
+        "temperature": (_number(0.0, above=True), 0.01),
+        "batch_size": (_integer(2), 4096),
+        "n_batches": (_integer(1), 5),
+    },
+}
+
+METHODS: tuple[str, ...] = tuple(_METHODS)
+
+# what a method reads from the pool besides embeddings, latent classes and label similarities
+NEEDS: dict[str, tuple[str, ...]] = {
+    "dedup": ("image_hash", "caption_hash"),
+    "c_rho": ("early_similarity",),
+}
+
+
+def validate_method(name: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Check a method and its parameters, as a YAML entry gives them.
+
+    Args:
+        name: one of ``METHODS``.
+        params: JSON-able keyword arguments of ``rank``; those left out take their default.
+
+    Returns:
+        Every parameter of the method with its value, defaults included (fit for a fingerprint).
+
+    Raises:
+        InputError: unknown method, unknown parameter, or a value of the wrong type or range.
+    """
+    if name not in _METHODS:
+        raise InputError(f"method: found {name!r}, expected one of {', '.join(METHODS)}")
+    return _fill(name, params or {}, {**_METHODS[name], **_COMMON})
+
+
+def budget_count(budget: float | int | None, n: int) -> int:
+    """The number of samples a budget stands for.
+
+    Args:
+        budget: an int is a count in [1, n]; a float is a fraction in (0, 1], rounded half up to a count
+            of at least 1 (``floor(budget * n + 0.5)``); None is the whole pool.
+        n: pool size.
+
+    Raises:
+        InputError: a count outside [1, n], or a fraction outside (0, 1].
+    """
+    if budget is None:
+        return n
+    if isinstance(budget, bool) or (not hasattr(budget, "__index__") and not isinstance(budget, float)):
+        raise InputError(f"budget: found {budget!r}, expected an int count or a float fraction")
+    if isinstance(budget, float):
+        if not 0.0 < budget <= 1.0:
+            raise InputError(f"fraction: found {budget!r}, expected a number above 0 and at most 1")
+        return max(1, math.floor(budget * n + 0.5))
+    if not 1 <= budget <= n:
+        raise InputError(f"count: found {budget}, expected 1 to {n}, the size of the pool")
+    return int(budget)

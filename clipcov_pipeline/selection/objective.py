@@ -1,0 +1,190 @@
+"""The objective F of ClipCov and its terms.
+
+With unit embeddings v_i, t_i, latent class k of n_k pairs, and s_ij = <v_i,t_j> + <t_i,v_j>:
+
+    class  m_i = (1/n_k) sum_{j in k} s_ij      self   e_i = <v_i,t_i>
+    label  l_i = <t_i, class prompt>            inter  c_i = mean_{q != k} <v_i,u_q^t> + <t_i,u_q^v>
+    base_i = m_i + 2 e_i + l_i/2 - c_i
+    F(S) = sum_k [ sum_{i in S_k} base_i - (1/(2 r_k)) sum_{i != j in S_k} s_ij ]
+
+u_q are the unit centres of the non-empty classes; r_k is n_k, or the class's share of the budget. The
+weights are the authors' (notebook ``clip_core.ipynb``). The sums over a class collapse into one vector a
+class, so no matrix of pairs is made; only ``clip_negative`` (max(0, .) of every similarity) goes through
+pairs, in tiles.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.selection.methods import WEIGHTS, Redundancy, budget_count
+from clipcov_pipeline.selection.parallel import over_classes
+from clipcov_pipeline.selection.pool import Pool
+
+TERMS = ("class", "self", "label", "inter")
+_TILE = 2048
+
+
+def directions(pool: Pool, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors that give the class and the inter term.
+
+    Returns:
+        (class_direction, inter_direction), float64 [K, 2d]: for a row a_i = [v_i; t_i] of class k,
+        m_i = <a_i, class_direction[k]> and c_i = <a_i, inter_direction[k]>. Zero for empty classes, and
+        the inter direction is zero when there is one class only.
+    """
+    sums, _ = pool.statistics(threads)
+    sizes = pool.class_sizes
+    d = pool.dim
+    swapped = np.concatenate([sums[:, d:], sums[:, :d]], axis=1)
+    class_direction = swapped / np.maximum(sizes, 1)[:, None]
+    halves = swapped.reshape(-1, 2, d)
+    norms = np.linalg.norm(halves, axis=2, keepdims=True)
+    # a class whose embeddings cancel out has no direction: it counts as a centre of zeros
+    centres = (halves / np.where(norms > 0, norms, 1)).reshape(-1, 2 * d)
+    others = max(int((sizes > 0).sum()) - 1, 1)
+    inter_direction = (centres.sum(axis=0) - centres) / others
+    inter_direction[sizes == 0] = 0.0
+    return class_direction, inter_direction
+
+
+def project(pool: Pool, per_class: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """<a_i, per_class[k(i)]> for every row: float32 [N] in sorted order; per_class is [K, 2d]."""
+    from clipcov_pipeline.selection import kernels
+
+    rows, out = kernels.bits(pool.pairs), np.empty(len(pool), np.float32)
+    vectors = per_class.astype(np.float32)
+    over_classes(lambda c: kernels.project(rows, pool.starts, c, vectors, out), pool.class_sizes, threads)
+    return out
+
+
+def class_term(pool: Pool, clip_negative: bool, threads: int | None = None) -> np.ndarray:
+    """m_i: float64 [N] in sorted order."""
+    if clip_negative:
+        return clipped_sums(pool, pool.starts, np.arange(len(pool)), threads) / np.repeat(
+            pool.class_sizes, pool.class_sizes
+        )
+    return project(pool, directions(pool, threads)[0], threads).astype(np.float64)
+
+
+def base_scores(
+    pool: Pool, weights: Mapping[str, float], clip_negative: bool = False, threads: int | None = None
+) -> np.ndarray:
+    """base_i, weighted: float64 [N] in sorted order."""
+    class_direction, inter_direction = directions(pool, threads)
+    direction = -weights["inter"] * inter_direction
+    base = np.zeros(len(pool))
+    if clip_negative and weights["class"]:
+        base += weights["class"] * class_term(pool, True, threads)
+    else:
+        direction = direction + weights["class"] * class_direction
+    base += project(pool, direction, threads)
+    base += weights["self"] * pool.statistics(threads)[1].astype(np.float64)
+    base += weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
+    return base
+
+
+def redundancy_sizes(pool: Pool, redundancy: Redundancy, count: int) -> np.ndarray:
+    """r_k, float64 [K]: the class size, or the share of ``count`` that is in proportion to it."""
+    sizes = np.maximum(pool.class_sizes, 1).astype(np.float64)
+    if redundancy == "class_size":
+        return sizes
+    return np.maximum(sizes * (count / len(pool)), 1.0)
+
+
+def clipped_sums(
+    pool: Pool, starts: np.ndarray, positions: np.ndarray, threads: int | None = None
+) -> np.ndarray:
+    """sum_j max(0,<v_i,t_j>) + max(0,<t_i,v_j>) over the rows j of i's class, i itself included.
+
+    Args:
+        starts: int64 [K+1], where each class begins in ``positions``.
+        positions: int64 [m], sorted positions of the rows to look at, class after class.
+
+    Returns:
+        float64 [m]. Worked out in tiles: memory does not grow with the square of a class.
+    """
+    d = pool.dim
+    out = np.zeros(len(positions))
+
+    def one(classes: np.ndarray) -> None:
+        for c in classes:
+            begin, end = starts[c], starts[c + 1]
+            for a in range(begin, end, _TILE):
+                left = pool.pairs[positions[a : min(a + _TILE, end)]].astype(np.float32)
+                for b in range(begin, end, _TILE):
+                    right = pool.pairs[positions[b : min(b + _TILE, end)]].astype(np.float32)
+                    for x, y in ((left[:, :d], right[:, d:]), (left[:, d:], right[:, :d])):
+                        similarity = x @ y.T
+                        np.maximum(similarity, 0, out=similarity)
+                        out[a : a + len(left)] += similarity.sum(axis=1, dtype=np.float64)
+
+    over_classes(one, np.diff(starts), threads)
+    return out
+
+
+def objective(
+    pool: Pool,
+    rows: np.ndarray,
+    weights: Mapping[str, float] | None = None,
+    *,
+    clip_negative: bool = False,
+    redundancy: Redundancy = "class_size",
+    threads: int | None = None,
+) -> dict[str, float]:
+    """The objective value of a subset, and what each term brings to it.
+
+    Args:
+        pool: the pool the subset is of.
+        rows: distinct pool rows, any order.
+        weights, clip_negative, redundancy: as in ``rank``; ``redundancy="budget_share"`` takes len(rows) as the budget.
+
+    Returns:
+        ``{"class", "self", "label", "inter", "redundancy", "F"}``: weighted sums over the subset, "inter" and
+        "redundancy" with the negative sign they have in F, and F, the sum of the five.
+    """
+    w: dict[str, Any] = WEIGHTS("weights", weights)
+    rows = np.asarray(rows, np.int64)
+    budget_count(len(rows), len(pool))
+    position = np.sort(pool.position[rows])
+    sums, similarity = pool.statistics(threads)
+    class_direction, inter_direction = directions(pool, threads)
+    of_class = pool.latent_class[pool.order[position]]
+    starts = np.searchsorted(of_class, np.arange(pool.n_classes + 1))
+    chosen = subset_sums(pool, position, starts, threads)
+    scale = 1.0 / redundancy_sizes(pool, redundancy, len(rows))
+    if clip_negative:
+        class_value = class_term(pool, True, threads)[position].sum()
+        # e_i can be negative too: its clipped double is what the diagonal holds
+        pairs = clipped_sums(pool, starts, position, threads) - 2.0 * np.maximum(similarity[position], 0)
+        pair_value = float((np.bincount(of_class, pairs, pool.n_classes) * scale).sum() / 2)
+    else:
+        class_value = float((chosen * class_direction).sum())
+        d = pool.dim
+        own = np.bincount(of_class, similarity[position].astype(np.float64), pool.n_classes)
+        pair_value = float((((chosen[:, :d] * chosen[:, d:]).sum(axis=1) - own) * scale).sum())
+    terms = {
+        "class": w["class"] * float(class_value),
+        "self": w["self"] * float(similarity[position].sum(dtype=np.float64)),
+        "label": w["label"] * float(pool.label_similarity[rows].sum(dtype=np.float64)),
+        "inter": -w["inter"] * float((chosen * inter_direction).sum()),
+        "redundancy": -w["redundancy"] * pair_value,
+    }
+    return {**terms, "F": sum(terms.values())}
+
+
+def subset_sums(
+    pool: Pool, position: np.ndarray, starts: np.ndarray, threads: int | None = None
+) -> np.ndarray:
+    """Sum of the rows [v; t] of a subset by class: float64 [K, 2d]; ``position`` sorted, ``starts`` into it."""
+    sums = np.zeros((pool.n_classes, pool.pairs.shape[1]))
+
+    def one(classes: np.ndarray) -> None:
+        for c in classes:
+            for a in range(starts[c], starts[c + 1], _TILE):
+                block = pool.pairs[position[a : min(a + _TILE, starts[c + 1])]]
+                sums[c] += block.sum(axis=0, dtype=np.float64)
+
+    over_classes(one, np.diff(starts), threads)
+    return sums

@@ -1,0 +1,38 @@
+"""Threads over latent classes: the classes are independent, so the result never depends on their number."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+# rows a task should have, so that thousands of tiny classes do not cost thousands of calls
+_TASK_ROWS = 8192
+
+
+def thread_count(threads: int | None) -> int:
+    """``threads``, or as many as there are processors this process may use."""
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tasks(sizes: np.ndarray) -> list[np.ndarray]:
+    """Non-empty classes (int64) in groups, the largest class first."""
+    classes = np.argsort(-sizes, kind="stable")
+    classes = classes[sizes[classes] > 0]
+    group = np.cumsum(sizes[classes]) // _TASK_ROWS
+    return np.split(classes, np.flatnonzero(np.diff(group)) + 1)
+
+
+def over_classes(work: Callable[[np.ndarray], T], sizes: np.ndarray, threads: int | None = None) -> list[T]:
+    """Call ``work`` (which releases the GIL) on groups of classes that cover all non-empty ones.
+
+    BLAS is held to one thread meanwhile: the threads here are the parallelism.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), ThreadPoolExecutor(thread_count(threads)) as executor:
+        return list(executor.map(work, tasks(sizes)))

@@ -1,0 +1,345 @@
+"""The pool of image-caption pairs that a selection method ranks: embeddings sorted by class, and columns."""
+
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.errors import InputError
+
+# distance of a norm from 1 that rounding to float16 explains several times over
+NORM_TOLERANCE = 1e-2
+_BLOCK_BYTES = 256 << 20
+
+
+class Pool:
+    """Embeddings of N pairs with their latent classes, in the order the caller gave (the pool order).
+
+    Made by ``from_arrays`` or ``from_lance``. Everything a caller sees is in pool order; inside, the rows
+    ``[image; caption]`` lie sorted by class (stable), in memory or in a memory-mapped scratch file that
+    goes away with the pool.
+
+    Attributes:
+        latent_class: int32 [N]; label_similarity: float32 [N].
+        uid: bytes array [N] or None; image_hash, caption_hash, caption_length, early_similarity: [N] or None.
+        pairs: float16 or float32 [N, 2d], sorted by class; order: int64 [N], pool row of each sorted
+            position; starts: int64 [K+1], where each class begins.
+    """
+
+    def __init__(
+        self, pairs: np.ndarray, order: np.ndarray, starts: np.ndarray, latent_class: np.ndarray,
+        label_similarity: np.ndarray, columns: dict[str, np.ndarray | None], scratch: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.pairs, self.order, self.starts = pairs, order, starts
+        self.latent_class, self.label_similarity = latent_class, label_similarity
+        self.uid = columns.get("uid")
+        self.image_hash = columns.get("image_hash")
+        self.caption_hash = columns.get("caption_hash")
+        self.caption_length = columns.get("caption_length")
+        self.early_similarity = columns.get("early_similarity")
+        self._scratch_dir = scratch.parent if scratch else None
+        self._remove = weakref.finalize(self, _unlink, scratch) if scratch else None
+        self._position: np.ndarray | None = None
+        self._statistics: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        image_embedding: np.ndarray,
+        text_embedding: np.ndarray,
+        latent_class: np.ndarray,
+        label_similarity: np.ndarray | None = None,
+        uid: Sequence[str] | np.ndarray | None = None,
+        *,
+        n_classes: int | None = None,
+        image_hash: np.ndarray | None = None,
+        caption_hash: np.ndarray | None = None,
+        caption_length: np.ndarray | None = None,
+        early_similarity: np.ndarray | None = None,
+        scratch_dir: str | Path | None = None,
+    ) -> "Pool":
+        """A pool over arrays (memory-mapped ones are read in blocks).
+
+        Args:
+            image_embedding, text_embedding: [N, d], unit norm, float16 or float32 (float64 is narrowed).
+            latent_class: integers [N], at least 0.
+            label_similarity: floats [N], <caption embedding, class prompt embedding>; None counts as 0.
+            uid: N distinct names; without them rows are named by their number.
+            n_classes: when given, every latent class has to be below it.
+            image_hash, caption_hash: [N], equal where image bytes or captions are (for ``dedup``, filters).
+            caption_length: integers [N], in characters (for the filter).
+            early_similarity: floats [N], <v, t> by an early proxy (for ``c_rho``).
+            scratch_dir: put the sorted rows into a temporary file in this folder instead of memory.
+
+        Raises:
+            InputError: lengths or widths differ, an empty pool, a row that is not of unit norm, a label
+                outside the class list, a repeated uid.
+        """
+        n = len(image_embedding)
+        if n == 0:
+            raise InputError("pool: found 0 pairs, expected at least 1")
+        if image_embedding.ndim != 2 or image_embedding.shape != text_embedding.shape:
+            raise InputError(
+                f"embeddings: found image {image_embedding.shape} and text {text_embedding.shape}, "
+                "expected two [N, d] arrays of one shape"
+            )
+        if not all(np.issubdtype(a.dtype, np.floating) for a in (image_embedding, text_embedding)):
+            raise InputError(
+                f"embeddings: found {image_embedding.dtype} and {text_embedding.dtype}, expected float16 or float32"
+            )
+        latent_class = _classes(latent_class, n, n_classes)
+        label_similarity = _column(
+            "label_similarity", np.zeros(n) if label_similarity is None else label_similarity, n
+        )
+        if not np.isfinite(label_similarity).all():
+            bad = int(np.argmin(np.isfinite(label_similarity)))
+            raise InputError(
+                f"label_similarity: found {label_similarity[bad]} at row {bad}, expected finite numbers"
+            )
+        columns = {
+            "uid": None if uid is None else _uids(uid, n),
+            "image_hash": _column("image_hash", image_hash, n),
+            "caption_hash": _column("caption_hash", caption_hash, n),
+            "caption_length": _column("caption_length", caption_length, n),
+            "early_similarity": _column("early_similarity", early_similarity, n),
+        }
+        half = image_embedding.dtype == np.float16 and text_embedding.dtype == np.float16
+        order, starts = sort_by_class(latent_class)
+        width = 2 * image_embedding.shape[1]
+        pairs, scratch = make_rows((n, width), np.float16 if half else np.float32, scratch_dir)
+        fill_rows(pairs, image_embedding, text_embedding, order)
+        labels = np.ascontiguousarray(label_similarity, np.float32)
+        pool = cls(pairs, order, starts, latent_class, labels, columns, scratch)
+        pool.statistics()
+        return pool
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def dim(self) -> int:
+        """Width d of one embedding."""
+        return self.pairs.shape[1] // 2
+
+    @property
+    def n_classes(self) -> int:
+        """One more than the largest latent class."""
+        return len(self.starts) - 1
+
+    @property
+    def class_sizes(self) -> np.ndarray:
+        """int64 [K]."""
+        return np.diff(self.starts)
+
+    @property
+    def position(self) -> np.ndarray:
+        """int64 [N]: where each pool row lies among the rows sorted by class."""
+        if self._position is None:
+            self._position = np.empty_like(self.order)
+            self._position[self.order] = np.arange(len(self.order))
+        return self._position
+
+    def image_embedding(self, rows: np.ndarray) -> np.ndarray:
+        """float16 or float32 [len(rows), d]: a copy of the image embeddings of pool rows."""
+        return np.asarray(self.pairs[self.position[rows], : self.dim])
+
+    def text_embedding(self, rows: np.ndarray) -> np.ndarray:
+        """float16 or float32 [len(rows), d]: a copy of the caption embeddings of pool rows."""
+        return np.asarray(self.pairs[self.position[rows], self.dim :])
+
+    def names(self, rows: np.ndarray | Sequence[int]) -> list[str]:
+        """uids of pool rows as text; row numbers where the pool has none."""
+        if self.uid is None:
+            return [str(int(row)) for row in rows]
+        return [uid.decode() for uid in self.uid[np.asarray(rows, np.int64)].tolist()]
+
+    def row_of(self, uid: str) -> int:
+        """The pool row of a uid (or of a row number, where the pool has no uids).
+
+        Raises:
+            InputError: not in the pool.
+        """
+        if self.uid is None:
+            if uid.isdecimal() and int(uid) < len(self):
+                return int(uid)
+            raise InputError(
+                f"uid: found {uid!r}, expected a row number from 0 to {len(self) - 1} (pool has no uids)"
+            )
+        found = np.flatnonzero(self.uid == uid.encode())
+        if len(found) == 0:
+            raise InputError(f"uid: found {uid!r}, which is none of the {len(self)} in the pool")
+        return int(found[0])
+
+    def column(self, name: str, reader: str) -> np.ndarray:
+        """An optional column.
+
+        Raises:
+            InputError: the pool has none; ``reader`` is what asked for it.
+        """
+        values = getattr(self, name)
+        if values is None:
+            raise InputError(f"{reader}: needs the column {name}, which this pool has not; give it to Pool")
+        return values
+
+    def statistics(self, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Class sums (float64 [K, 2d], of rows [v; t]) and pair similarities (float32 [N], sorted by class).
+
+        Read once from the embeddings, then kept.
+
+        Raises:
+            InputError: a row is not of unit norm (NaN, infinite and zero rows are not).
+        """
+        if self._statistics is None:
+            from clipcov_pipeline.selection import kernels
+            from clipcov_pipeline.selection.parallel import over_classes
+
+            sums = np.zeros((self.n_classes, self.pairs.shape[1]))
+            similarity = np.empty(len(self), np.float32)
+            rows = kernels.bits(self.pairs)
+
+            def read(classes: np.ndarray) -> int:
+                return kernels.class_statistics(
+                    rows, self.starts, classes, sums, similarity, 2 * NORM_TOLERANCE
+                )
+
+            bad = [position for position in over_classes(read, self.class_sizes, threads) if position >= 0]
+            if bad:
+                self._refuse(min(bad))
+            self._statistics = sums, similarity
+        return self._statistics
+
+    def pair_similarity(self) -> np.ndarray:
+        """float32 [N] in pool order: e_i = <v_i, t_i>."""
+        similarity = np.empty(len(self), np.float32)
+        similarity[self.order] = self.statistics()[1]
+        return similarity
+
+    def take(self, rows: np.ndarray) -> "Pool":
+        """A pool of some rows only, in the order given."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) == 0:
+            raise InputError("pool: found 0 pairs after the filters, expected at least 1; loosen the filters")
+        latent_class = self.latent_class[rows]
+        order, starts = sort_by_class(latent_class)
+        pairs, scratch = make_rows((len(rows), self.pairs.shape[1]), self.pairs.dtype, self._scratch_dir)
+        source = self.position[rows[order]]
+        step = max(1, _BLOCK_BYTES // (pairs.shape[1] * pairs.itemsize))
+        for at in range(0, len(rows), step):
+            pairs[at : at + step] = self.pairs[source[at : at + step]]
+        optional = ("uid", "image_hash", "caption_hash", "caption_length", "early_similarity")
+        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in optional}
+        return Pool(pairs, order, starts, latent_class, self.label_similarity[rows], columns, scratch)
+
+    def close(self) -> None:
+        """Remove the scratch file now instead of with the last reference."""
+        if self._remove is not None:
+            self._remove()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _refuse(self, position: int) -> None:
+        row = int(self.order[position])
+        halves = np.asarray(self.pairs[position], np.float64).reshape(2, -1)
+        norms = np.sqrt((halves**2).sum(axis=1))
+        name = self.names([row])[0]
+        raise InputError(
+            f"embedding of uid {name} (row {row}): found norms {norms[0]:.4g} (image) and {norms[1]:.4g} (caption), "
+            "expected 1; normalise the embeddings and drop rows with NaN, infinity or only zeros"
+        )
+
+
+def sort_by_class(latent_class: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Stable order by class (int64 [N]) and where each class begins (int64 [K+1])."""
+    starts = np.zeros(int(latent_class.max()) + 2, np.int64)
+    np.cumsum(np.bincount(latent_class, minlength=len(starts) - 1), out=starts[1:])
+    return np.argsort(latent_class, kind="stable"), starts
+
+
+def make_rows(
+    shape: tuple[int, int], dtype: Any, scratch_dir: str | Path | None
+) -> tuple[np.ndarray, Path | None]:
+    """Room for the sorted rows: memory, or a new memory-mapped file in ``scratch_dir`` (and its path).
+
+    Raises:
+        InputError: the disk has not the room.
+    """
+    if scratch_dir is None:
+        return np.empty(shape, dtype), None
+    folder = Path(scratch_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    room = os.statvfs(folder)
+    free = room.f_bavail * room.f_frsize
+    if free < size:
+        raise InputError(
+            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, expected {size / 1e9:.1f} GB; choose another"
+        )
+    handle, name = tempfile.mkstemp(prefix="pool-", suffix=".rows", dir=folder)
+    os.close(handle)
+    return np.memmap(name, dtype, "w+", shape=shape), Path(name)
+
+
+def fill_rows(pairs: np.ndarray, image: np.ndarray, text: np.ndarray, order: np.ndarray) -> None:
+    """Write the rows [image; text] in sorted order, a block of the input at a time."""
+    d = image.shape[1]
+    step = max(1, _BLOCK_BYTES // (pairs.shape[1] * pairs.itemsize))
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    for at in range(0, len(order), step):
+        # in the order they will lie, so that every page of the scratch file is touched in one go
+        into = position[at : at + step]
+        by = np.argsort(into)
+        pairs[into[by], :d] = image[at : at + step][by]
+        pairs[into[by], d:] = text[at : at + step][by]
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _column(name: str, values: Any, n: int) -> Any:
+    if values is None:
+        return None
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise InputError(f"{name}: found shape {values.shape}, expected ({n},), one value a pair")
+    return values
+
+
+def _classes(values: Any, n: int, n_classes: int | None) -> np.ndarray:
+    values = _column("latent_class", values, n)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise InputError(f"latent_class: found {values.dtype}, expected integers")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or (n_classes is not None and high >= n_classes):
+        wrong, limit = (low if low < 0 else high), ("" if n_classes is None else f" to {n_classes - 1}")
+        raise InputError(
+            f"latent_class: found {wrong}, expected 0{limit or ' or more'}, a place in the class list"
+        )
+    if high >= 2**31 - 1:
+        raise InputError(f"latent_class: found {high}, expected less than {2**31 - 1}")
+    return np.ascontiguousarray(values, np.int32)
+
+
+def _uids(values: Any, n: int) -> np.ndarray:
+    uid = np.asarray(values)
+    if uid.dtype.kind == "O":
+        uid = np.asarray([str(value) for value in uid])
+    if uid.dtype.kind == "U":
+        uid = np.char.encode(uid, "utf-8")
+    uid = _column("uid", uid if uid.dtype.kind == "S" else np.char.encode(uid.astype(str), "utf-8"), n)
+    ordered = np.sort(uid)
+    repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(repeated):
+        raise InputError(
+            f"uid: found {ordered[repeated[0]].decode()!r} more than once, expected distinct uids"
+        )
+    return uid

@@ -1,0 +1,96 @@
+"""``rank``: one signature for ClipCov and every baseline."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.methods import budget_count, validate_method
+from clipcov_pipeline.selection.pool import Pool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Pool rows in the order a method takes them.
+
+    Attributes:
+        rows: int64 [m], distinct positions in the pool.
+        gains: float64 [m], what each brought when it was taken (for a baseline: its score).
+    """
+
+    rows: np.ndarray
+    gains: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def rank(
+    pool: Pool,
+    method: str = "clipcov",
+    budget: float | int | None = None,
+    *,
+    threads: int | None = None,
+    **params: Any,
+) -> Ranking:
+    """Rank the pool, or the first ``budget`` of it.
+
+    The ranking at a smaller budget is a prefix of the one at a larger (near-ties, gains within 1e-6, may
+    swap; ``redundancy="budget_share"`` ranks for one budget and does not nest). The result does not depend
+    on ``threads``.
+
+    Args:
+        pool: the pairs to choose from.
+        method: one of ``METHODS``.
+        budget: an int count, a float fraction of the whole pool (``budget_count``), or None for everything.
+            Filters do not change what a fraction stands for.
+        threads: threads over latent classes; all processors when None.
+        **params: of the method, JSON-able, checked by ``validate_method``. For all: ``seed`` (int, 0), ``filters``
+            (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``, ``caption_length``). clipcov:
+
+            - ``mode``: "greedy" (exact and lazy: a similarity below a margin is noticed and the class redone),
+              "strict" (no assumption on signs: exact always, cost grows with the square of a class), "notebook" (the authors' batch rule;
+              its gains are scores, not differences of F).
+            - ``clip_negative``: count similarities below 0 as 0, as the authors do.
+            - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
+              weight, 0 switches it off.
+            - ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
+            - ``class_balance``: "global" (as F says) or "proportional" to class size, and ``class_floor``, the least a class gets then.
+            - ``batch_size``: of the notebook mode, 200.
+
+            clip_score_per_class: ``class_floor``. semdedup: ``n_clusters``, ``keep``. dedup: ``by``. s_cliploss:
+            ``temperature``, ``batch_size``, ``n_batches``.
+
+    Raises:
+        InputError: unknown method or parameter, a value out of range, a budget the pool cannot give, a
+            column the method needs and the pool has not.
+    """
+    filled = validate_method(method, params)
+    count = budget_count(budget, len(pool))
+    filters = filled.pop("filters")
+    if any(value is not None and value is not False for value in filters.values()):
+        from clipcov_pipeline.selection.filters import passing_rows
+
+        passing = passing_rows(pool, filters)
+        if budget is not None and count > len(passing):
+            raise InputError(
+                f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
+                "loosen them or ask for fewer"
+            )
+        with pool.take(passing) as kept:
+            inner = _rank(kept, method, min(count, len(passing)), filled, threads)
+        return Ranking(passing[inner.rows], inner.gains)
+    return _rank(pool, method, count, filled, threads)
+
+
+def _rank(pool: Pool, method: str, count: int, params: dict[str, Any], threads: int | None) -> Ranking:
+    if method == "clipcov":
+        from clipcov_pipeline.selection.clipcov import rank_clipcov
+
+        rows, gains = rank_clipcov(pool, count, params, threads)
+    else:
+        from clipcov_pipeline.selection.baselines import BASELINES
+
+        rows, gains = BASELINES[method](pool, count, params, threads)
+    return Ranking(rows.astype(np.int64), gains.astype(np.float64))
