@@ -17,7 +17,9 @@ from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -494,17 +496,23 @@ def _list_pattern(filesystem: Any, source: str) -> tuple[str, dict[str, dict]]:
     return root, _look_up(filesystem, [filesystem._strip_protocol(url) for url in urls], source)
 
 
+def _info(filesystem: Any, path: str) -> dict | None:
+    """Listing entry of one path, None where there is no such file."""
+    try:
+        return filesystem.info(path)
+    except FileNotFoundError as error:
+        # fsspec's http raises this for every failure and hangs the real one on it
+        cause = error.__cause__
+        if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+            return None
+        raise cause from None
+
+
 def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
     """Path -> listing entry of paths that must all be there."""
 
-    def info(path: str) -> dict | None:
-        try:
-            return filesystem.info(path)
-        except FileNotFoundError:
-            return None
-
     with ThreadPoolExecutor(_PARALLEL_LOOKUPS) as pool:
-        entries = list(pool.map(info, paths))
+        entries = list(pool.map(partial(_info, filesystem), paths))
     absent = [path for path, entry in zip(paths, entries, strict=True) if entry is None]
     if absent:
         raise InputError(
@@ -518,12 +526,9 @@ def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]
     """(root, path -> listing entry) of one tar or of a folder's tars."""
     path = path.rstrip("/") or path
     if path.endswith(".tar"):
-        try:
-            entry = filesystem.info(path)
-        except FileNotFoundError:
-            raise InputError(
-                f"data source {source}: no such file; give a folder of .tar shards or a pattern"
-            ) from None
+        entry = _info(filesystem, path)
+        if entry is None:
+            raise InputError(f"data source {source}: no such file; give a folder of .tar shards or a pattern")
         if entry["type"] == "file":
             return path.rpartition("/")[0], {path: entry}
     try:
@@ -575,10 +580,16 @@ def _shard(filesystem: Any, name: str, path: str, info: dict, settle_seconds: fl
 def _change_token(info: dict) -> str:
     """Size, and the store's checksum or else its time of change."""
     for fields in _CHANGE_TOKENS:
-        values = [str(info[name]).strip('"') for name in fields if info.get(name)]
+        values = [info[name] for name in fields if info.get(name)]
         if values:
-            return "-".join([str(info.get("size")), *values])
+            return "-".join(str(_plain(value)) for value in (info.get("size"), *values))
     return str(info.get("size"))
+
+
+def _plain(value: Any) -> Any:
+    """A listing gives quoted and bare ETags, times as datetime and as number; one way to write each."""
+    value = value.timestamp() if isinstance(value, datetime) else value
+    return value.strip('"') if isinstance(value, str) else round(value, 6)
 
 
 def _open(url: str, storage_options: dict | None) -> Any:
