@@ -7,12 +7,15 @@ import click
 
 from clipcov_pipeline.errors import InputError
 
-# name -> (module, one-line help): modules are imported only when their command runs, so that
+# name -> (module:command, one-line help): modules are imported only when their command runs, so that
 # `clipcov --help` and `clipcov plan` do not pay for torch
 COMMANDS = {
-    "select": ("clipcov_pipeline.commands.select", "Rank a table or arrays and write the subset."),
-    "explain": ("clipcov_pipeline.commands.explain", "Say why a sample is in or out of a subset."),
-    "bench": ("clipcov_pipeline.commands.bench", "Measure: selection speed."),
+    "run": ("clipcov_pipeline.commands.run:command", "Run what is out of date, and only that."),
+    "plan": ("clipcov_pipeline.commands.plan:command", "Print what would run, and why."),
+    "ui": ("clipcov_pipeline.commands.run:ui", "Serve the Dagster UI and MLflow on this machine."),
+    "select": ("clipcov_pipeline.commands.select:command", "Rank a table or arrays and write the subset."),
+    "explain": ("clipcov_pipeline.commands.explain:command", "Say why a sample is in or out of a subset."),
+    "bench": ("clipcov_pipeline.commands.bench:command", "Measure: selection speed."),
 }
 
 
@@ -25,7 +28,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(COMMANDS[cmd_name][0]).command
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,0 +1,31 @@
+"""The code location, read in one screen: every asset, the resources, the terminal's logger."""
+
+import dagster as dg
+
+from assets.checkpoints import checkpoints
+from assets.embeddings import embeddings
+from assets.leaderboard import leaderboard
+from assets.proxy_model import proxy_model
+from assets.pseudo_labels import pseudo_labels
+from assets.rankings import rankings
+from assets.raw_shards import raw_shards
+from assets.resources import Experiment
+from assets.scores import scores
+from assets.subsets import subsets
+from assets.terminal import terminal_logger
+
+defs = dg.Definitions(
+    assets=[
+        raw_shards,
+        proxy_model,
+        embeddings,
+        pseudo_labels,
+        rankings,
+        subsets,
+        checkpoints,
+        scores,
+        leaderboard,
+    ],
+    resources={"experiment": Experiment(), "pipes": dg.PipesSubprocessClient()},
+    loggers={"console": dg.colored_console_logger, "terminal": terminal_logger},
+)

@@ -1,0 +1,77 @@
+"""Asset: unit-norm embeddings of every good sample, in LanceDB."""
+
+import dagster as dg
+
+from assets.encoders import proxy_encoder
+from assets.materialize import Events, materialize_partitions
+from assets.partitions import partitions_of, same_key
+from assets.resources import Experiment
+from clipcov_pipeline.embed import embed_samples
+from clipcov_pipeline.plan import CODE_VERSIONS
+from clipcov_pipeline.pool import good_samples
+from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.project import Project, Task
+from clipcov_pipeline.shards import iter_samples
+from clipcov_pipeline.store import Record
+from clipcov_pipeline.vectors import digest_of_rows, make_rows, table_name
+
+
+@dg.asset(
+    partitions_def=partitions_of("embeddings"),
+    deps=[same_key("raw_shards"), "proxy_model"],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    output_required=False,
+    group_name="pool",
+    kinds={"lancedb", "pytorch"},
+    owners=["team:data"],
+    code_version=CODE_VERSIONS["embeddings"],
+    pool="embed",
+)
+def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
+    """Image and caption embeddings (float16, unit norm): a LanceDB row a good sample, a version a shard."""
+
+    def build(task: Task) -> None:
+        shard = task.project.shards[task.partition]
+        manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
+        progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
+        samples = iter_samples(shard, set(manifest["key"]), dict(task.config.shards.storage_options))
+        embedded = embed_samples(
+            proxy_encoder(task), samples, manifest["uid"].to_list(), progress=progress.to
+        )
+        if embedded.refused:
+            context.log.warning(
+                f"shard {shard.name}: {len(embedded.refused)} embeddings refused: {embedded.refused[:5]}"
+            )
+        kept = manifest.filter(~manifest["uid"].is_in([uid for uid, _ in embedded.refused]))
+        rows = make_rows(
+            uids=embedded.uids,
+            shard=shard.name,
+            keys=kept["key"].to_list(),
+            captions=kept["caption"].to_list(),
+            image_sha256=kept["image_sha256"].to_list(),
+            image_embedding=embedded.image_embedding,
+            text_embedding=embedded.text_embedding,
+        )
+        table = table_name(task.record("proxy_model").digests["weights"])
+        # until the record is written nothing stands for this shard: a kill in between means embedding again
+        task.project.store.clear_current("embeddings", shard.name)
+        version = task.project.vectors.replace_shard(table, shard.name, rows)
+        task.done(
+            {"rows": digest_of_rows(rows)},
+            rows=rows.num_rows,
+            refused=len(embedded.refused),
+            dim=embedded.image_embedding.shape[1],
+            images_per_second=round(progress.rate, 1),
+            table=table,
+            version=version,
+        )
+
+    yield from materialize_partitions(context, experiment, build, restore_rows)
+
+
+def restore_rows(project: Project, record: Record) -> None:
+    """Bring an earlier embedding of a shard back from the table version that it was written in."""
+    table, shard = record.stats["table"], record.partition
+    rows = project.vectors.shard_rows(table, shard, record.stats["version"])
+    project.store.clear_current("embeddings", shard)
+    project.vectors.replace_shard(table, shard, rows)

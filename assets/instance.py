@@ -1,0 +1,33 @@
+"""The project's Dagster instance, below the work folder."""
+
+import os
+
+import dagster as dg
+import yaml
+
+from clipcov_pipeline.config import Config
+
+SETTINGS = {
+    "telemetry": {"enabled": False},
+    # one training at a time, unless the UI's Deployment > Concurrency page says otherwise
+    "concurrency": {"pools": {"granularity": "op", "default_limit": 1}},
+}
+
+
+def set_dagster_home(config: Config) -> None:
+    """Create Dagster's home below the work folder and make this process and its children use it."""
+    home = config.work / "dagster_home"
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        settings.write_text(yaml.safe_dump(SETTINGS))
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["CLIPCOV_WORK_DIR"] = str(config.work)
+    if config.path is not None:
+        os.environ["CLIPCOV_CONFIG"] = str(config.path)
+
+
+def project_instance(config: Config) -> dg.DagsterInstance:
+    """Open the project's instance, so that its UI shows what is run here."""
+    set_dagster_home(config)
+    return dg.DagsterInstance.get()

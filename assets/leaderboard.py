@@ -1,0 +1,55 @@
+"""Asset: the table and plot that compare methods, fractions and seeds."""
+
+from base64 import b64encode
+from pathlib import Path
+
+import dagster as dg
+
+from assets.materialize import materialize_whole
+from assets.partitions import every_key
+from assets.resources import Experiment
+from clipcov_pipeline import report
+from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, recipes
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.store import digest_of_file
+
+
+@dg.asset(
+    deps=[every_key("scores")],
+    group_name="training",
+    kinds={"polars", "matplotlib"},
+    owners=["team:training"],
+    code_version=CODE_VERSIONS["leaderboard"],
+)
+def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg.MaterializeResult:
+    """Methods x fractions with every score, the full-pool arm and chance level beside them."""
+
+    def build(task: Task) -> dict[str, object]:
+        arms, folder = recipes(task.config), task.entry.folder
+        primary = task.config.evaluate.primary_metric
+        scores = report.collect_scores(
+            (arm, name, task.path("scores", f"{arm.key}@{name}", "scores.json"))
+            for arm in arms
+            for name in evaluation_sets(task.config)
+        )
+        board = report.leaderboard(scores)
+        sizes = {(a.method, a.fraction): task.record("subsets", a.subset).stats["samples"] for a in arms}
+        table = report.to_rows(board, primary, sizes)
+        scores.write_parquet(folder / "scores.parquet")
+        board.write_csv(folder / "leaderboard.csv")
+        (folder / "leaderboard.txt").write_text(report.to_text(*table) + "\n")
+        (folder / "leaderboard.md").write_text(report.to_markdown(*table) + "\n")
+        report.plot(board, primary, folder / "leaderboard.png")
+        task.done(
+            {"scores": digest_of_file(folder / "scores.parquet")}, arms=len(arms), primary_metric=primary
+        )
+        return {
+            "table": dg.MetadataValue.md(report.to_markdown(*table)),
+            "plot": dg.MetadataValue.md(f"![leaderboard]({_data_url(folder / 'leaderboard.png')})"),
+        }
+
+    return materialize_whole(context, experiment, build)
+
+
+def _data_url(png: Path) -> str:
+    return f"data:image/png;base64,{b64encode(png.read_bytes()).decode()}"

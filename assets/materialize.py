@@ -1,0 +1,169 @@
+"""Brings partitions of a stage up to date: builds, restores or finds them, each with its own data version.
+
+Dagster asks a stage for one partition or for many in one run; what needs no work costs a look into the store.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from assets.resources import Experiment
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.plan import CODE_VERSIONS, Plan, Status, Step
+from clipcov_pipeline.project import Project, Task
+from clipcov_pipeline.store import Record
+
+Metadata = Mapping[str, Any]
+Build = Callable[[Task], Metadata | None]
+"""Fills ``task.entry`` and may return further metadata for Dagster."""
+Restore = Callable[[Project, Record], None]
+"""Brings back what an earlier entry keeps outside the store; InputError where that is gone."""
+Events = Iterator[dg.AssetMaterialization]
+
+DATA_VERSION_TAG = "dagster/data_version"
+CODE_VERSION_TAG = "dagster/code_version"
+
+
+def materialize_partitions(
+    context: dg.AssetExecutionContext, experiment: Experiment, build: Build, restore: Restore | None = None
+) -> Events:
+    """Bring every partition of the run up to date and yield one event for each.
+
+    A partition that fails does not stop the others; the run fails at the end and names it.
+    """
+    work, keys = _open(context, experiment, build, restore), context.partition_keys
+    failures: dict[str, str] = {}
+    for key in keys:
+        try:
+            metadata, version = work.bring_up_to_date(key)
+        except Exception as error:
+            if len(keys) == 1:
+                raise _shown(error) from error
+            context.log.error(f"{work.stage}/{key} failed: {error}", exc_info=not _is_plain(error))
+            failures[key] = str(error)
+            continue
+        tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage]}
+        yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata, tags=tags)
+    if failures:
+        lines = "; ".join(f"{work.stage}/{key}: {text}" for key, text in failures.items())
+        raise dg.Failure(f"{len(failures)} of {len(keys)} partitions failed: {lines}")
+
+
+def materialize_whole(
+    context: dg.AssetExecutionContext, experiment: Experiment, build: Build
+) -> dg.MaterializeResult:
+    """Bring a stage without partitions up to date."""
+    try:
+        metadata, version = _open(context, experiment, build).bring_up_to_date(None)
+    except InputError as error:
+        raise _shown(error) from error
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
+
+
+def _is_plain(error: Exception) -> bool:
+    return isinstance(error, (InputError, dg.Failure))
+
+
+def _shown(error: Exception) -> Exception:
+    """Show a user's mistake as one line; anything else keeps its traceback."""
+    return dg.Failure(str(error), allow_retries=False) if isinstance(error, InputError) else error
+
+
+def _open(
+    context: dg.AssetExecutionContext, experiment: Experiment, build: Build, restore: Restore | None = None
+) -> "_Work":
+    try:
+        project = experiment.open()
+    except InputError as error:
+        raise _shown(error) from error
+    return _Work(context, project, project.plan(), build, restore)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One Dagster step's work on a stage, under the plan that was made when it began."""
+
+    context: dg.AssetExecutionContext
+    project: Project
+    plan: Plan
+    build: Build
+    restore: Restore | None
+
+    @property
+    def stage(self) -> str:
+        return self.context.asset_key.path[-1]
+
+    def bring_up_to_date(self, key: str | None) -> tuple[dict[str, Any], str]:
+        """Return the metadata and the data version of a Dagster partition, which may have several parts."""
+        steps = self.plan.of(self.stage, key)
+        if not steps:
+            raise InputError(
+                f"{self.stage}/{key} is not in the experiment {self.project.config.name}: check the YAML and"
+                " the shards"
+            )
+        metadata: dict[str, Any] = {}
+        fingerprints = []
+        for step in steps:
+            record, outcome, extra = self._one(step)
+            fingerprints.append(record.fingerprint[:16])
+            part = step.node.partition.partition("@")[2]
+            prefix = f"{part}/" if part else ""
+            described = self._describe(step, record, outcome, extra)
+            metadata |= {f"{prefix}{name}": value for name, value in described.items()}
+            why = f" ({'; '.join(step.why)})" if step.why else ""
+            self.context.log.info(f"{step.node.name}: {outcome}{why}")
+        return metadata, "-".join(fingerprints)
+
+    def _one(self, step: Step) -> tuple[Record, str, Metadata]:
+        if step.status is Status.WAIT:
+            raise InputError(f"{step.node.name} {'; '.join(step.why)}: materialize that first")
+        if step.status is Status.CURRENT:
+            assert step.record is not None
+            return step.record, "cached", {}
+        if step.status is Status.RESTORE and self._restored(step):
+            assert step.record is not None
+            return step.record, "restored", {}
+        record, extra = self._built(step)
+        return record, f"built in {record.seconds:,.1f} s", extra
+
+    def _restored(self, step: Step) -> bool:
+        assert step.record is not None
+        try:
+            if self.restore is not None:
+                self.restore(self.project, step.record)
+        except InputError as error:
+            self.context.log.warning(f"{step.node.name} cannot be restored and is built again: {error}")
+            return False
+        self.project.store.set_current(step.record)
+        return True
+
+    def _built(self, step: Step) -> tuple[Record, Metadata]:
+        node, store = step.node, self.project.store
+        assert step.fingerprint is not None
+        with store.write(
+            node.stage,
+            node.partition,
+            step.fingerprint,
+            code_version=CODE_VERSIONS[node.stage],
+            params=node.params,
+            sources=node.sources,
+            inputs=step.inputs,
+        ) as entry:
+            extra = self.build(Task(self.project, self.plan, step, entry)) or {}
+        record = store.current(node.stage, node.partition)
+        assert record is not None
+        return record, extra
+
+    def _describe(self, step: Step, record: Record, outcome: str, extra: Metadata) -> dict[str, Any]:
+        """Return metadata: what happened and why, the recorded statistics, where the entry lies."""
+        metadata: dict[str, Any] = {"outcome": outcome, "seconds": record.seconds}
+        if step.why:
+            metadata["why"] = "; ".join(step.why)
+        metadata |= {
+            name: value for name, value in record.stats.items() if not isinstance(value, (dict, list))
+        }
+        metadata["fingerprint"] = record.fingerprint
+        metadata["folder"] = dg.MetadataValue.path(str(self.project.store.folder(record)))
+        return metadata | dict(extra)

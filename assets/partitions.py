@@ -1,0 +1,38 @@
+"""The dynamic partitions, one set a stage, and how they follow the plan.
+
+Each stage has its own set, even where keys agree: assets that share a definition may be put into one run by
+Dagster, and a stage whose partitions each carry their own data version (see ``materialize``) hands nothing on
+within a run.
+"""
+
+import dagster as dg
+
+from clipcov_pipeline.plan import Plan
+
+PARTITIONED_STAGES = ("raw_shards", "embeddings", "rankings", "subsets", "checkpoints", "scores")
+
+
+def partitions_of(stage: str) -> dg.DynamicPartitionsDefinition:
+    """Return the partitions definition of a stage; it is named like the stage."""
+    return dg.DynamicPartitionsDefinition(name=stage)
+
+
+def same_key(upstream: str) -> dg.AssetDep:
+    """Depend on the partition of the same key."""
+    return dg.AssetDep(upstream, partition_mapping=dg.IdentityPartitionMapping())
+
+
+def every_key(upstream: str) -> dg.AssetDep:
+    """Depend on all partitions."""
+    return dg.AssetDep(upstream, partition_mapping=dg.AllPartitionMapping())
+
+
+def sync_partitions(instance: dg.DagsterInstance, plan: Plan) -> None:
+    """Add the keys that the plan has and remove those that it no longer has."""
+    for stage in PARTITIONED_STAGES:
+        wanted, known = plan.keys(stage), set(instance.get_dynamic_partitions(stage))
+        for gone in known - set(wanted):
+            instance.delete_dynamic_partition(stage, gone)
+        missing = [key for key in wanted if key not in known]
+        if missing:
+            instance.add_dynamic_partitions(stage, missing)

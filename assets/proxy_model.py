@@ -1,0 +1,80 @@
+"""Asset: the model whose embeddings selection works on."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+
+from assets.materialize import materialize_whole
+from assets.partitions import every_key
+from assets.resources import Experiment
+from assets.training import train, train_spec
+from clipcov_pipeline.plan import CODE_VERSIONS, checkpoint_path
+from clipcov_pipeline.pool import pool_keys
+from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.store import digest_of, digest_of_file
+from clipcov_pipeline.subset_files import write_subset_tars
+from clipcov_pipeline.train import CHECKPOINT
+
+
+@dg.asset(
+    deps=[every_key("raw_shards")],
+    group_name="pool",
+    kinds={"pytorch"},
+    owners=["team:data"],
+    code_version=CODE_VERSIONS["proxy_model"],
+    pool="gpu",
+)
+def proxy_model(
+    context: dg.AssetExecutionContext, experiment: Experiment, pipes: dg.PipesSubprocessClient
+) -> dg.MaterializeResult:
+    """The embedding model: an open_clip pretrained tag, a local checkpoint, or one trained on the pool."""
+
+    def build(task: Task) -> None:
+        proxy = task.config.proxy
+        if proxy.train is None:
+            source = checkpoint_path(task.config, proxy.pretrained)
+            is_file = source is not None and Path(source).is_file()
+            weights = digest_of_file(Path(str(source))) if is_file else digest_of([proxy.model, source])
+            task.done({"weights": weights}, model=proxy.model, pretrained=source, trained_on="")
+            return
+        tars, n_samples = _training_tars(context, task)
+        spec = train_spec(
+            proxy.train,
+            model=proxy.model,
+            pretrained=None,
+            seed=proxy.seed,
+            tars=tars,
+            n_samples=n_samples,
+            scratch=task.scratch,
+        )
+        record = train(context, pipes, spec, task.entry.folder, gpus=proxy.train.gpus)
+        weights = digest_of_file(task.entry.folder / CHECKPOINT)
+        shutil.rmtree(task.scratch)
+        task.done(
+            {"weights": weights},
+            model=proxy.model,
+            pretrained=CHECKPOINT,
+            trained_on=f"{n_samples:,} samples of {len(task.project.shards)} shards",
+            samples_seen=record["samples_seen"],
+            last_loss=record["last_loss"],
+        )
+
+    return materialize_whole(context, experiment, build)
+
+
+def _training_tars(context: dg.AssetExecutionContext, task: Task) -> tuple[list[Path], int]:
+    """Write the pool, without its held-out share, as tars for the proxy's training."""
+    manifests = [task.path("raw_shards", name, "manifest.parquet") for name in task.project.shards]
+    keys = pool_keys(manifests, task.config.evaluate.holdout_fraction)
+    n_samples = sum(len(some) for some in keys.values())
+    folder = task.scratch / "tars"
+    if not (folder / "sizes.json").exists():  # written last: a killed run left incomplete tars
+        shutil.rmtree(folder, ignore_errors=True)
+        progress = Progress(context.log.info, n_samples, "samples for the proxy")
+        options = dict(task.config.shards.storage_options)
+        write_subset_tars(
+            list(task.project.shards.values()), keys, folder, storage_options=options, progress=progress.add
+        )
+    return sorted(folder.glob("*.tar")), n_samples

@@ -1,0 +1,90 @@
+"""Asset: the pool's samples with their latent classes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets.encoders import proxy_encoder
+from assets.materialize import materialize_whole
+from assets.partitions import every_key
+from assets.resources import Experiment
+from clipcov_pipeline.label import label_by_clusters, label_by_prompts, label_pool, members
+from clipcov_pipeline.plan import CODE_VERSIONS, class_names
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.store import digest_of, digest_of_file
+from clipcov_pipeline.vectors import table_name
+
+
+@dg.asset(
+    deps=[every_key("embeddings"), "proxy_model"],
+    group_name="selection",
+    kinds={"polars", "parquet"},
+    owners=["team:data"],
+    code_version=CODE_VERSIONS["pseudo_labels"],
+)
+def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> dg.MaterializeResult:
+    """Latent class, margin and label similarity of every pool sample, by class prompts or by clusters."""
+
+    def build(task: Task) -> dict[str, Any]:
+        table, version = _pin(task)
+        shards, vectors = list(task.project.shards), task.project.vectors
+        found = members(vectors, table, version, shards, task.config.evaluate.holdout_fraction)
+        if found.repeated:
+            context.log.warning(f"{found.repeated} samples left out: an earlier sample has the same uid")
+        labels = label_pool(vectors, table, version, shards, found.pool, _labeller(task))
+        path, holdout = task.entry.folder / "labels.parquet", task.entry.folder / "holdout.parquet"
+        labels.drop("caption").write_parquet(path)
+        found.holdout.write_parquet(holdout)
+        sizes = labels["latent_class"].value_counts(sort=True)
+        task.done(
+            {
+                "labels": digest_of_file(path),
+                "holdout": digest_of_file(holdout),
+                "pool": digest_of(dict(task.step.inputs)),
+            },
+            pool=labels.height,
+            held_out=found.holdout.height,
+            repeated_uids=found.repeated,
+            classes=sizes.height,
+            largest_class=int(sizes["count"][0]),
+            mean_margin=float(labels["margin"].mean()),  # type: ignore[arg-type]
+            table=table,
+            version=version,
+        )
+        return {"largest_classes": dg.MetadataValue.md(_preview(sizes))}
+
+    return materialize_whole(context, experiment, build)
+
+
+def _pin(task: Task) -> tuple[str, int]:
+    """Drop rows of shards that are gone, then tag the version that all of selection reads."""
+    assert task.step.fingerprint is not None
+    table, vectors = table_name(task.record("proxy_model").digests["weights"]), task.project.vectors
+    for shard in vectors.remove_other_shards(table, task.project.shards):
+        task.project.store.clear_current("embeddings", shard)
+    version = vectors.open(table).version
+    vectors.pin(table, version, f"pseudo_labels-{task.step.fingerprint[:16]}")
+    return table, version
+
+
+def _labeller(task: Task) -> Callable[[pl.DataFrame, Iterator[Any]], pl.DataFrame]:
+    settings = task.config.labels
+    if settings.latent_classes == "clusters":
+        scratch = task.project.scratch
+        return lambda pool, batches: label_by_clusters(
+            pool, batches, settings.n_clusters, settings.seed, scratch
+        )
+    from clipcov_pipeline.prompts import class_embeddings, imagenet_class_names, imagenet_templates
+
+    names = class_names(task.config)
+    names = imagenet_class_names() if isinstance(names, str) else names
+    templates = imagenet_templates() if isinstance(settings.templates, str) else list(settings.templates)
+    embedded = class_embeddings(proxy_encoder(task), names, templates)
+    return lambda pool, batches: label_by_prompts(pool, batches, embedded)
+
+
+def _preview(sizes: pl.DataFrame) -> str:
+    lines = [f"| {latent_class} | {count:,} |" for latent_class, count in sizes.head(10).iter_rows()]
+    return "\n".join(["| latent class | samples |", "| ---: | ---: |", *lines])

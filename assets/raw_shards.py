@@ -1,0 +1,58 @@
+"""Asset: every shard's manifest, with a status for every sample."""
+
+import dagster as dg
+
+from assets.materialize import Events, materialize_partitions
+from assets.partitions import partitions_of
+from assets.resources import Experiment
+from clipcov_pipeline.plan import CODE_VERSIONS
+from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.shards import read_shard
+from clipcov_pipeline.store import digest_of, digest_of_file
+
+
+@dg.asset(
+    partitions_def=partitions_of("raw_shards"),
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    output_required=False,
+    group_name="pool",
+    kinds={"webdataset", "polars"},
+    owners=["team:data"],
+    code_version=CODE_VERSIONS["raw_shards"],
+)
+def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
+    """WebDataset shards of image-caption pairs: sha256, and a manifest with a status for every sample.
+
+    A bad sample is kept aside with a typed reason and counted; a file that is no tar is quarantined whole.
+    """
+
+    def build(task: Task) -> None:
+        shard, settings = task.project.shards[task.partition], task.config.shards
+        progress = Progress(context.log.info, None, f"samples of {shard.name}")
+        report = read_shard(
+            shard,
+            max_pixels=settings.max_image_pixels,
+            storage_options=dict(settings.storage_options),
+            progress=progress.add,
+        )
+        path = task.entry.folder / "manifest.parquet"
+        report.manifest.write_parquet(path)
+        statuses = dict(report.manifest["status"].value_counts().iter_rows())
+        if report.quarantined:
+            context.log.warning(f"shard {shard.name} is quarantined: {report.quarantined}")
+        bad = report.manifest.height - statuses.get("ok", 0)
+        if bad:
+            context.log.warning(f"shard {shard.name}: {bad} samples kept aside: {statuses}")
+        task.done(
+            {"manifest": digest_of([digest_of_file(path), report.sha256])},
+            sha256=report.sha256,
+            url=shard.url,
+            samples=report.manifest.height,
+            ok=statuses.get("ok", 0),
+            kept_aside=bad,
+            quarantined=report.quarantined or "",
+            statuses=statuses,
+        )
+
+    yield from materialize_partitions(context, experiment, build)

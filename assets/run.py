@@ -1,0 +1,137 @@
+"""``clipcov run``: executes what the plan says, in dependency order, in the project's Dagster instance."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import click
+import dagster as dg
+
+from assets.definitions import defs
+from assets.instance import project_instance
+from assets.partitions import PARTITIONED_STAGES, sync_partitions
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.plan import Plan, Status
+from clipcov_pipeline.project import Project
+
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+ONE_AT_A_TIME = {"checkpoints"}  # long enough to deserve a run each: a failure or a kill costs one
+TERMINAL = {"loggers": {"terminal": {}}}
+
+
+@click.command()
+@click.option("--config", help="YAML file or preset; default $CLIPCOV_CONFIG, else the sample.")
+@click.option("--only", multiple=True, help="Run these stages only, as far as what they read is up to date.")
+def main(config: str | None, only: tuple[str, ...]) -> None:
+    """Run what is out of date, and only that."""
+    started = time.monotonic()
+    project = Project.open(config)
+    _check_stages(project.plan(), only)
+    instance = project_instance(project.config)
+    executed, failed = run_plan(instance, config, only)
+    click.echo(summary(executed, failed, time.monotonic() - started))
+    show_result(Project.open(config))
+    if failed:
+        sys.exit(1)
+
+
+def _check_stages(plan: Plan, only: Sequence[str]) -> None:
+    known = list(dict.fromkeys(step.node.stage for step in plan.steps))
+    for stage in only:
+        if stage not in known:
+            raise InputError(f"--only {stage}: unknown stage, expected one of {', '.join(known)}")
+
+
+def run_plan(
+    instance: dg.DagsterInstance, config: str | None, only: Sequence[str] = ()
+) -> tuple[Counter[str], list[str]]:
+    """Execute until nothing is ready; return (built or restored partitions by stage, failed partitions).
+
+    The plan is made again after every stage: what turns out identical leaves the rest untouched.
+    """
+    executed: Counter[str] = Counter()
+    failed: dict[tuple[str, str], None] = {}
+    while True:
+        project = Project.open(config)
+        plan = project.plan()
+        sync_partitions(instance, plan)
+        ready = plan.ready(skip=failed, only=only)
+        if ready is None:
+            return executed, [f"{stage}/{key}" for stage, key in failed]
+        stage, keys = ready
+        for chunk in _chunks(instance, stage, keys):
+            execute(instance, stage, chunk)
+        after = Project.open(config).plan()
+        for key in keys:
+            if all(step.status is Status.CURRENT for step in after.of(stage, key)):
+                executed[stage] += 1
+            else:
+                failed[stage, key] = None
+
+
+def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> bool:
+    """Execute one Dagster run: a stage, and of a partitioned one the keys from the first to the last."""
+    tags: dict[str, str] = {}
+    if stage in PARTITIONED_STAGES:
+        tags = dict(zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True))
+    job = defs.resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(stage)],
+        tags=tags,
+        run_config=TERMINAL,
+        raise_on_error=False,
+    )
+    return result.success
+
+
+def _chunks(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> Iterator[list[str]]:
+    """Cut keys into runs: ranges without gaps in Dagster's order, so that no other partition is touched."""
+    if stage in ONE_AT_A_TIME or stage not in PARTITIONED_STAGES:
+        yield from ([key] for key in keys)
+        return
+    wanted, chunk = set(keys), []
+    for key in instance.get_dynamic_partitions(stage):
+        if key in wanted:
+            chunk.append(key)
+        elif chunk:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> str:
+    """Say in one or two lines what was executed."""
+    total = sum(executed.values())
+    if not total and not failed:
+        return f"Nothing to do: everything is up to date, 0 assets executed ({seconds:.1f} s)."
+    parts = ", ".join(f"{count} {stage}" for stage, count in executed.items())
+    lines = [f"Executed {total} materializations in {seconds:,.0f} s: {parts}."]
+    if failed:
+        lines.append(f"FAILED: {', '.join(failed)}. Mend the cause and run again; the rest is kept.")
+    return "\n".join(lines)
+
+
+def show_result(project: Project) -> None:
+    """Print the leaderboard and how to open the user interfaces."""
+    record = project.store.current("leaderboard", "_")
+    if record is not None:
+        table = (project.store.folder(record) / "leaderboard.txt").read_text()
+        primary = project.config.evaluate.primary_metric
+        click.echo(f"\n{table}* {primary}, the primary metric (percent, higher is better)")
+    ui = project.config.ui
+    click.echo(
+        "\nOpen both user interfaces with:  make ui\n"
+        f"  Dagster  http://{ui.host}:{ui.dagster_port}\n"
+        f"  MLflow   http://{ui.host}:{ui.mlflow_port}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(prog_name="clipcov run")
+    except InputError as error:
+        click.echo(f"clipcov: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,91 @@
+"""Asset: benchmark scores of every checkpoint."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets.materialize import Events, materialize_partitions
+from assets.partitions import partitions_of, same_key
+from assets.resources import Experiment
+from assets.tracking import Tracking
+from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
+from clipcov_pipeline.evaluate import evaluate_shards
+from clipcov_pipeline.plan import CODE_VERSIONS, HOLDOUT
+from clipcov_pipeline.pool import good_samples
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.shards import Shard, read_shard
+from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.train import CHECKPOINT
+
+
+@dg.asset(
+    partitions_def=partitions_of("scores"),
+    deps=[same_key("checkpoints")],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    output_required=False,
+    group_name="training",
+    kinds={"pytorch", "json"},
+    owners=["team:training"],
+    code_version=CODE_VERSIONS["scores"],
+    pool="gpu",
+)
+def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
+    """Scores of a checkpoint on every evaluation set, as CLIP_benchmark's JSON records."""
+
+    def build(task: Task) -> dict[str, Any]:
+        recipe, _, name = task.partition.partition("@")
+        checkpoint = task.record("checkpoints", recipe)
+        records = _evaluate(task, recipe, name, checkpoint.stats["model"])
+        path = task.entry.folder / "scores.json"
+        path.write_text(json.dumps(records, indent=1))
+        metrics = {
+            f"{name}/{metric}": value for record in records for metric, value in record["metrics"].items()
+        }
+        tracking, run_id = Tracking(task.config), checkpoint.stats["mlflow_run_id"]
+        tracking.log_metrics(run_id, metrics)
+        tracking.log_artifact(run_id, path, f"scores/{name}")
+        task.done(
+            {"scores": digest_of_file(path)}, **{metric.partition("/")[2]: v for metric, v in metrics.items()}
+        )
+        return {"mlflow_run": dg.MetadataValue.url(tracking.url(run_id))}
+
+    yield from materialize_partitions(context, experiment, build)
+
+
+def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, Any]]:
+    settings = task.config.evaluate
+    weights = str(task.path("checkpoints", recipe, CHECKPOINT))
+    encoder = _encoder(model, weights, settings.device, settings.batch_size)
+    if name == HOLDOUT:
+        held_out = pl.read_parquet(task.path("pseudo_labels", file="holdout.parquet"))
+        shards = [shard for shard in task.project.world.shards if shard.name in set(held_out["shard"])]
+        manifests = [
+            good_samples(task.path("raw_shards", shard.name, "manifest.parquet")) for shard in shards
+        ]
+        manifest = pl.concat(manifests).join(held_out.select("uid"), on="uid", maintain_order="left")
+        # boilerplate captions and copied images have no single right answer
+        return evaluate_shards(
+            encoder, shards, manifest, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
+            storage_options=dict(task.config.shards.storage_options),
+        )  # fmt: skip
+    chosen = settings.sets[name]
+    shards = list(task.project.world.evaluation_shards[name])
+    manifest = pl.concat([_manifest(shard, task.config.shards.max_image_pixels) for shard in shards])
+    return evaluate_shards(
+        encoder, shards, manifest, dataset=name, model=model, pretrained=recipe,
+        tasks=chosen.tasks, templates=chosen.templates,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _encoder(model: str, weights: str, device: str, batch_size: int) -> Encoder:
+    return load_encoder(ModelSpec(model, weights), device=device, batch_size=batch_size)
+
+
+@lru_cache(maxsize=64)
+def _manifest(shard: Shard, max_pixels: int) -> pl.DataFrame:
+    """Every arm is scored on the same shards: check their samples once a process."""
+    return read_shard(shard, max_pixels=max_pixels).manifest

@@ -1,0 +1,109 @@
+"""MLflow: one run a recipe, found again by tag, linked with Dagster both ways."""
+
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcov_pipeline.config import Config
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+FINGERPRINT_TAG = "clipcov.fingerprint"
+MAX_BATCH = 100  # MLflow's bound on parameters a request
+
+
+def tracking_uri(work: Path) -> str:
+    """Return the SQLite store's address; absolute, so that every process means the same one."""
+    return f"sqlite:///{(work / 'mlflow' / 'mlflow.db').resolve()}"
+
+
+def metric_name(name: str) -> str:
+    """Return a score's name as MLflow allows it (no ``@``)."""
+    return name.replace("@", "_at_")
+
+
+class Tracking:
+    """MLflow runs of one experiment."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = config.work / "mlflow"
+
+    def client(self) -> "MlflowClient":
+        """Return a client on the work folder's SQLite store."""
+        from mlflow import MlflowClient
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri(self.config.work))
+
+    def experiment_id(self) -> str:
+        """Return the MLflow experiment's id; created on first use with artifacts below the work folder."""
+        client = self.client()
+        found = client.get_experiment_by_name(self.config.name)
+        if found is not None:
+            return found.experiment_id
+        place = self.folder / "artifacts" / self.config.name
+        return client.create_experiment(self.config.name, artifact_location=place.resolve().as_uri())
+
+    def find(self, fingerprint: str) -> "Run | None":
+        """Return the run of a checkpoint by its fingerprint, so that a retry goes on in it."""
+        runs = self.client().search_runs(
+            [self.experiment_id()], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", max_results=1
+        )
+        return runs[0] if runs else None
+
+    def start(self, name: str, fingerprint: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Create the run of a checkpoint, or open it again; return its id."""
+        from mlflow.entities import Param, RunTag
+
+        client = self.client()
+        run = self.find(fingerprint)
+        every_tag = {**tags, FINGERPRINT_TAG: fingerprint, "clipcov.git_commit": git_commit()}
+        if run is None:
+            run = client.create_run(self.experiment_id(), run_name=name, tags=every_tag)
+            values = [Param(key, str(value)) for key, value in params.items()]
+            for start in range(0, len(values), MAX_BATCH):
+                client.log_batch(run.info.run_id, params=values[start : start + MAX_BATCH])
+        else:
+            client.update_run(run.info.run_id, status="RUNNING")
+            client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in every_tag.items()])
+        return run.info.run_id
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        values = [Metric(metric_name(name), float(value), now, step) for name, value in metrics.items()]
+        self.client().log_batch(run_id, metrics=values)
+
+    def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Copy a file into the run's artifacts."""
+        self.client().log_artifact(run_id, str(path), folder)
+
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run: FINISHED, FAILED or KILLED."""
+        self.client().set_terminated(run_id, status)
+
+    def url(self, run_id: str) -> str:
+        """Return the address of a run's page."""
+        ui = self.config.ui
+        return f"http://{ui.host}:{ui.mlflow_port}/#/experiments/{self.experiment_id()}/runs/{run_id}"
+
+
+def dagster_run_url(config: Config, run_id: str) -> str:
+    """Return the address of a Dagster run's page."""
+    return f"http://{config.ui.host}:{config.ui.dagster_port}/runs/{run_id}"
+
+
+def git_commit() -> str:
+    """Return the commit of the checkout that the code runs from, or ``unknown`` outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

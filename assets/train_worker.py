@@ -1,0 +1,87 @@
+"""The training subprocess: open_clip_train on one side, Dagster Pipes and MLflow on the other.
+
+Run as ``python -m assets.train_worker`` by :mod:`assets.training`, under torchrun once for each GPU.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from clipcov_pipeline.progress import EMPTY_BLOCK, FULL_BLOCK, WIDTH
+from clipcov_pipeline.train import finish, from_json, launch
+
+LOG_SECONDS = 5.0
+SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # how the other processes under torchrun get the run: Pipes serves one
+
+
+def main() -> None:
+    """Train; only the first process of several reports."""
+    if int(os.environ.get("RANK", 0)) != 0:
+        launch(from_json(os.environ[SPEC_VARIABLE]))
+        return
+    with open_dagster_pipes() as pipes:
+        _send_output_to(Path(pipes.get_extra("log")))
+        spec = from_json(pipes.get_extra("spec"))
+        launch(spec, _reporter(pipes, pipes.get_extra("mlflow")))
+        finish(spec, pipes.get_extra("out_dir"))
+
+
+def _send_output_to(log: Path) -> None:
+    """open_clip_train prints the whole model and every parameter: keep that out of the terminal."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _reporter(pipes: PipesContext, mlflow: dict[str, str]) -> Callable[[dict[str, float]], None]:
+    """Return a callback that writes a line to Dagster's log now and then, and every point to MLflow."""
+    client = _mlflow_client(mlflow)
+    last = 0.0
+
+    def report(progress: dict[str, float]) -> None:
+        nonlocal last
+        if client is not None:
+            client(progress)
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS or progress["step"] == progress["total_steps"]:
+            last = now
+            pipes.log.info(progress_line(progress))
+
+    return report
+
+
+def progress_line(progress: dict[str, float]) -> str:
+    """Return one line: bar, step, loss, learning rate, rate and time left."""
+    share = progress["step"] / progress["total_steps"]
+    full = int(share * WIDTH)
+    bar = FULL_BLOCK * full + EMPTY_BLOCK * (WIDTH - full)
+    return (
+        f"{bar} {share:4.0%}  step {progress['step']:,.0f}/{progress['total_steps']:,.0f}"
+        f"  loss {progress['loss']:.3f}  lr {progress['lr']:.2e}"
+        f"  {progress['samples_per_second']:,.0f} samples/s  {progress['eta_seconds']:,.0f} s left"
+    )
+
+
+def _mlflow_client(mlflow: dict[str, str]) -> Callable[[dict[str, float]], None] | None:
+    if not mlflow:
+        return None
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(mlflow["tracking_uri"])
+
+    def log(progress: dict[str, Any]) -> None:
+        now = int(time.time() * 1000)
+        names = ("loss", "lr", "samples_per_second", "logit_scale")
+        metrics = [Metric(f"train/{name}", progress[name], now, int(progress["step"])) for name in names]
+        client.log_batch(mlflow["run_id"], metrics=metrics)
+
+    return log
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Runs one open_clip_train training in a subprocess through Dagster Pipes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.train_worker import SPEC_VARIABLE
+from clipcov_pipeline.config import Training
+from clipcov_pipeline.train import RECORD, TrainSpec, command, to_json, warnings
+
+LOG_TAIL = 2000  # characters of the training's own output that a failure shows
+
+
+def train_spec(
+    settings: Training,
+    *,
+    model: str,
+    pretrained: str | None,
+    seed: int,
+    tars: list[Path],
+    n_samples: int,
+    scratch: Path,
+) -> TrainSpec:
+    """Return the training run that the configuration asks for, on these tars."""
+    return TrainSpec(
+        model=model,
+        pretrained=pretrained,
+        train_data="::".join(str(tar) for tar in tars),
+        n_samples=n_samples,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        wd=settings.wd,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        eps=settings.eps,
+        warmup=settings.warmup,
+        lr_scheduler=settings.lr_scheduler,
+        precision=settings.precision,
+        workers=settings.workers,
+        seed=seed,
+        device=settings.device,
+        samples_seen=settings.samples_seen,
+        epochs=settings.epochs,
+        num_checkpoints=settings.num_checkpoints,
+        log_dir=str(scratch),
+        name="run",
+    )
+
+
+def train(
+    context: dg.AssetExecutionContext,
+    pipes: dg.PipesSubprocessClient,
+    spec: TrainSpec,
+    out_dir: Path,
+    *,
+    gpus: int,
+    mlflow: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Train and write the checkpoint and its record to ``out_dir``; return the record.
+
+    ``mlflow`` holds ``tracking_uri`` and ``run_id`` for live metrics.
+
+    Raises:
+        dagster.Failure: the training failed; its last lines are in the message.
+    """
+    for warning in warnings(spec, gpus):
+        context.log.warning(warning)
+    log = Path(spec.log_dir) / "worker.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    extras = {"spec": to_json(spec), "out_dir": str(out_dir), "log": str(log), "mlflow": dict(mlflow or {})}
+    try:
+        pipes.run(
+            context=context,
+            command=command(spec, gpus, "assets.train_worker"),
+            extras=extras,
+            env={SPEC_VARIABLE: to_json(spec)},
+        )
+    except Exception as error:
+        tail = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else "no output"
+        raise dg.Failure(f"training failed ({error}); the end of {log}:\n{tail}") from error
+    return json.loads((out_dir / RECORD).read_text())

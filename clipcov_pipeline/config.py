@@ -1,0 +1,385 @@
+"""The experiment's configuration: one YAML file, one section a stage, checked before anything runs.
+
+Every section is a frozen pydantic model that refuses unknown keys. Fields that cannot change a result
+(batch size of inference, worker counts, device) are marked :data:`KNOB` and stay out of fingerprints.
+"""
+
+import difflib
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from clipcov_pipeline.errors import InputError
+
+KNOB = "knob"  # marks a field that changes speed or place, never a result
+FULL = "full"  # the arm that trains on the whole pool
+DEFAULT_PRESET = "sample"
+LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def semantic(self) -> dict[str, Any]:
+        """Return the fields that can change a result, nested sections included, as JSON-able values."""
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            if KNOB in field.metadata:
+                continue
+            value = getattr(self, name)
+            values[name] = value.semantic() if isinstance(value, Section) else value
+        return values
+
+
+class Shards(Section):
+    """Where the pool's WebDataset shards are (img2dataset layout) and which images are too large."""
+
+    source: str = "sample"
+    """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these."""
+    storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
+    max_image_pixels: PositiveInt = 89_478_485  # Pillow's own bound against decompression bombs
+    settle_seconds: Annotated[float, Field(ge=0), KNOB] = 0.0
+    """A local shard that was written to within this time is left for the next scan."""
+
+
+class Training(Section):
+    """One open_clip_train run, in open_clip's own terms."""
+
+    samples_seen: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt = 128
+    lr: PositiveFloat = 1e-3
+    wd: Annotated[float, Field(ge=0)] = 0.2
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    eps: PositiveFloat = 1e-6
+    warmup: Annotated[int, Field(ge=0)] = 50
+    lr_scheduler: Literal["cosine", "const"] = "cosine"
+    precision: Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"] = "fp32"
+    num_checkpoints: PositiveInt = 4
+    """Virtual epochs that samples_seen is cut into; a killed run goes on from the last one."""
+    workers: Annotated[int, Field(ge=0), KNOB] = 1
+    device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
+    gpus: Annotated[PositiveInt, KNOB] = 1
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.samples_seen is None) == (self.epochs is None):
+            raise ValueError(
+                f"found samples_seen={self.samples_seen} and epochs={self.epochs}, expected exactly one"
+            )
+        return self
+
+
+class Proxy(Section):
+    """The model whose embeddings selection works on."""
+
+    model: str
+    pretrained: str | None = None
+    """An open_clip tag or a local checkpoint; ``null`` trains ``model`` on the pool by ``train``."""
+    train: Training | None = None
+    seed: Seed = 0
+    retrain_with_pool: bool = False
+    """False: a proxy trained once stays when shards come and go, so that embeddings stay comparable."""
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if self.pretrained is None and self.train is None:
+            raise ValueError(
+                "found neither pretrained nor train, expected one: a checkpoint or how to train one"
+            )
+        if self.pretrained is not None and self.train is not None:
+            raise ValueError("found both pretrained and train, expected one: remove the other")
+        return self
+
+
+class Embed(Section):
+    """How samples are embedded; the precision of storage is always fp16."""
+
+    batch_size: Annotated[PositiveInt, KNOB] = 256
+    device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
+    workers: Annotated[int, Field(ge=0), KNOB] = 2
+
+
+class Labels(Section):
+    """How latent classes are found."""
+
+    latent_classes: Literal["prompts", "clusters"] = "prompts"
+    class_names: str = "imagenet1k"
+    """``imagenet1k``, ``sample``, or a text file with one class name a line (for ``prompts``)."""
+    templates: str | tuple[str, ...] = "imagenet"
+    """``imagenet`` (open_clip's 80) or a list of strings with ``{}`` (for ``prompts``)."""
+    n_clusters: Annotated[int, Field(ge=2)] = 100
+    seed: Seed = 0
+
+    @field_validator("templates")
+    @classmethod
+    def _templates(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            if value != "imagenet":
+                raise ValueError(f"found {value!r}, expected imagenet or a list of strings with {{}}")
+            return value
+        for template in value:
+            if template.count("{}") != 1:
+                raise ValueError(f"found {template!r}, expected exactly one {{}} in each prompt template")
+        if not value:
+            raise ValueError("found an empty list, expected at least one prompt template")
+        return value
+
+    def semantic(self) -> dict[str, Any]:
+        """Leave out what the chosen kind of latent class does not read."""
+        unused = {"n_clusters", "seed"} if self.latent_classes == "prompts" else {"class_names", "templates"}
+        return {key: value for key, value in super().semantic().items() if key not in unused}
+
+
+class Select(Section):
+    """The methods that rank the pool and the fractions that are cut from each ranking."""
+
+    fractions: tuple[Fraction, ...] = (0.1, 0.25, 0.5)
+    methods: dict[str, dict[str, Any]]
+    """Label -> parameters of ``selection.rank``; ``method`` defaults to the label."""
+    samples_per_shard: PositiveInt = 1000
+    threads: Annotated[PositiveInt | None, KNOB] = None
+
+    @field_validator("fractions")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("found an empty list, expected at least one fraction between 0 and 1")
+        repeated = {fraction for fraction in value if value.count(fraction) > 1}
+        if repeated:
+            raise ValueError(f"found {sorted(repeated)} more than once, expected each fraction once")
+        return tuple(sorted(value))
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            value = dict.fromkeys(value)
+        if isinstance(value, dict):
+            return {label: {} if params is None else params for label, params in value.items()}
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        from clipcov_pipeline.selection import validate_method
+
+        if not value:
+            raise ValueError("found no method, expected at least one")
+        for label, params in value.items():
+            if not LABEL.match(label) or label == FULL:
+                raise ValueError(
+                    f"found the label {label!r}, expected lower-case words with - or _, not {FULL!r}"
+                )
+            rest = {key: item for key, item in params.items() if key != "method"}
+            validate_method(params.get("method", label), rest)
+        return value
+
+
+class Train(Training):
+    """How every arm is trained: the same model, schedule and length; only the subset and the seed differ."""
+
+    model: str
+    pretrained: str | None = None
+    seeds: tuple[Seed, ...] = (0,)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"found {list(value)}, expected at least one seed, each once")
+        return value
+
+
+class EvaluationSet(Section):
+    """A set of image-caption pairs that no arm trains on."""
+
+    shards: str
+    """``sample`` (the held-out vendor), a folder, a brace pattern or an fsspec URL of WebDataset shards."""
+    tasks: tuple[Literal["retrieval", "zeroshot_names"], ...] = ("retrieval",)
+    templates: tuple[str, ...] = ("{}",)
+
+
+class Evaluate(Section):
+    """What every checkpoint is scored on."""
+
+    holdout_fraction: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
+    """Share of the pool, by a hash of the uid, that no arm trains on; 0 leaves the set out."""
+    sets: dict[str, EvaluationSet] = Field(default_factory=dict)
+    primary_metric: str
+    """``SET/METRIC``, named before anything runs; the leaderboard is sorted by it."""
+    batch_size: Annotated[PositiveInt, KNOB] = 256
+    device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
+
+    @field_validator("sets")
+    @classmethod
+    def _labels(cls, value: dict[str, EvaluationSet]) -> dict[str, EvaluationSet]:
+        for label in value:
+            if not LABEL.match(label) or label == "holdout":
+                raise ValueError(
+                    f"found the label {label!r}, expected lower-case words with - or _, not 'holdout'"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _primary(self) -> Self:
+        known = [*self.sets, *(["holdout"] if self.holdout_fraction else [])]
+        if self.primary_metric.partition("/")[0] not in known or "/" not in self.primary_metric:
+            raise ValueError(
+                f"primary_metric: found {self.primary_metric!r}, expected SET/METRIC with SET one of {known}"
+            )
+        return self
+
+
+class Automation(Section):
+    """Unattended rebuilds; both are switched on in the Dagster UI."""
+
+    cron: Annotated[str, KNOB] = "0 3 * * *"
+    sensor_seconds: Annotated[PositiveInt, KNOB] = 30
+
+
+class Ui(Section):
+    """Where the two user interfaces listen; links between them are made of these."""
+
+    host: Annotated[str, KNOB] = "127.0.0.1"
+    dagster_port: Annotated[PositiveInt, KNOB] = 3000
+    mlflow_port: Annotated[PositiveInt, KNOB] = 5000
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str
+    work_dir: Annotated[str, KNOB] = "work"
+    shards: Shards = Shards()
+    proxy: Proxy
+    embed: Embed = Embed()
+    labels: Labels = Labels()
+    select: Select
+    train: Train
+    evaluate: Evaluate
+    automation: Automation = Automation()
+    ui: Ui = Ui()
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _path: Path | None = PrivateAttr(default=None)
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(f"found {value!r}, expected letters, digits, dots, dashes or underscores")
+        return value
+
+    @property
+    def path(self) -> Path | None:
+        """The YAML file this was read from."""
+        return self._path
+
+    @property
+    def work(self) -> Path:
+        """Absolute path of the folder that holds everything that is produced."""
+        return self.resolve(os.environ.get("CLIPCOV_WORK_DIR") or self.work_dir)
+
+    def resolve(self, path: str) -> Path:
+        """Return ``path`` absolute: relative paths start at the YAML's folder (presets: the current one)."""
+        return (self._base / Path(path).expanduser()).resolve()
+
+    def location(self, source: str) -> str:
+        """Return a shard source with a relative local path made absolute; URLs stay as they are."""
+        return source if "://" in source else str(self._base / Path(source).expanduser())
+
+
+def preset_path(name: str) -> Path:
+    """Return the path of a preset shipped in the package; raise InputError when there is none."""
+    folder = Path(str(resources.files("clipcov_pipeline") / "presets"))
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(entry.stem for entry in folder.glob("*.yaml"))
+        raise InputError(f"preset {name!r} not found, expected one of {known} or the path of a YAML file")
+    return path
+
+
+def find_config(given: str | None = None) -> Path:
+    """Return the YAML to use: ``given`` (path or preset name), else $CLIPCOV_CONFIG, else the sample."""
+    given = given or os.environ.get("CLIPCOV_CONFIG") or DEFAULT_PRESET
+    if given.endswith((".yaml", ".yml")):
+        path = Path(given)
+        if not path.is_file():
+            raise InputError(f"config {given!r} not found, expected a YAML file: check the path")
+        return path.resolve()
+    return preset_path(given)
+
+
+def load_config(given: str | None = None) -> Config:
+    """Read and check the experiment's YAML.
+
+    Args:
+        given: path of a YAML file or name of a preset; None means $CLIPCOV_CONFIG or the sample.
+
+    Raises:
+        InputError: one line with the key's path, the value found and the value expected.
+    """
+    path = find_config(given)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found {type(values).__name__}, expected a mapping of sections")
+    try:
+        config = Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path}: {_one_line(error)}") from error
+    is_preset = path.parent == Path(str(resources.files("clipcov_pipeline") / "presets"))
+    config._base = Path.cwd() if is_preset else path.parent
+    config._path = path
+    return config
+
+
+def _one_line(error: pydantic.ValidationError) -> str:
+    return "; ".join(_describe(item) for item in error.errors())
+
+
+def _describe(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("function-", "tuple[")))
+    found = item.get("input")
+    match item["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_suggestion(item['loc'])}"
+        case "missing":
+            return f"{path}: missing, expected a value"
+        case "value_error":
+            return f"{path}: {item['ctx']['error']}"
+        case _:
+            expected = item["msg"][0].lower() + item["msg"][1:]
+            return f"{path}: found {found!r}, expected: {expected.removeprefix('input should be ')}"
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    """Name the known key that is nearest to a misspelt one."""
+    section: Any = Config
+    for part in loc[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        annotation = field.annotation if field else None
+        args = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
+        section = next(
+            (a for a in [annotation, *args] if isinstance(a, type) and issubclass(a, Section)), None
+        )
+    known = list(getattr(section, "model_fields", {}))
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f", did you mean {near[0]!r}?" if near else (f", expected one of {known}" if known else "")

@@ -1,0 +1,138 @@
+"""Pseudo-labels of a pool that lies in LanceDB: which samples belong to it, and the latent class of each.
+
+Embeddings are streamed; only the columns of text, a few numbers a sample, and for clusters a memory-mapped
+scratch file are held.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.latent_classes import cluster_labels, zero_shot_labels
+from clipcov_pipeline.pool import split_holdout
+from clipcov_pipeline.vectors import VECTORS, Vectors, vectors_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+METADATA = ("uid", "shard", "key", "image_sha256", "caption")
+KMEANS_SAMPLE = 200_000  # rows that centres are fitted on; all rows are assigned
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who is in the pool.
+
+    pool, holdout: columns ``METADATA``, sorted by shard and key. repeated: samples left out because an
+    earlier one has the same uid.
+    """
+
+    pool: pl.DataFrame
+    holdout: pl.DataFrame
+    repeated: int
+
+
+def members(
+    vectors: Vectors, table: str, version: int, shards: Sequence[str], holdout_fraction: float
+) -> Members:
+    """List the pool and its held-out share.
+
+    Raises:
+        InputError: nothing is left in the pool.
+    """
+    batches = [pl.from_arrow(batch) for batch in vectors.batches(table, version, shards, METADATA, 65_536)]
+    everything: pl.DataFrame = pl.concat(batches).sort("shard", "key")  # type: ignore[arg-type,assignment]
+    distinct = everything.unique("uid", keep="first", maintain_order=True)
+    pool, holdout = split_holdout(distinct, holdout_fraction)
+    if pool.is_empty():
+        raise InputError(
+            f"the pool is empty: found {distinct.height} embedded samples, {holdout.height} of them held out;"
+            " lower evaluate.holdout_fraction or give more shards"
+        )
+    return Members(pool, holdout, everything.height - distinct.height)
+
+
+def label_by_prompts(
+    pool: pl.DataFrame, batches: "Iterator[pa.RecordBatch]", class_embedding: np.ndarray
+) -> pl.DataFrame:
+    """Zero-shot latent classes.
+
+    Args:
+        pool: column ``uid``, the order of the result.
+        batches: columns ``uid`` and both embeddings; rows of other uids are passed over.
+        class_embedding: float32 [K, d], unit rows.
+
+    Returns:
+        ``pool`` with latent_class (int32), label_similarity and margin (float32).
+    """
+    parts = []
+    for batch in batches:
+        labels = zero_shot_labels(
+            vectors_of(batch, "image_embedding"), class_embedding, vectors_of(batch, "text_embedding")
+        )
+        parts.append(_frame(batch.column("uid").to_pylist(), *labels))
+    return pool.join(pl.concat(parts), on="uid", how="inner", maintain_order="left")
+
+
+def label_by_clusters(
+    pool: pl.DataFrame, batches: "Iterator[pa.RecordBatch]", k: int, seed: int, scratch: Path
+) -> pl.DataFrame:
+    """Latent classes by spherical k-means on [image; caption]; arguments and result as `label_by_prompts`.
+
+    Raises:
+        InputError: more clusters than samples.
+    """
+    rows = pool.select("uid").with_row_index("row")
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        pairs: Any = None
+        for batch in batches:
+            image, text = (vectors_of(batch, name) for name in VECTORS)
+            if pairs is None:
+                pairs = np.memmap(file, np.float16, "w+", shape=(2, pool.height, image.shape[1]))
+            found = (
+                pl.DataFrame({"uid": batch.column("uid").to_pylist()})
+                .with_row_index("at")
+                .join(rows, on="uid")
+            )
+            pairs[0, found["row"].to_numpy()] = image[found["at"].to_numpy()]
+            pairs[1, found["row"].to_numpy()] = text[found["at"].to_numpy()]
+        labels = cluster_labels(pairs[0], pairs[1], k, seed, sample=KMEANS_SAMPLE)
+        del pairs
+    return pool.hstack(_frame(pool["uid"].to_list(), *labels).drop("uid"))
+
+
+def _frame(
+    uids: list[str], latent_class: np.ndarray, similarity: np.ndarray, margin: np.ndarray
+) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"uid": uids, "latent_class": latent_class, "label_similarity": similarity, "margin": margin}
+    )
+
+
+def label_pool(
+    vectors: Vectors,
+    table: str,
+    version: int,
+    shards: Sequence[str],
+    pool: pl.DataFrame,
+    labeller: Callable[[pl.DataFrame, "Iterator[pa.RecordBatch]"], pl.DataFrame],
+) -> pl.DataFrame:
+    """Stream the table's embeddings through a labeller and return one row a pool sample, in the pool's order.
+
+    Raises:
+        InputError: a sample of the pool has no embedding in this version of the table.
+    """
+    labelled = labeller(pool, vectors.batches(table, version, shards, ("uid", *VECTORS)))
+    if labelled.height != pool.height:
+        raise InputError(
+            f"LanceDB table {table} version {version}: found embeddings of {labelled.height} samples,"
+            f" expected {pool.height}: materialize embeddings again"
+        )
+    return labelled

@@ -1,0 +1,492 @@
+"""What is out of date, and why: a pure function of the configuration, what lies outside, and the store.
+
+The graph is written out in :func:`nodes`. A node's fingerprint covers its stage's code version, its
+configuration, change tokens of what it reads from outside, and the *output digests* of what it reads from
+the store. Upstream that is itself out of date leaves a node waiting: its fingerprint is not known yet, and a
+re-run upstream that gives the same digest leaves the node untouched (early cutoff).
+"""
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipcov_pipeline.config import FULL, Config, EvaluationSet
+from clipcov_pipeline.selection import validate_method
+from clipcov_pipeline.shards import Shard
+from clipcov_pipeline.store import WHOLE, Record, Store, digest_of, digest_of_file, node_name
+
+# Raise a stage's version when its code gives another result for the same input.
+CODE_VERSIONS: dict[str, str] = {
+    "raw_shards": "1",
+    "proxy_model": "1",
+    "embeddings": "1",
+    "pseudo_labels": "1",
+    "rankings": "1",
+    "subsets": "1",
+    "checkpoints": "1",
+    "scores": "1",
+    "leaderboard": "1",
+}
+STAGES = tuple(CODE_VERSIONS)
+HOLDOUT = "holdout"
+
+
+class Input(NamedTuple):
+    """One output of one entry that a node reads."""
+
+    stage: str
+    partition: str
+    output: str
+
+    @property
+    def name(self) -> str:
+        """``STAGE/PARTITION#OUTPUT``, the key under which a record keeps the digest."""
+        return f"{node_name(self.stage, self.partition)}#{self.output}"
+
+
+@dataclass(frozen=True)
+class World:
+    """What the plan knows of the outside: listings and file digests, no content."""
+
+    shards: tuple[Shard, ...]
+    evaluation_shards: Mapping[str, tuple[Shard, ...]]
+    tokens: Mapping[str, str]
+    """Digests of small files that the configuration names (class names, model JSON, checkpoints)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One entry that should exist."""
+
+    stage: str
+    partition: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[Input, ...] = ()
+    after: tuple[Input, ...] = ()
+    """Must be up to date before this is built, but is not part of the fingerprint."""
+
+    @property
+    def name(self) -> str:
+        """``STAGE/PARTITION``."""
+        return node_name(self.stage, self.partition)
+
+
+class Status(StrEnum):
+    """What has to be done for a node."""
+
+    CURRENT = "current"  # nothing
+    RESTORE = "restore"  # an earlier entry fits again: nothing is built
+    BUILD = "build"
+    WAIT = "wait"  # known only after what it reads has been built
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node, what has to be done for it, and why in words."""
+
+    node: Node
+    status: Status
+    why: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    record: Record | None = None
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition: parts of one partition (``RECIPE@SET``) share it."""
+        return self.node.partition.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps in dependency order."""
+
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Step]:
+        """Steps by ``STAGE/PARTITION``."""
+        return {step.node.name: step for step in self.steps}
+
+    def of(self, stage: str, key: str | None = None) -> list[Step]:
+        """Return the steps of a stage, or of one Dagster partition of it."""
+        return [s for s in self._by_stage.get(stage, ()) if key is None or s.key == key]
+
+    @cached_property
+    def _by_stage(self) -> Mapping[str, list[Step]]:
+        stages: dict[str, list[Step]] = {}
+        for step in self.steps:
+            stages.setdefault(step.node.stage, []).append(step)
+        return stages
+
+    @property
+    def todo(self) -> list[Step]:
+        """Return every step that is not current."""
+        return [step for step in self.steps if step.status is not Status.CURRENT]
+
+    def keys(self, stage: str) -> list[str]:
+        """Return the Dagster partitions of a stage, in order."""
+        return list(dict.fromkeys(step.key for step in self.of(stage)))
+
+    def ready(
+        self, skip: Container[tuple[str, str]] = (), only: Sequence[str] = ()
+    ) -> tuple[str, list[str]] | None:
+        """Return the first stage with something to build or restore, and its partitions; None when done.
+
+        Args:
+            skip: (stage, partition) pairs to leave alone, because they have failed.
+            only: stages to look at; all when empty.
+        """
+        for stage in only or STAGES:
+            steps = [s for s in self.of(stage) if s.status in (Status.BUILD, Status.RESTORE)]
+            keys = list(dict.fromkeys(s.key for s in steps if (stage, s.key) not in skip))
+            if keys:
+                return stage, keys
+        return None
+
+
+# ---------------------------------------------------------------- the graph
+
+
+def subset_key(method: str, fraction: float) -> str:
+    """Return the partition of a subset: ``METHOD-fFRACTION``."""
+    return f"{method}-f{fraction:g}"
+
+
+def recipe_key(method: str, fraction: float, seed: int) -> str:
+    """Return the partition of a trained arm: ``METHOD-fFRACTION-sSEED``."""
+    return f"{subset_key(method, fraction)}-s{seed}"
+
+
+class Recipe(NamedTuple):
+    """One arm: a method, the fraction of the pool that it keeps, and the seed of its training."""
+
+    method: str
+    fraction: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The arm's partition."""
+        return recipe_key(*self)
+
+    @property
+    def subset(self) -> str:
+        """The partition of the subset that it trains on."""
+        return subset_key(self.method, self.fraction)
+
+
+def recipes(config: Config) -> list[Recipe]:
+    """Return every arm of the experiment, the full pool first."""
+    arms = [(FULL, 1.0), *((m, f) for m in config.select.methods for f in config.select.fractions)]
+    return [Recipe(method, fraction, seed) for method, fraction in arms for seed in config.train.seeds]
+
+
+def evaluation_sets(config: Config) -> list[str]:
+    """Return the names of the sets that every arm is scored on."""
+    return [*config.evaluate.sets, *([HOLDOUT] if config.evaluate.holdout_fraction else [])]
+
+
+def nodes(config: Config, world: World) -> Iterator[Node]:
+    """Yield every entry that should exist, each after what it reads."""
+    names = [shard.name for shard in world.shards]
+    manifests = tuple(Input("raw_shards", name, "manifest") for name in names)
+    weights = Input("proxy_model", WHOLE, "weights")
+    labels = Input("pseudo_labels", WHOLE, "labels")
+    pool = Input("pseudo_labels", WHOLE, "pool")
+
+    for shard in world.shards:
+        yield Node(
+            "raw_shards",
+            shard.name,
+            params={"shards": {"max_image_pixels": config.shards.max_image_pixels}},
+            sources={"shard": f"{shard.name}@{shard.version}"},
+        )
+    yield _proxy_node(config, world, manifests)
+    for name in names:
+        yield Node("embeddings", name, inputs=(Input("raw_shards", name, "manifest"), weights))
+    holdout = {"evaluate": {"holdout_fraction": config.evaluate.holdout_fraction}}
+    yield Node(
+        "pseudo_labels",
+        WHOLE,
+        params={"labels": config.labels.semantic(), **holdout},
+        sources=_tokens(world, "labels.class_names"),
+        inputs=(weights, *(Input("embeddings", name, "rows") for name in names)),
+    )
+    for label, params in config.select.methods.items():
+        # by method, so that the reason reads "select.methods.clipcov.mode greedy -> notebook"
+        method = params.get("method", label)
+        settings = {
+            "method": method,
+            **validate_method(method, {k: v for k, v in params.items() if k != "method"}),
+        }
+        yield Node(
+            "rankings", label, params={"select": {"methods": {label: settings}}}, inputs=(labels, pool)
+        )
+    yield from _arm_nodes(config, world, labels, pool)
+
+
+def _proxy_node(config: Config, world: World, manifests: tuple[Input, ...]) -> Node:
+    tokens = _tokens(world, "proxy.model", "proxy.pretrained")
+    params: dict[str, Any] = {"proxy": config.proxy.semantic()}
+    if config.proxy.train is None:
+        return Node("proxy_model", WHOLE, params=params, sources=tokens)
+    params["evaluate"] = {"holdout_fraction": config.evaluate.holdout_fraction}
+    follows = config.proxy.retrain_with_pool
+    return Node(
+        "proxy_model",
+        WHOLE,
+        params=params,
+        sources=tokens,
+        inputs=manifests if follows else (),
+        after=() if follows else manifests,
+    )
+
+
+def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iterator[Node]:
+    arms = recipes(config)
+    for method, fraction in dict.fromkeys((arm.method, arm.fraction) for arm in arms):
+        source = labels if method == FULL else Input("rankings", method, "ranking")
+        yield Node(
+            "subsets",
+            subset_key(method, fraction),
+            params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
+            inputs=(source, pool),
+        )
+    training = {key: value for key, value in config.train.semantic().items() if key != "seeds"}
+    for arm in arms:
+        yield Node(
+            "checkpoints",
+            arm.key,
+            params={"train": {**training, "seed": arm.seed}},
+            sources=_tokens(world, "train.model", "train.pretrained"),
+            inputs=(Input("subsets", arm.subset, "samples"),),
+        )
+    for arm in arms:
+        for name in evaluation_sets(config):
+            yield _score_node(config, world, arm, name)
+    yield Node(
+        "leaderboard",
+        WHOLE,
+        params={"evaluate": {"primary_metric": config.evaluate.primary_metric}},
+        inputs=tuple(
+            Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in evaluation_sets(config)
+        ),
+    )
+
+
+def _score_node(config: Config, world: World, arm: Recipe, name: str) -> Node:
+    checkpoint = Input("checkpoints", arm.key, "weights")
+    partition = f"{arm.key}@{name}"
+    if name == HOLDOUT:
+        return Node("scores", partition, inputs=(checkpoint, Input("pseudo_labels", WHOLE, "holdout")))
+    settings: EvaluationSet = config.evaluate.sets[name]
+    shards = world.evaluation_shards[name]
+    return Node(
+        "scores",
+        partition,
+        params={
+            "evaluate": {"sets": {name: {k: v for k, v in settings.semantic().items() if k != "shards"}}}
+        },
+        sources={f"{name}/{shard.name}": shard.version for shard in shards},
+        inputs=(checkpoint,),
+    )
+
+
+def _tokens(world: World, *names: str) -> dict[str, str]:
+    return {name: world.tokens[name] for name in names if name in world.tokens}
+
+
+# ---------------------------------------------------------------- what is out of date
+
+
+def make_plan(config: Config, world: World, store: Store) -> Plan:
+    """Compare what should exist with what the store holds; reads records only, changes nothing."""
+    done: dict[str, Step] = {}
+    for node in nodes(config, world):
+        done[node.name] = _step(node, done, store)
+    return Plan(tuple(done.values()))
+
+
+def fingerprint_of(node: Node, inputs: Mapping[str, str]) -> str:
+    """Return the fingerprint (64 hex) of a node that reads outputs with these digests."""
+    return digest_of(
+        {
+            "stage": node.stage,
+            "code_version": CODE_VERSIONS[node.stage],
+            "params": node.params,
+            "sources": node.sources,
+            "inputs": inputs,
+        }
+    )
+
+
+def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
+    blocking = [
+        name
+        for name in dict.fromkeys(node_name(i.stage, i.partition) for i in (*node.inputs, *node.after))
+        if not _is_readable(done[name])
+    ]
+    if blocking:
+        return Step(node, Status.WAIT, why=(_waits(blocking),))
+    inputs = {item.name: _digest(done, item) for item in node.inputs}
+    fingerprint = fingerprint_of(node, inputs)
+    record = store.find(node.stage, node.partition, fingerprint)
+    current = store.current_fingerprint(node.stage, node.partition)
+    if record is not None and current == fingerprint:
+        return Step(node, Status.CURRENT, (), fingerprint, inputs, record)
+    previous = store.find(node.stage, node.partition, current) if current else None
+    why = tuple(_reasons(node, inputs, previous))
+    status = Status.RESTORE if record is not None else Status.BUILD
+    return Step(node, status, why, fingerprint, inputs, record)
+
+
+def _is_readable(step: Step) -> bool:
+    """What will be restored can be read already, but for embeddings, whose rows have to come back."""
+    if step.status is Status.RESTORE:
+        return step.node.stage != "embeddings"
+    return step.status is Status.CURRENT
+
+
+def _digest(done: Mapping[str, Step], item: Input) -> str:
+    record = done[node_name(item.stage, item.partition)].record
+    assert record is not None  # it is readable
+    return record.digests[item.output]
+
+
+def _waits(blocking: Sequence[str]) -> str:
+    rest = f" and {len(blocking) - 1} more" if len(blocking) > 1 else ""
+    return f"waits for {blocking[0]}{rest}"
+
+
+def _reasons(node: Node, inputs: Mapping[str, str], previous: Record | None) -> Iterator[str]:
+    """Say in words how a node differs from the entry that stands for it now."""
+    if previous is None:
+        yield "not built yet"
+        return
+    version = CODE_VERSIONS[node.stage]
+    if previous.code_version != version:
+        yield f"code version of {node.stage} {previous.code_version} -> {version}"
+    yield from _changes(_flat(previous.params), _flat(node.params), "{name} {old} -> {new}")
+    yield from _changes(previous.sources, node.sources, "{name} changed")
+    yield from _changes(previous.inputs, inputs, "{name} changed")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], text: str) -> Iterator[str]:
+    for name in sorted({*old, *new}):
+        if name not in old:
+            yield (
+                f"{name} added" if "changed" in text else text.format(name=name, old="default", new=new[name])
+            )
+        elif name not in new:
+            yield (
+                f"{name} removed"
+                if "changed" in text
+                else text.format(name=name, old=old[name], new="default")
+            )
+        elif old[name] != new[name]:
+            yield text.format(name=name, old=old[name], new=new[name])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested sections to dotted keys; tuples become lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+# ---------------------------------------------------------------- the outside
+
+
+def observe(config: Config) -> World:
+    """List the shards and hash the small files that the configuration names.
+
+    The sample is unpacked to the work folder on first use; from there on it is a folder like any other.
+
+    Raises:
+        InputError: a missing or empty folder, an unknown model, a missing file.
+    """
+    from clipcov_pipeline.shards import scan
+
+    options = dict(config.shards.storage_options)
+    sets = config.evaluate.sets
+    return World(
+        shards=tuple(scan(pool_source(config), options, settle_seconds=config.shards.settle_seconds)),
+        evaluation_shards={name: tuple(scan(evaluation_source(config, name), options)) for name in sets},
+        tokens=_file_tokens(config),
+    )
+
+
+def pool_source(config: Config) -> str:
+    """Return where the pool's shards are: the source of the YAML, or the unpacked sample's folder."""
+    if config.shards.source == "sample":
+        return str(_unpacked_sample(config)[0])
+    return config.location(config.shards.source)
+
+
+def evaluation_source(config: Config, name: str) -> str:
+    """Return where an evaluation set's shards are."""
+    source = config.evaluate.sets[name].shards
+    return str(_unpacked_sample(config)[1]) if source == "sample" else config.location(source)
+
+
+def _unpacked_sample(config: Config) -> tuple[Path, Path]:
+    from clipcov_pipeline.sample import unpack_sample
+
+    return unpack_sample(config.work / "sample")
+
+
+def _file_tokens(config: Config) -> dict[str, str]:
+    from clipcov_pipeline.embed import MODEL_CONFIGS, ModelSpec, check_model
+
+    tokens: dict[str, str] = {}
+    for section, settings in (("proxy", config.proxy), ("train", config.train)):
+        checkpoint = checkpoint_path(config, settings.pretrained)
+        check_model(ModelSpec(settings.model, checkpoint))
+        description = MODEL_CONFIGS / f"{settings.model}.json"
+        if description.is_file():
+            tokens[f"{section}.model"] = digest_of_file(description)
+        if checkpoint and Path(checkpoint).is_file():
+            tokens[f"{section}.pretrained"] = change_token(Path(checkpoint))
+    if config.labels.latent_classes == "prompts":
+        tokens["labels.class_names"] = digest_of(class_names(config))
+    return tokens
+
+
+def change_token(path: Path) -> str:
+    """Return size and modification time: enough to look again, the content decides what follows."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def class_names(config: Config) -> list[str] | str:
+    """Return the class names that the prompts are made of; ImageNet's by their name, as open_clip has them.
+
+    Raises:
+        InputError: a missing file, a duplicate or blank name.
+    """
+    from clipcov_pipeline.prompts import load_class_names
+    from clipcov_pipeline.sample import sample_class_names
+
+    match config.labels.class_names:
+        case "imagenet1k":
+            return "imagenet1k"
+        case "sample":
+            return sample_class_names()
+        case path:
+            return load_class_names(config.resolve(path))
+
+
+def checkpoint_path(config: Config, pretrained: str | None) -> str | None:
+    """Return a local checkpoint's absolute path; an open_clip tag is returned as it is."""
+    if pretrained and ("/" in pretrained or Path(pretrained).suffix in {".pt", ".bin", ".safetensors"}):
+        return str(config.resolve(pretrained))
+    return pretrained
