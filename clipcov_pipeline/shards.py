@@ -9,10 +9,12 @@ reading: each sample gets a status with a reason (issue 2, item 5).
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -183,21 +186,25 @@ def read_shard(
     max_pixels: int,
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
 ) -> ShardReport:
     """Check every sample of a shard and give it a status; one pass, which also takes the file's sha256.
 
     Every image is decoded to RGB, after its header has shown at most `max_pixels` pixels (width x height).
     The report is a function of the file's bytes and `max_pixels` alone. `progress` is called with the number
-    of further samples done, as tqdm's `update` is. Raises OSError where the file cannot be read.
+    of further samples done, as tqdm's `update` is. workers: threads that decode; one a core, at most 16, by
+    default. Raises OSError where the file cannot be read.
     """
     rows: list[dict] = []
     seen_uids: set[str] = set()
     quarantined = None
-    with _open(shard.url, storage_options) as file:
+    check = partial(_check, shard_name=shard.name, max_pixels=max_pixels)
+    with _open(shard.url, storage_options) as file, warnings.catch_warnings():
+        # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
+        warnings.simplefilter("ignore")
         reader = _Reader(file)
         try:
-            for group in _read_groups(reader, load=_is_checked):
-                row = _check(group, shard.name, max_pixels)
+            for row in _map_in_order(check, _read_groups(reader, load=_is_checked), workers):
                 if row["status"] == SampleStatus.ok:
                     if row["uid"] in seen_uids:
                         row["status"] = SampleStatus.duplicate_uid
@@ -354,6 +361,18 @@ def _is_checked(_key: str, suffix: str) -> bool:
     return suffix in IMAGE_EXTENSIONS or suffix in ("txt", "json")
 
 
+def _map_in_order(
+    function: Callable[[Group], dict], groups: Iterator[Group], workers: int | None
+) -> Iterator[dict]:
+    """As `map`, in threads, with a bounded number of groups in memory; Pillow decodes without the GIL."""
+    workers = workers or min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(function, group) for group in islice(groups, 4 * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, group) for group in islice(groups, 1))
+
+
 def _check(group: Group, shard_name: str, max_pixels: int) -> dict:
     """The manifest's row of one sample."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
@@ -402,29 +421,26 @@ def _caption(group: Group) -> tuple[str | None, SampleStatus]:
 def _check_image(data: bytes, max_pixels: int, row: dict) -> tuple[SampleStatus, str | None]:
     from PIL import Image, UnidentifiedImageError
 
-    with warnings.catch_warnings():
-        # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                row["width"], row["height"] = image.size
-                if image.width * image.height > max_pixels:
-                    return (
-                        SampleStatus.too_many_pixels,
-                        f"{image.width} x {image.height} = {image.width * image.height} pixels, "
-                        f"over the bound of {max_pixels}",
-                    )
-                image.convert("RGB")
-        except Image.DecompressionBombError as error:
-            return SampleStatus.too_many_pixels, str(error)
-        except UnidentifiedImageError:
-            return SampleStatus.undecodable_image, f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders of damaged files raise all sorts
-            # an address in the text would make the manifest differ from one run to the next
-            text = re.sub(r"0x[0-9a-fA-F]+", "0x...", str(error)) or type(error).__name__
-            return SampleStatus.undecodable_image, text
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            row["width"], row["height"] = image.size
+            if image.width * image.height > max_pixels:
+                return (
+                    SampleStatus.too_many_pixels,
+                    f"{image.width} x {image.height} = {image.width * image.height} pixels, "
+                    f"over the bound of {max_pixels}",
+                )
+            image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        return SampleStatus.too_many_pixels, str(error)
+    except UnidentifiedImageError:
+        return SampleStatus.undecodable_image, f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise all sorts
+        # an address in the text would make the manifest differ from one run to the next
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x...", str(error)) or type(error).__name__
+        return SampleStatus.undecodable_image, text
     return SampleStatus.ok, None
 
 

@@ -117,6 +117,19 @@ def test_report_depends_on_bytes_only(tmp_path):
     assert first.sha256 == second.sha256
 
 
+def test_report_does_not_depend_on_the_number_of_threads(tmp_path):
+    members = [m for i in range(50) for m in sample_members(f"{i:03d}", "x", i, uid=f"{i % 40:032x}")]
+    members[30:30] = [("bad.png", b"no image"), ("bad.txt", b"y")]
+    (shard,) = scan(str(write_tar(tmp_path / "s.tar", members)))
+    one, many = (read_shard(shard, max_pixels=MAX_PIXELS, workers=workers) for workers in (1, 8))
+    assert one.manifest.equals(many.manifest)
+    assert one.manifest["status"].value_counts(sort=True).rows() == [
+        ("ok", 40),
+        ("duplicate_uid", 10),
+        ("undecodable_image", 1),
+    ]
+
+
 def test_progress_counts_every_sample(tmp_path):
     (shard,) = scan(str(write_pool(tmp_path, n_shards=1, samples_per_shard=7)))
     steps: list[int] = []
@@ -531,6 +544,7 @@ def test_memory_file_system_version():
 
 @pytest.fixture
 def web_server(tmp_path):
+    pytest.importorskip("aiohttp")
     write_pool(tmp_path / "pool", n_shards=2)
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -559,5 +573,6 @@ def test_web_server(web_server):
 
 
 def test_server_that_does_not_answer():
+    pytest.importorskip("aiohttp")
     with pytest.raises(InputError, match="cannot be listed"):
         scan("http://127.0.0.1:9/pool/{0..1}.tar")
