@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -245,7 +246,7 @@ def evaluation_set(tmp_path):
     return shards, pl.concat(read_shard(shard, max_pixels=10_000).manifest for shard in shards)
 
 
-NAMED = {"dataset": "set", "model": "pixels", "pretrained": "none"}
+NAMED: Any = {"dataset": "set", "model": "pixels", "pretrained": "none"}
 
 
 def test_evaluate_shards_reads_each_image_once_and_counts_the_damaged(evaluation_set):
