@@ -272,6 +272,8 @@ def launch(spec: TrainSpec, on_progress: Callable[[Progress], None] | None = Non
     register_model_configs()
     from open_clip_train.main import main as open_clip_train
 
+    if spec.device == "cpu":
+        _share_cores(data_workers(spec, n_gpus))
     with _progress_of(spec, on_progress):
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
@@ -279,6 +281,14 @@ def launch(spec: TrainSpec, on_progress: Callable[[Progress], None] | None = Non
             f"open_clip_train ended without the checkpoint of epoch {steps(spec).virtual_epochs};"
             f" see {spec.folder / 'out.log'}"
         )
+
+
+def _share_cores(workers: int) -> None:
+    """Leave the data workers a core each: torch's threads spin, and take several times as long otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
 
 
 def _claim_folder(spec: TrainSpec) -> None:
