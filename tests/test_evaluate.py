@@ -201,7 +201,7 @@ def test_targets_that_do_not_fit_are_refused(targets):
 
 
 def test_record_has_clip_benchmark_s_shape():
-    made = record("set", "zeroshot_retrieval", "ViT-B-32", "x.pt", {"a": np.float32(0.5)}, 10, seed=3)
+    made = record("set", "zeroshot_retrieval", "ViT-B-32", "x.pt", {"a": 0.5}, 10, seed=3)
     back = json.loads(json.dumps(made))
     assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= back.keys()
     assert back["metrics"] == {"a": 0.5}
