@@ -1,0 +1,55 @@
+# The two commands: make run, make test. Both need Python 3.11+, make and a network to the package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# dg compares the active environment with the one in the project
+export VIRTUAL_ENV := $(abspath $(VENV))
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install run plan ui test test-fast check format clean
+
+help:
+	@echo "make run        install, then run what is out of date and print the leaderboard"
+	@echo "make test       install, then run all tests (make test-fast leaves the slow ones out)"
+	@echo "make plan       say what would run, and why"
+	@echo "make ui         serve the Dagster UI and MLflow on this machine"
+	@echo "make check      lint, format, types, Dagster definitions"
+	@echo "make format     format the code"
+	@echo "make clean      remove the work folder (everything that was produced)"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
+	    --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: install
+	$(BIN)/clipcov run
+
+plan: install
+	$(BIN)/clipcov plan
+
+ui: install
+	$(BIN)/clipcov ui
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/dagster definitions validate --log-level warning
+	$(BIN)/dg check defs
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf work
