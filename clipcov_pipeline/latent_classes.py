@@ -23,8 +23,9 @@ def zero_shot_labels(
     """Zero-shot class of each image, and how well its caption fits that class's prompts.
 
     Args:
-        image_embedding: [n, d] float16 or float32, unit norm (memory-mapped is fine), with ``text_embedding`` of
-            the same shape; or an iterator of (image block, text block) pairs, for a stream.
+        image_embedding: [n, d] float16 or float32, unit norm (memory-mapped is fine), with
+            ``text_embedding`` of the same shape; or an iterator of (image block, text block) pairs, for a
+            stream.
         class_embedding: float32 [K, d], unit norm: the prompts' embeddings w_k.
 
     Returns:
@@ -43,7 +44,7 @@ def zero_shot_labels(
     for image, text in _blocks(image_embedding, text_embedding):
         if image.shape[1] != classes.shape[1]:
             raise InputError(
-                f"class_embedding: found width {classes.shape[1]}, expected {image.shape[1]} as the embeddings"
+                f"class_embedding: found width {classes.shape[1]}, expected {image.shape[1]}, the embeddings'"
             )
         best, margin = _nearest(image, classes)[::2]
         similarity = np.einsum("ij,ij->i", text.astype(np.float32), classes[best])
@@ -90,7 +91,7 @@ def spherical_kmeans(
 
 
 def assign_clusters(x: np.ndarray, centres: np.ndarray) -> Labels:
-    """Nearest centre (int32 [n]), similarity to it and margin to the second nearest (float32 [n]), in blocks."""
+    """Nearest centre (int32 [n]), similarity to it, margin to the second nearest (float32 [n]), in blocks."""
     centres = np.ascontiguousarray(centres, np.float32)
     return _joined([_nearest(x[at : at + _BLOCK], centres) for at in range(0, len(x), _BLOCK)])
 
@@ -111,7 +112,8 @@ def cluster_labels(
         k, seed, n_iter, sample: as in ``spherical_kmeans``.
 
     Returns:
-        latent_class (int32 [n]), label_similarity (float32 [n], <t_i, caption half of the centre, made unit>),
+        latent_class (int32 [n]), label_similarity (float32 [n], <t_i, caption half of the centre, made
+        unit>),
         margin (float32 [n], similarity to the nearest centre minus to the second nearest).
     """
     pairs = _Pairs(image_embedding, text_embedding)

@@ -40,7 +40,8 @@ def clip_score_per_class(pool: Pool, count: int, params: dict[str, Any], threads
 
 
 def c_rho(pool: Pool, count: int, params: dict[str, Any], threads: int | None) -> Ranked:  # noqa: ARG001
-    """Largest gain in pair similarity from an early proxy to the final one first (C-RHO, the ClipCov paper)."""
+    """Largest gain in pair similarity from an early proxy to the final one first (C-RHO, the ClipCov
+    paper)."""
     early = pool.column("early_similarity", "c_rho")
     return top(pool.pair_similarity().astype(np.float64) - early, count)
 
@@ -125,7 +126,8 @@ def _nearest_before(images: np.ndarray, members: np.ndarray) -> np.ndarray:
 def s_cliploss(pool: Pool, count: int, params: dict[str, Any], threads: int | None) -> Ranked:  # noqa: ARG001
     """Smallest surrogate CLIP loss first (negCLIPLoss, Wang et al. 2024, arXiv 2405.19547).
 
-    gain_i = <v_i,t_i> - (temperature / 2) [log mean_j exp(<v_i,t_j>/temperature) + log mean_j exp(<v_j,t_i>/temperature)],
+    gain_i = <v_i,t_i> - (temperature / 2) [log mean_j exp(<v_i,t_j>/temperature) + log mean_j
+    exp(<v_j,t_i>/temperature)],
     j over a random batch that holds i, averaged over ``n_batches`` random partitions into batches of about
     ``batch_size``. (The authors sum over j: a constant less for batches of one size.) The paper uses batches
     of 32,768; the cost is N x batch_size x n_batches x d.

@@ -15,9 +15,9 @@ from clipcov_pipeline.selection.objective import base_scores, class_term, redund
 from clipcov_pipeline.selection.parallel import over_classes
 from clipcov_pipeline.selection.pool import Pool
 
-# a similarity s_ij below -MARGIN is rare (s_ij itself is negative for about 1 pair in 10,000) and is
-# noticed when the row is evaluated; the class then starts again with a larger margin
-MARGIN = 0.05
+# a similarity s_ij is negative for about 1 pair in 10,000, and below -MARGIN next to never; that is
+# noticed when the row is evaluated, and the class then starts again with a larger margin
+MARGIN = 0.2
 # no sum of two products of unit vectors is below -2 (and a little for rounded norms)
 SAFE_MARGIN = 2.1
 
@@ -38,7 +38,7 @@ class ClassGreedy:
         n, k = len(pool), pool.n_classes
         self.pool, self.base, self.scale, self.clip, self.threads = pool, base, scale, clip_negative, threads
         self.margin = np.full(k, 0.0 if clip_negative else margin)
-        self.seen = np.zeros(n if clip_negative else 0, np.int32)
+        self.seen = np.empty(n, np.int32)
         self.total = np.zeros(n if clip_negative else 0)
         self.chosen = np.zeros((k, pool.pairs.shape[1]))
         self.key, self.row = np.empty(n), np.empty(n, np.int32)
@@ -73,7 +73,8 @@ class ClassGreedy:
 def rank_clipcov(
     pool: Pool, count: int, params: dict[str, Any], threads: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pool rows (int64) in the order taken, and gains (float64); ``params`` as ``validate_method`` fills them."""
+    """Pool rows (int64) in the order taken, and gains (float64); ``params`` as ``validate_method`` fills
+    them."""
     weights, clip = params["weights"], params["clip_negative"]
     sizes = pool.class_sizes
     base = base_scores(pool, weights, clip, threads)

@@ -19,12 +19,14 @@ class Explanation:
     Attributes:
         uid, row: the sample; latent_class, class_size, class_chosen: its class, and how many of it are in.
         chosen: whether it is in the subset of ``budget`` samples.
-        rank, rank_in_class: its place in the whole ranking and inside its class (None where it is not ranked).
+        rank, rank_in_class: its place in the whole ranking and inside its class (None where it is not
+            ranked).
         base_rank_in_class: its place inside the class before any redundancy.
         terms: weighted class, self, label and inter terms of its base score; base: their sum.
-        redundancy: what similarity to the samples of its class taken before its turn (or before the cut, when it is out) takes from base.
+        redundancy: what similarity to the samples of its class taken before its turn (or before the cut,
+            when it is out) takes from base.
         gain: base - redundancy; cut: the gain of the last sample that is in.
-        neighbours: nearest samples of its class in the subset: uid, rank, similarity s_ij (two products, at most 2).
+        neighbours: nearest samples of its class in the subset: uid, rank, similarity s_ij (at most 2).
     """
 
     uid: str
@@ -84,7 +86,9 @@ def explain(
     before = ranking.rows[class_order[class_order < (count if at is None else min(at, count))]]
     chosen = ranking.rows[class_order[class_order < count]]
     scale = filled["weights"]["redundancy"] / redundancy_sizes(pool, filled["redundancy"], count)[of_class]
-    redundancy = scale * float(similarities(pool, row, before, filled["clip_negative"]).sum(dtype=np.float64))
+    redundancy = float(scale) * float(
+        similarities(pool, row, before, filled["clip_negative"]).sum(dtype=np.float64)
+    )
     others = chosen[chosen != row]
     near = similarities(pool, row, others, False)
     nearest = np.argsort(-near, kind="stable")[:n_neighbours]
@@ -134,7 +138,7 @@ def term_table(pool: Pool, of_class: int, weights: Mapping[str, float], clip_neg
 
 
 def similarities(pool: Pool, row: int, others: np.ndarray, clip_negative: bool) -> np.ndarray:
-    """s_ij = <v_i,t_j> + <t_i,v_j> of one row to others (both products at least 0 if clipped): float32 [m]."""
+    """s_ij = <v_i,t_j> + <t_i,v_j> of one row to others (products at least 0 if clipped): float32 [m]."""
     d = pool.dim
     own = pool.pairs[pool.position[row]].astype(np.float32)
     rows = pool.pairs[pool.position[others]].astype(np.float32)

@@ -11,8 +11,9 @@ def passing_rows(pool: Pool, filters: dict[str, Any]) -> np.ndarray:
     """Pool rows (int64, ascending) that pass every filter.
 
     Args:
-        filters: ``min_similarity`` (least <v_i,t_i>), ``drop_duplicate_images`` and ``drop_duplicate_captions``
-            (keep the copy of largest pair similarity among those that passed so far), ``caption_length``
+        filters: ``min_similarity`` (least <v_i,t_i>), ``drop_duplicate_images`` and
+            ``drop_duplicate_captions`` (keep the copy of largest pair similarity among those that passed so
+            far), ``caption_length``
             ([shortest, longest] in characters); as ``validate_method`` fills them.
 
     Raises:

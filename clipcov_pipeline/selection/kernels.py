@@ -7,6 +7,8 @@ sums over rows in float64: a float16 sum over a class of 62,000 rows is wrong by
 All functions release the GIL; the caller threads over classes.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -14,6 +16,7 @@ from numba.extending import intrinsic
 
 # only what lets the compiler vectorise a sum; NaN and infinity keep their meaning
 _FAST = {"reassoc", "contract", "nsz"}
+_WIDTH = 2
 
 
 def bits(pairs: np.ndarray) -> np.ndarray:
@@ -22,7 +25,7 @@ def bits(pairs: np.ndarray) -> np.ndarray:
 
 
 @intrinsic
-def _widen(typingctx, value):  # noqa: ARG001  the typing context is part of numba's signature
+def _widen(typingctx: Any, value: Any = None) -> Any:  # noqa: ARG001  numba's own first argument
     """float32 of a float16 bit pattern (uint16), or of a float32."""
     if value == types.float32:
         return types.float32(types.float32), lambda _context, _builder, _signature, args: args[0]
@@ -31,6 +34,18 @@ def _widen(typingctx, value):  # noqa: ARG001  the typing context is part of num
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), convert
+
+
+@njit(nogil=True, cache=True)
+def scatter(pairs, into, image, text, by):
+    """pairs[into[i]] = [image[i]; text[i]] for the i in ``by``, in that order; all three of one bit type."""
+    d = image.shape[1]
+    for i in by:
+        at = into[i]
+        for j in range(d):
+            pairs[at, j] = image[i, j]
+        for j in range(d):
+            pairs[at, d + j] = text[i, j]
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
@@ -106,38 +121,23 @@ def project(pairs, starts, classes, directions, out):
 
 
 @njit(nogil=True, cache=True)
-def _above(key, row, a, b):
-    return key[a] > key[b] or (key[a] == key[b] and row[a] < row[b])
-
-
-@njit(nogil=True, cache=True)
-def _swap(key, row, a, b):
-    key[a], key[b] = key[b], key[a]
-    row[a], row[b] = row[b], row[a]
-
-
-@njit(nogil=True, cache=True)
 def _sift_down(key, row, size, at):
+    """Let the entry at ``at`` sink to its place in the heap (four children each; largest key, then lowest
+    row)."""
+    moving_key, moving_row = key[at], row[at]
     while True:
-        child = 2 * at + 1
+        child = _WIDTH * at + 1
         if child >= size:
-            return
-        if child + 1 < size and _above(key, row, child + 1, child):
-            child += 1
-        if not _above(key, row, child, at):
-            return
-        _swap(key, row, at, child)
-        at = child
-
-
-@njit(nogil=True, cache=True)
-def _sift_up(key, row, at):
-    while at > 0:
-        parent = (at - 1) // 2
-        if not _above(key, row, at, parent):
-            return
-        _swap(key, row, at, parent)
-        at = parent
+            break
+        best, best_key, best_row = child, key[child], row[child]
+        for other in range(child + 1, min(child + _WIDTH, size)):
+            if key[other] > best_key or (key[other] == best_key and row[other] < best_row):
+                best, best_key, best_row = other, key[other], row[other]
+        if best_key < moving_key or (best_key == moving_key and best_row > moving_row):
+            break
+        key[at], row[at] = best_key, best_row
+        at = best
+    key[at], row[at] = moving_key, moving_row
 
 
 @njit(nogil=True, cache=True)
@@ -163,85 +163,68 @@ def _clipped(pairs, i, j, d):
 
 @njit(nogil=True, cache=True)
 def _greedy_until(
-    pairs, start, base, scale, margin, clip, seen, total, chosen, key, row, size, floor, most, out_row, out_gain,
-    taken, evaluated,
+    pairs, start, base, scale, margin, clip, seen, total, chosen, key, row, size, floor, most, out_row,
+    out_gain, taken, evaluated,
 ):  # fmt: skip
     """Take the best of one class until the next gain is below ``floor`` or ``most`` are taken.
 
     ``key`` and ``row`` are a heap (``size`` entries). A key is (gain when evaluated) - margin * scale *
     (number taken then), so key + margin * scale * (number taken now) bounds the gain from above as long as
-    no similarity is below -margin, and the bounds of all entries move together: the heap stays a heap.
+    no similarity is below -margin, and the bounds of all entries move together: the heap stays a heap. The
+    top is evaluated afresh until it is one whose gain is of now: then no other can be larger.
 
     Returns:
-        (number taken, entries left, most negative similarity that was seen to break the bound, else 0).
+        (number taken, entries left, a similarity below -margin if one broke the bound else 0, evaluations).
     """
     d = pairs.shape[1] // 2
     scaled = (chosen * scale).astype(np.float32)
     step = margin * scale
-    at_row = np.empty(64, np.int32)
-    at_gain = np.empty(64, np.float64)
     while taken < most and size > 0:
-        best = -1
-        count = 0
-        while size > 0:
-            bound = key[0] + step * taken
-            if bound < floor or (best >= 0 and bound < at_gain[best]):
-                break
-            i = row[0]
-            gain = base[i]
-            if scale != 0.0 and taken > 0:
-                if clip:
-                    for j in range(seen[i], taken):
-                        total[i] += _clipped(pairs, start + i, start + out_row[j], d)
-                    seen[i] = taken
-                    gain -= scale * total[i]
-                else:
-                    gain -= float(_dot(pairs, start + i, scaled))
-                evaluated += 1
-                if gain > bound + 1e-6:
-                    return taken, size, (bound - gain) / scale - margin, evaluated
+        bound = key[0] + step * taken
+        if bound < floor:
+            break
+        i = row[0]
+        if seen[i] == taken or scale == 0.0:
+            out_row[taken] = i
+            out_gain[taken] = bound
             size -= 1
             key[0], row[0] = key[size], row[size]
-            _sift_down(key, row, size, 0)
-            if count == at_row.shape[0]:
-                at_row = np.concatenate((at_row, np.empty_like(at_row)))
-                at_gain = np.concatenate((at_gain, np.empty_like(at_gain)))
-            at_row[count], at_gain[count] = i, gain
-            if best < 0 or gain > at_gain[best] or (gain == at_gain[best] and i < at_row[best]):
-                best = count
-            count += 1
-        take = best >= 0 and at_gain[best] >= floor
-        for f in range(count):
-            if not (take and f == best):
-                key[size], row[size] = at_gain[f] - step * taken, at_row[f]
-                size += 1
-                _sift_up(key, row, size - 1)
-        if not take:
-            break
-        out_row[taken] = at_row[best]
-        out_gain[taken] = at_gain[best]
-        if scale != 0.0 and not clip:
-            _take(pairs, start + at_row[best], d, chosen, scaled, scale)
-        taken += 1
+            if scale != 0.0 and not clip:
+                _take(pairs, start + i, d, chosen, scaled, scale)
+            taken += 1
+        else:
+            if clip:
+                for j in range(seen[i], taken):
+                    total[i] += _clipped(pairs, start + i, start + out_row[j], d)
+                gain = base[i] - scale * total[i]
+            else:
+                gain = base[i] - float(_dot(pairs, start + i, scaled))
+            seen[i] = taken
+            evaluated += 1
+            if gain > bound + 1e-6:
+                return taken, size, (bound - gain) / scale - margin, evaluated
+            key[0] = gain - step * taken
+        _sift_down(key, row, size, 0)
     return taken, size, 0.0, evaluated
 
 
 @njit(nogil=True, cache=True)
-def _restart(base, key, row):
+def _restart(base, key, row, seen):
     """Heap of the base scores: the gains before anything is taken."""
     size = base.shape[0]
+    seen[:] = 0
     for i in range(size):
         key[i] = base[i]
         row[i] = i
-    for i in range(size // 2 - 1, -1, -1):
+    for i in range((size - 2) // _WIDTH, -1, -1):
         _sift_down(key, row, size, i)
     return size
 
 
 @njit(nogil=True, cache=True)
 def greedy_classes(
-    pairs, starts, classes, base, scale, margin, clip, seen, total, chosen, key, row, size, taken, floor, most,
-    out_row, out_gain,
+    pairs, starts, classes, base, scale, margin, clip, seen, total, chosen, key, row, size, taken, floor,
+    most, out_row, out_gain,
 ):  # fmt: skip
     """Exact lazy greedy inside some classes; a later call with a lower ``floor`` carries on.
 
@@ -251,12 +234,13 @@ def greedy_classes(
         scale: float64 [K], 1 / r_k, the weight of the redundancy.
         margin: float64 [K], updated: similarities in the class are taken to be at least -margin. When an
             evaluation shows one that is not, the class starts again with a larger margin. 2 always holds.
-        clip: count similarities below 0 as 0; then seen, total: int32 [n], float64 [n] of zeros, how many of
-            the taken a row's redundancy covers and what it comes to.
+        clip: count similarities below 0 as 0; then total: float64 [n] of zeros, the redundancy of a row.
+        seen: int32 [n], number taken when a row was last evaluated.
         chosen: float64 [K, 2d], updated: sum of [t; v] over what is taken of each class.
         key, row: float64 [n], int32 [n], the heaps; size, taken: int64 [K], -1 in ``size`` is "not begun".
         floor: float64 [K], stop when the best gain is below; most: int64 [K], stop at so many taken.
-        out_row, out_gain: int32 [n], float64 [n], written: position in the class and gain, in the order taken.
+        out_row, out_gain: int32 [n], float64 [n], written: position in the class and gain, in the order
+            taken.
 
     Returns:
         Number of gains evaluated.
@@ -265,19 +249,19 @@ def greedy_classes(
     for c in classes:
         start, stop = starts[c], starts[c + 1]
         if size[c] < 0:
-            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop])
+            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop], seen[start:stop])
         while True:
             taken[c], size[c], broken, evaluated = _greedy_until(
-                pairs, start, base[start:stop], scale[c], margin[c], clip, seen[start:stop] if clip else seen,
-                total[start:stop] if clip else total, chosen[c], key[start:stop], row[start:stop], size[c], floor[c],
-                most[c], out_row[start:stop], out_gain[start:stop], taken[c], evaluated,
+                pairs, start, base[start:stop], scale[c], margin[c], clip, seen[start:stop],
+                total[start:stop] if clip else total, chosen[c], key[start:stop], row[start:stop], size[c],
+                floor[c], most[c], out_row[start:stop], out_gain[start:stop], taken[c], evaluated,
             )  # fmt: skip
             if broken == 0.0:
                 break
             margin[c] = min(max(2.0 * margin[c], -1.5 * broken), 2.1)
             chosen[c] = 0.0
             taken[c] = 0
-            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop])
+            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop], seen[start:stop])
     return evaluated
 
 

@@ -138,7 +138,8 @@ def objective(
     Args:
         pool: the pool the subset is of.
         rows: distinct pool rows, any order.
-        weights, clip_negative, redundancy: as in ``rank``; ``redundancy="budget_share"`` takes len(rows) as the budget.
+        weights, clip_negative, redundancy: as in ``rank``; ``redundancy="budget_share"`` takes len(rows) as
+            the budget.
 
     Returns:
         ``{"class", "self", "label", "inter", "redundancy", "F"}``: weighted sums over the subset, "inter" and
@@ -148,7 +149,7 @@ def objective(
     rows = np.asarray(rows, np.int64)
     budget_count(len(rows), len(pool))
     position = np.sort(pool.position[rows])
-    sums, similarity = pool.statistics(threads)
+    similarity = pool.statistics(threads)[1]
     class_direction, inter_direction = directions(pool, threads)
     of_class = pool.latent_class[pool.order[position]]
     starts = np.searchsorted(of_class, np.arange(pool.n_classes + 1))
@@ -177,7 +178,7 @@ def objective(
 def subset_sums(
     pool: Pool, position: np.ndarray, starts: np.ndarray, threads: int | None = None
 ) -> np.ndarray:
-    """Sum of the rows [v; t] of a subset by class: float64 [K, 2d]; ``position`` sorted, ``starts`` into it."""
+    """Sum of rows [v; t] of a subset by class, float64 [K, 2d]; ``position`` sorted, ``starts`` into it."""
     sums = np.zeros((pool.n_classes, pool.pairs.shape[1]))
 
     def one(classes: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from clipcov_pipeline.errors import InputError
 # distance of a norm from 1 that rounding to float16 explains several times over
 NORM_TOLERANCE = 1e-2
 _BLOCK_BYTES = 256 << 20
+OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
 
 
 class Pool:
@@ -89,17 +90,11 @@ class Pool:
             )
         if not all(np.issubdtype(a.dtype, np.floating) for a in (image_embedding, text_embedding)):
             raise InputError(
-                f"embeddings: found {image_embedding.dtype} and {text_embedding.dtype}, expected float16 or float32"
+                f"embeddings: found {image_embedding.dtype} and {text_embedding.dtype}, "
+                "expected float16 or float32"
             )
-        latent_class = _classes(latent_class, n, n_classes)
-        label_similarity = _column(
-            "label_similarity", np.zeros(n) if label_similarity is None else label_similarity, n
-        )
-        if not np.isfinite(label_similarity).all():
-            bad = int(np.argmin(np.isfinite(label_similarity)))
-            raise InputError(
-                f"label_similarity: found {label_similarity[bad]} at row {bad}, expected finite numbers"
-            )
+        latent_class = check_classes(latent_class, n, n_classes)
+        labels = check_similarity(np.zeros(n) if label_similarity is None else label_similarity, n)
         columns = {
             "uid": None if uid is None else _uids(uid, n),
             "image_hash": _column("image_hash", image_hash, n),
@@ -111,11 +106,48 @@ class Pool:
         order, starts = sort_by_class(latent_class)
         width = 2 * image_embedding.shape[1]
         pairs, scratch = make_rows((n, width), np.float16 if half else np.float32, scratch_dir)
-        fill_rows(pairs, image_embedding, text_embedding, order)
-        labels = np.ascontiguousarray(label_similarity, np.float32)
+        fill_rows(pairs, order, array_blocks(image_embedding, text_embedding))
         pool = cls(pairs, order, starts, latent_class, labels, columns, scratch)
         pool.statistics()
         return pool
+
+    @classmethod
+    def from_lance(
+        cls,
+        table: Any,
+        labels: Any = None,
+        *,
+        version: int | None = None,
+        shards: Sequence[str] | None = None,
+        n_classes: int | None = None,
+        captions: bool = False,
+        scratch_dir: str | Path | None = None,
+    ) -> "Pool":
+        """A pool over a LanceDB table, read in batches into a memory-mapped scratch file sorted by class.
+
+        The order of the pool is that of ``labels`` (of the uids, when there are none), never that of the
+        table's fragments.
+
+        Args:
+            table: an open LanceDB table with ``uid`` and ``image_embedding``, ``text_embedding``
+                (fixed-size-list of float16, unit norm); ``shard`` when ``shards`` is given.
+            labels: a polars frame, or the path of a parquet file, with ``uid``, ``latent_class``,
+                ``label_similarity`` and any of ``OPTIONAL_COLUMNS``: the pool is these uids. None when the
+                    table has these columns.
+            version: read the table as of this version (the handle is left where it was).
+            shards: read these shards only; every labelled uid has to be in them.
+            n_classes: when given, every latent class has to be below it.
+            captions: also read ``caption``, for ``caption_hash`` and ``caption_length``.
+            scratch_dir: folder of the scratch file; when None, pools over 256 MB go to the system's
+                temporary folder and smaller ones stay in memory.
+
+        Raises:
+            InputError: a column or a labelled uid is missing, a uid comes twice, an embedding is missing or
+                not of unit norm, no label at all, no room for the scratch file.
+        """
+        from clipcov_pipeline.selection.lance import pool_from_lance
+
+        return pool_from_lance(table, labels, version, shards, scratch_dir, n_classes, captions)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -230,8 +262,8 @@ class Pool:
         step = max(1, _BLOCK_BYTES // (pairs.shape[1] * pairs.itemsize))
         for at in range(0, len(rows), step):
             pairs[at : at + step] = self.pairs[source[at : at + step]]
-        optional = ("uid", "image_hash", "caption_hash", "caption_length", "early_similarity")
-        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in optional}
+        names = ("uid", *OPTIONAL_COLUMNS)
+        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in names}
         return Pool(pairs, order, starts, latent_class, self.label_similarity[rows], columns, scratch)
 
     def close(self) -> None:
@@ -251,8 +283,8 @@ class Pool:
         norms = np.sqrt((halves**2).sum(axis=1))
         name = self.names([row])[0]
         raise InputError(
-            f"embedding of uid {name} (row {row}): found norms {norms[0]:.4g} (image) and {norms[1]:.4g} (caption), "
-            "expected 1; normalise the embeddings and drop rows with NaN, infinity or only zeros"
+            f"embedding of uid {name} (row {row}): found norms {norms[0]:.4g} (image) and {norms[1]:.4g} "
+            "(caption), expected 1; normalise the embeddings and drop rows with NaN, infinity or only zeros"
         )
 
 
@@ -280,25 +312,40 @@ def make_rows(
     free = room.f_bavail * room.f_frsize
     if free < size:
         raise InputError(
-            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, expected {size / 1e9:.1f} GB; choose another"
+            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, "
+            f"expected {size / 1e9:.1f} GB; choose another"
         )
     handle, name = tempfile.mkstemp(prefix="pool-", suffix=".rows", dir=folder)
     os.close(handle)
     return np.memmap(name, dtype, "w+", shape=shape), Path(name)
 
 
-def fill_rows(pairs: np.ndarray, image: np.ndarray, text: np.ndarray, order: np.ndarray) -> None:
-    """Write the rows [image; text] in sorted order, a block of the input at a time."""
-    d = image.shape[1]
-    step = max(1, _BLOCK_BYTES // (pairs.shape[1] * pairs.itemsize))
+def fill_rows(
+    pairs: np.ndarray, order: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> None:
+    """Write the rows [image; text] where they belong.
+
+    Args:
+        pairs: [n, 2d], written; order: int64 [n], pool row of each row of ``pairs``.
+        blocks: (pool rows int64 [b], image [b, d], text [b, d]).
+    """
+    from clipcov_pipeline.selection import kernels
+
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
-    for at in range(0, len(order), step):
-        # in the order they will lie, so that every page of the scratch file is touched in one go
-        into = position[at : at + step]
-        by = np.argsort(into)
-        pairs[into[by], :d] = image[at : at + step][by]
-        pairs[into[by], d:] = text[at : at + step][by]
+    for rows, image, text in blocks:
+        into = position[rows]
+        sides = [kernels.bits(np.ascontiguousarray(side, pairs.dtype)) for side in (image, text)]
+        # in the order they will lie, so that every page of a scratch file is written in one go
+        kernels.scatter(kernels.bits(pairs), into, sides[0], sides[1], np.argsort(into))
+
+
+def array_blocks(image: np.ndarray, text: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Two arrays (memory-mapped ones are fine) in blocks of ``_BLOCK_BYTES``, with their rows."""
+    step = max(1, _BLOCK_BYTES // (2 * image.shape[1] * image.itemsize))
+    for at in range(0, len(image), step):
+        stop = min(at + step, len(image))
+        yield np.arange(at, stop), image[at:stop], text[at:stop]
 
 
 def _unlink(path: Path) -> None:
@@ -314,7 +361,12 @@ def _column(name: str, values: Any, n: int) -> Any:
     return values
 
 
-def _classes(values: Any, n: int, n_classes: int | None) -> np.ndarray:
+def check_classes(values: Any, n: int, n_classes: int | None) -> np.ndarray:
+    """Latent classes as int32 [n].
+
+    Raises:
+        InputError: another shape, no integers, below 0, or not below ``n_classes``.
+    """
     values = _column("latent_class", values, n)
     if not np.issubdtype(values.dtype, np.integer):
         raise InputError(f"latent_class: found {values.dtype}, expected integers")
@@ -329,17 +381,26 @@ def _classes(values: Any, n: int, n_classes: int | None) -> np.ndarray:
     return np.ascontiguousarray(values, np.int32)
 
 
+def check_similarity(values: Any, n: int) -> np.ndarray:
+    """Label similarities as float32 [n].
+
+    Raises:
+        InputError: another shape, or a value that is not finite.
+    """
+    values = np.ascontiguousarray(_column("label_similarity", values, n), np.float32)
+    if not np.isfinite(values).all():
+        bad = int(np.argmin(np.isfinite(values)))
+        raise InputError(f"label_similarity: found {values[bad]} at row {bad}, expected finite numbers")
+    return values
+
+
 def _uids(values: Any, n: int) -> np.ndarray:
-    uid = np.asarray(values)
-    if uid.dtype.kind == "O":
-        uid = np.asarray([str(value) for value in uid])
-    if uid.dtype.kind == "U":
-        uid = np.char.encode(uid, "utf-8")
-    uid = _column("uid", uid if uid.dtype.kind == "S" else np.char.encode(uid.astype(str), "utf-8"), n)
+    uid: Any = np.asarray(values)
+    if uid.dtype.kind != "S":
+        uid = np.char.encode(uid.astype(str), "utf-8")
+    uid = _column("uid", uid, n)
     ordered = np.sort(uid)
-    repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(repeated):
-        raise InputError(
-            f"uid: found {ordered[repeated[0]].decode()!r} more than once, expected distinct uids"
-        )
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
+    if repeated:
+        raise InputError(f"uid: found {repeated[0].decode()!r} more than once, expected distinct uids")
     return uid

@@ -46,20 +46,24 @@ def rank(
         budget: an int count, a float fraction of the whole pool (``budget_count``), or None for everything.
             Filters do not change what a fraction stands for.
         threads: threads over latent classes; all processors when None.
-        **params: of the method, JSON-able, checked by ``validate_method``. For all: ``seed`` (int, 0), ``filters``
-            (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``, ``caption_length``). clipcov:
+        **params: of the method, JSON-able, checked by ``validate_method``. For all: ``seed`` (int, 0),
+            ``filters`` (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``,
+            ``caption_length``). clipcov:
 
-            - ``mode``: "greedy" (exact and lazy: a similarity below a margin is noticed and the class redone),
-              "strict" (no assumption on signs: exact always, cost grows with the square of a class), "notebook" (the authors' batch rule;
+            - ``mode``: "greedy" (exact and lazy: a similarity below a margin is noticed and the class
+              redone), "strict" (no assumption on signs: exact always, cost grows with the square of a
+              class), "notebook" (the authors' batch rule;
               its gains are scores, not differences of F).
             - ``clip_negative``: count similarities below 0 as 0, as the authors do.
             - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
               weight, 0 switches it off.
             - ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
-            - ``class_balance``: "global" (as F says) or "proportional" to class size, and ``class_floor``, the least a class gets then.
+            - ``class_balance``: "global" (as F says) or "proportional" to class size, and ``class_floor``,
+              the least a class gets then.
             - ``batch_size``: of the notebook mode, 200.
 
-            clip_score_per_class: ``class_floor``. semdedup: ``n_clusters``, ``keep``. dedup: ``by``. s_cliploss:
+            clip_score_per_class: ``class_floor``. semdedup: ``n_clusters``, ``keep``. dedup: ``by``.
+                s_cliploss:
             ``temperature``, ``batch_size``, ``n_batches``.
 
     Raises:

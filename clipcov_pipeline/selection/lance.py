@@ -1,0 +1,177 @@
+"""Read a pool from a LanceDB table, a batch at a time, into rows sorted by class."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.pool import (
+    OPTIONAL_COLUMNS,
+    Pool,
+    check_classes,
+    check_similarity,
+    fill_rows,
+    make_rows,
+    sort_by_class,
+)
+
+_BATCH_ROWS = 16384
+# pools smaller than this lie in memory
+_MEMORY_BYTES = 256 << 20
+
+
+def pool_from_lance(
+    table: Any, labels: Any, version: int | None, shards: Sequence[str] | None,
+    scratch_dir: str | Path | None, n_classes: int | None, captions: bool,
+) -> Pool:  # fmt: skip
+    """See ``Pool.from_lance``."""
+    with _at_version(table, version):
+        names = {"uid", "image_embedding", "text_embedding"} | ({"caption"} if captions else set())
+        _require(set(table.schema.names), names, "table")
+        where = _where(shards)
+        frame = _labels(table, labels, where)
+        uid = frame["uid"].to_numpy().astype("S")
+        latent_class = check_classes(frame["latent_class"].to_numpy(), len(frame), n_classes)
+        columns: dict[str, np.ndarray | None] = {"uid": uid}
+        columns |= {name: frame[name].to_numpy() for name in OPTIONAL_COLUMNS if name in frame.columns}
+        order, starts = sort_by_class(latent_class)
+        shape = (len(uid), 2 * table.schema.field("image_embedding").type.list_size)
+        folder = scratch_dir or (tempfile.gettempdir() if shape[0] * shape[1] * 2 > _MEMORY_BYTES else None)
+        pairs, scratch = make_rows(shape, np.float16, folder)
+        similarity = check_similarity(frame["label_similarity"].to_numpy(), len(frame))
+        # made before it is filled, so that a failure on the way removes the scratch file
+        pool = Pool(pairs, order, starts, latent_class, similarity, columns, scratch)
+        if captions:
+            pool.caption_hash, pool.caption_length = (
+                np.zeros(len(uid), np.uint64),
+                np.zeros(len(uid), np.int32),
+            )
+        fill_rows(pairs, order, _blocks(table, pool, where, captions))
+    pool.statistics()
+    return pool
+
+
+def _labels(table: Any, labels: Any, where: str | None) -> Any:
+    """Frame with uid, latent_class, label_similarity in pool order; the uids are distinct."""
+    import polars as pl
+
+    names = ["uid", "latent_class", "label_similarity"]
+    if labels is None:
+        _require(set(table.schema.names), set(names), "table (it has no labels of its own, so give labels)")
+        wanted = names + [name for name in OPTIONAL_COLUMNS if name in table.schema.names]
+        frame = pl.from_arrow(_scan(table, wanted, where).read_all()).sort("uid")  # type: ignore[union-attr]
+    else:
+        frame = labels if isinstance(labels, pl.DataFrame) else pl.read_parquet(labels)
+        _require(set(frame.columns), set(names), "labels")
+    if len(frame) == 0:
+        raise InputError("pool: found 0 labelled pairs, expected at least 1")
+    if missing := [name for name in names if frame[name].null_count()]:
+        raise InputError(
+            f"labels: found missing values in {', '.join(missing)}, expected a value for every uid"
+        )
+    if frame["uid"].n_unique() < len(frame):
+        twice = frame["uid"].filter(frame["uid"].is_duplicated())[0]
+        raise InputError(f"labels: found uid {twice} more than once, expected distinct uids")
+    return frame
+
+
+def _blocks(
+    table: Any, pool: Pool, where: str | None, captions: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(pool rows, image, text) of the table's labelled rows, in whatever order the table gives them."""
+    uid = pool.uid
+    assert uid is not None
+    by_uid = np.argsort(uid, kind="stable")
+    ordered = uid[by_uid]
+    met = np.zeros(len(uid), np.bool_)
+    columns = ["uid", "image_embedding", "text_embedding"] + (["caption"] if captions else [])
+    for batch in _scan(table, columns, where):
+        # longer names than any in the pool must not match one by being cut
+        found = batch.column("uid").to_numpy(zero_copy_only=False).astype("S")
+        at = np.minimum(np.searchsorted(ordered, found), len(ordered) - 1)
+        here = ordered[at] == found
+        rows = by_uid[at[here]]
+        if met[rows].any() or len(np.unique(rows)) < len(rows):
+            raise InputError(
+                f"table: found a uid more than once ({_twice(found[here], rows, met)}), expected one row each"
+            )
+        met[rows] = True
+        sides = [_matrix(batch, name, here) for name in columns[1:3]]
+        if captions:
+            _caption_columns(pool, rows, batch.column("caption"), here)
+        yield rows, sides[0], sides[1]
+    if not met.all():
+        missing = np.flatnonzero(~met)
+        some = ", ".join(pool.names(missing[:3]))
+        raise InputError(
+            f"table: found no row for {len(missing)} of {len(uid)} labelled uids "
+            f"({some}{', ...' if len(missing) > 3 else ''}), expected one each; embed them, or label again"
+        )
+
+
+def _matrix(batch: Any, name: str, here: np.ndarray) -> np.ndarray:
+    column = batch.column(name)
+    if column.null_count:
+        raise InputError(
+            f"table: found {column.null_count} missing values in {name}, expected an embedding in every row"
+        )
+    matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return matrix if here.all() else matrix[here]
+
+
+def _caption_columns(pool: Pool, rows: np.ndarray, captions: Any, here: np.ndarray) -> None:
+    import polars as pl
+
+    text = pl.Series(pl.from_arrow(captions)).fill_null("").filter(pl.Series(here))
+    assert pool.caption_hash is not None
+    assert pool.caption_length is not None
+    pool.caption_hash[rows] = text.hash(seed=0).to_numpy()
+    pool.caption_length[rows] = text.str.len_chars().to_numpy()
+
+
+def _twice(found: np.ndarray, rows: np.ndarray, met: np.ndarray) -> str:
+    values, counts = np.unique(found, return_counts=True)
+    return (values[counts > 1] if (counts > 1).any() else found[met[rows]])[0].decode()
+
+
+def _scan(table: Any, columns: list[str], where: str | None) -> Any:
+    query = table.search().select(columns)
+    if where is not None:
+        query = query.where(where)
+    return query.to_batches(_BATCH_ROWS)
+
+
+def _where(shards: Sequence[str] | None) -> str | None:
+    if shards is None:
+        return None
+    if not shards:
+        raise InputError("shards: found none, expected at least one, or no list to read them all")
+    quoted = ", ".join("'" + shard.replace("'", "''") + "'" for shard in shards)
+    return f"shard IN ({quoted})"
+
+
+def _require(have: set[str], need: set[str], what: str) -> None:
+    if missing := sorted(need - have):
+        raise InputError(f"{what}: missing column {', '.join(missing)}; found {', '.join(sorted(have))}")
+
+
+@contextmanager
+def _at_version(table: Any, version: int | None) -> Iterator[None]:
+    """The table as it was at a version; the handle is put back where it was."""
+    before = table.version
+    if version is None or version == before:
+        yield
+        return
+    latest = max(entry["version"] for entry in table.list_versions())
+    table.checkout(version)
+    try:
+        yield
+    finally:
+        if before == latest:
+            table.checkout_latest()
+        else:
+            table.checkout(before)
