@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -255,7 +256,7 @@ def load_encoder(
         workers: image decoding threads; default one a core, at most 16.
 
     Raises:
-        InputError: as `check_model`; no weights named; a checkpoint that does not fit the architecture.
+        InputError: as `check_model`; no weights named; a checkpoint that is broken or does not fit.
     """
     check_model(spec)
     if spec.pretrained is None and ":" not in spec.model:
@@ -271,12 +272,13 @@ def load_encoder(
         model, _, preprocess = open_clip.create_model_and_transforms(
             spec.model, pretrained=spec.pretrained, device=where
         )
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
+    except (RuntimeError, AssertionError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        if spec.pretrained is None or not Path(spec.pretrained).is_file():
             raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"pretrained: the weights in {spec.pretrained} do not fit model {spec.model}; name the"
-            " architecture that they were trained with"
+            f"pretrained: {spec.pretrained} cannot be loaded into model {spec.model} ({reason[:200]});"
+            " name the architecture that it was trained with"
         ) from error
     config: dict[str, Any] = open_clip.get_model_config(spec.model)  # type: ignore[assignment]
     return Encoder(

@@ -16,7 +16,6 @@ import math
 import os
 import re
 import sys
-import warnings as python_warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -288,7 +287,7 @@ def _share_cores(workers: int) -> None:
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
+        torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
 
 def _claim_folder(spec: TrainSpec) -> None:
@@ -367,12 +366,12 @@ def _progress_of(spec: TrainSpec, on_progress: Callable[[Progress], None] | None
                 on_progress(progress)
 
     root = logging.getLogger()
-    before = root.handlers[:]
+    level, before = root.level, root.handlers[:]
     root.addHandler(Listener())
     try:
-        with python_warnings.catch_warnings():
-            yield
+        yield
     finally:
+        root.setLevel(level)
         for handler in root.handlers[:]:
             if handler not in before:
                 root.removeHandler(handler)

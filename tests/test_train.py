@@ -1,0 +1,315 @@
+"""Training runs: steps, command line, progress, resuming, and what a finished run leaves."""
+
+import dataclasses
+import io
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipcov_pipeline import train
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.train import StepPlan, TrainSpec
+
+MODEL = "clipcov-tiny-RN"
+
+
+def spec_for(tmp_path="/nowhere", **changes):
+    settings = {
+        "model": MODEL,
+        "train_data": f"{tmp_path}/{{00000..00003}}.tar",
+        "n_samples": 1000,
+        "batch_size": 100,
+        "lr": 1e-3,
+        "warmup": 2,
+        "log_dir": str(tmp_path),
+        "name": "run",
+        "device": "cpu",
+    }
+    if "epochs" not in changes:
+        settings["samples_seen"] = 4000
+    return TrainSpec(**{**settings, **changes})
+
+
+def write_shards(folder, sizes, side=32):
+    """WebDataset shards of noise images; captions are the keys. Returns their brace pattern."""
+    rng = np.random.default_rng(0)
+    number = 0
+    for shard, size in enumerate(sizes):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for _ in range(size):
+                image = io.BytesIO()
+                pixels = rng.integers(0, 255, (side, side, 3), np.uint8)
+                Image.fromarray(pixels).save(image, "webp", quality=50)
+                for suffix, data in (("webp", image.getvalue()), ("txt", f"drawing {number}".encode())):
+                    member = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                number += 1
+    return f"{folder}/{{00000..{len(sizes) - 1:05d}}}.tar"
+
+
+# ---- steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # 4000 samples are 40 batches in 4 virtual epochs, whatever the size of the subset
+        ({"n_samples": 1000}, StepPlan(4, 1000, 10, 40)),
+        ({"n_samples": 100}, StepPlan(4, 1000, 10, 40)),
+        ({"n_samples": 10**7}, StepPlan(4, 1000, 10, 40)),
+        # 41 batches in 4 epochs are 11 each
+        ({"samples_seen": 4001}, StepPlan(4, 1100, 11, 44)),
+        # fewer batches than checkpoints
+        ({"samples_seen": 250}, StepPlan(3, 100, 1, 3)),
+        # 3907 steps an epoch become 3912, which 2, 4 and 8 workers share
+        ({"samples_seen": 1562800}, StepPlan(4, 391200, 3912, 15648)),
+        ({"epochs": 3}, StepPlan(3, 1000, 10, 30)),
+        ({"epochs": 3, "n_samples": 1001}, StepPlan(3, 1100, 11, 33)),
+    ],
+)
+def test_steps_by_hand(changes, expected):
+    assert train.steps(spec_for(**changes)) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("samples_seen", [4000, 4100, 70_000])
+def test_steps_are_those_that_open_clip_train_makes(tmp_path, workers, samples_seen):
+    from open_clip_train.data import get_wds_dataset
+
+    spec = spec_for(tmp_path, workers=workers, samples_seen=samples_seen)
+    loader = get_wds_dataset(parsed(spec), None, is_train=True).dataloader
+    plan = train.steps(spec)
+    assert (loader.num_batches, loader.num_samples) == (plan.steps_per_epoch, plan.samples_per_epoch)
+
+
+def test_a_pool_smaller_than_the_batch_is_refused():
+    with pytest.raises(InputError, match="100 is more than the 99 samples"):
+        train.steps(spec_for(n_samples=99))
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 3, "samples_seen": 100}, {"samples_seen": None}])
+def test_exactly_one_length_is_asked_for(changes):
+    with pytest.raises(InputError, match="exactly one"):
+        spec_for(**changes)
+
+
+# ---- data
+
+
+def test_every_sample_is_drawn_equally_often(tmp_path):
+    from open_clip_train.data import get_wds_dataset
+
+    data = write_shards(tmp_path, [12, 4, 9, 7])
+    spec = spec_for(tmp_path, train_data=data, n_samples=32, batch_size=8, samples_seen=96, workers=0)
+    spec = dataclasses.replace(spec, num_checkpoints=1)
+    counts = Counter()
+    for _, texts in get_wds_dataset(
+        parsed(spec), lambda image: np.asarray(image), is_train=True, tokenizer=lambda text: [text]
+    ).dataloader:
+        counts.update(texts)
+    assert len(counts) == 32
+    assert set(counts.values()) == {3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "shards", "n_samples", "expected"),
+    [
+        (4, 4, 4000, 2),  # with 4, a process could get nothing but the nearly empty last shard
+        (8, 16, 4000, 5),
+        (4, 1, 1000, 1),
+        (2, 2, 1000, 1),
+        (0, 1, 1000, 0),
+    ],
+)
+def test_no_more_workers_than_the_shards_can_feed(asked, shards, n_samples, expected):
+    spec = spec_for(
+        workers=asked,
+        n_samples=n_samples,
+        train_data=f"/x/{{00000..{shards - 1:05d}}}.tar",
+        samples_seen=4000,
+    )
+    assert train.data_workers(spec) == expected
+
+
+def test_too_few_shards_for_the_gpus_are_refused():
+    spec = spec_for(train_data="/x/a.tar::/x/{b,c}.tar")
+    assert train.expand_shards(spec.train_data) == ["/x/a.tar", "/x/b.tar", "/x/c.tar"]
+    with pytest.raises(InputError, match="3 shards"):
+        train.arguments(spec, n_gpus=4)
+
+
+def test_warnings_say_what_will_not_work():
+    assert train.warnings(spec_for()) == []
+    found = train.warnings(spec_for(warmup=40, workers=6, precision="fp16"))
+    assert [re.sub(r"\d+ data", "N data", line)[:30] for line in found] == [
+        "warm-up of 40 steps is not ove",
+        "N data workers instead of 6: t",
+        "precision fp16 trains unreliab",
+    ]
+
+
+# ---- command line
+
+
+def parsed(spec, n_gpus=1):
+    """The arguments as open_clip_train's own parser takes them."""
+    from open_clip_train.params import parse_args
+
+    args = parse_args(train.arguments(spec, n_gpus))
+    args.world_size = n_gpus
+    return args
+
+
+def test_arguments_are_understood_by_open_clip_train():
+    spec = spec_for(
+        lr=2e-3, wd=0.1, beta1=0.8, beta2=0.95, eps=1e-7, seed=7, pretrained="openai", precision="amp"
+    )
+    args = parsed(dataclasses.replace(spec, extra=("--grad-clip-norm", "1.5")))
+    assert (args.lr, args.wd, args.beta1, args.beta2, args.eps) == (2e-3, 0.1, 0.8, 0.95, 1e-7)
+    assert (args.epochs, args.train_num_samples, args.batch_size, args.warmup) == (4, 1000, 100, 2)
+    assert (args.seed, args.pretrained, args.precision, args.grad_clip_norm) == (7, "openai", "amp", 1.5)
+    assert (args.resume, args.save_most_recent, args.save_frequency) == ("latest", True, 0)
+    assert not args.dataset_resampled
+
+
+def test_several_gpus_share_the_batch():
+    spec = spec_for(train_data="/x/{00000..00015}.tar")
+    args = parsed(spec, n_gpus=2)
+    assert (args.batch_size, args.train_num_samples) == (50, 1000)
+    assert args.local_loss
+    assert args.gather_with_grad
+    with pytest.raises(InputError, match="3 GPUs"):
+        train.arguments(spec, n_gpus=3)
+    assert train.command(spec, 1, "a.b") == [sys.executable, "-m", "a.b"]
+    assert train.command(spec, 2, "a.b")[-4:] == ["--nproc-per-node", "2", "-m", "a.b"]
+
+
+def test_a_spec_survives_json():
+    spec = spec_for(extra=("--debug",))
+    assert train.from_json(train.to_json(spec)) == spec
+
+
+# ---- progress
+
+
+def test_progress_of_a_log_line():
+    line = (
+        "2026-01-01,00:00:00 | INFO | Train Epoch: 2 [ 500/1000 (50%)] Data (t): 0.003 "
+        "Batch (t): 0.250, 1334.13/s, 1334.13/s/gpu LR: 0.000024 Logit Scale: 14.199 "
+        "Contrastive_loss: 4.2862 (4.3495) Loss: 4.2862 (4.3495)"
+    )
+    assert train.parse_line(line, spec_for()) == {
+        "step": 25,
+        "total_steps": 40,
+        "epoch": 2,
+        "loss": 4.2862,
+        "lr": 0.000024,
+        "logit_scale": 14.199,
+        "samples_per_second": 400.0,
+        "eta_seconds": 3.75,
+    }
+    assert np.isnan(train.parse_line(line.replace("4.2862 (4.3495)", "nan (nan)"), spec_for())["loss"])
+    assert train.parse_line("Start epoch 2", spec_for()) is None
+
+
+# ---- whole runs
+
+
+def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
+    import open_clip
+    import torch
+
+    data = write_shards(tmp_path, [24, 24])
+    spec = spec_for(
+        tmp_path, train_data=data, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2
+    )
+    with pytest.raises(RuntimeError, match="launch it again"):
+        train.finish(spec, tmp_path / "out")
+    seen = []
+    train.launch(spec, seen.append)
+    assert [point["step"] for point in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[-1]["eta_seconds"] == 0
+    # a second launch finds the run complete and trains nothing; other settings are refused
+    before = (spec.folder / "out.log").read_text()
+    train.launch(spec, seen.append)
+    assert (spec.folder / "out.log").read_text() == before
+    with pytest.raises(InputError, match=r"lr = 0\.001, now it is 0\.01"):
+        train.launch(dataclasses.replace(spec, lr=0.01))
+
+    record = train.finish(spec, tmp_path / "out")
+    assert record == json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (record["steps"], record["samples_seen"], record["passes"]) == (6, 96, 2)
+    assert record["learning_curve"] == seen
+    assert (record["first_loss"], record["last_loss"]) == (seen[0]["loss"], seen[-1]["loss"])
+    path = tmp_path / "out" / "open_clip_pytorch_model.bin"
+    by_path, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(path))
+    by_folder, _, same = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    trained = torch.load(spec.folder / "checkpoints" / "epoch_2.pt", weights_only=True)["state_dict"]
+    for model in (by_path, by_folder):
+        loaded = model.state_dict()
+        assert loaded.keys() == trained.keys()
+        assert all(torch.equal(loaded[name], trained[name]) for name in trained)
+    image = Image.fromarray(np.arange(3000, dtype=np.uint8).reshape(25, 40, 3))
+    assert torch.equal(preprocess(image), same(image))
+    assert not set(torch.load(path, weights_only=True)) & {"optimizer", "state_dict"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_virtual_epoch(tmp_path):
+    data = write_shards(tmp_path, [40, 40])
+    # the third virtual epoch is long enough to be hit
+    spec = spec_for(tmp_path, train_data=data, n_samples=80, batch_size=16, samples_seen=64 * 16, workers=0)
+    (tmp_path / "spec.json").write_text(train.to_json(spec))
+    argv = [
+        sys.executable,
+        "-m",
+        "clipcov_pipeline.train",
+        str(tmp_path / "spec.json"),
+        str(tmp_path / "out"),
+    ]
+    log = spec.folder / "out.log"
+
+    run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (log.exists() and "Train Epoch: 2 [" in log.read_text()):
+        assert run.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not train.is_complete(spec)
+    first = len(log.read_text())
+
+    subprocess.run(argv, check=True, capture_output=True)
+    again = log.read_text()[first:]
+    assert "resuming checkpoint" in again
+    assert "(epoch 2)" in again
+    assert re.findall(r"Start epoch (\d+)", again) == ["2", "3"]
+    assert train.is_complete(spec)
+    curve = json.loads((tmp_path / "out" / "training.json").read_text())["learning_curve"]
+    assert [point["step"] for point in curve] == list(range(1, 65))
+    # the schedule goes on where it was: cosine over all 64 steps after 2 of warm-up
+    for point in random.Random(0).sample(curve, 20):
+        step = point["step"] - 1
+        expected = step + 1 if step < 2 else 1 + np.cos(np.pi * (step - 2) / 62)
+        assert point["lr"] == pytest.approx(expected * 1e-3 / 2, abs=1e-6)
+
+
+def test_a_run_that_ends_early_is_not_taken_for_a_finished_one(tmp_path):
+    data = write_shards(tmp_path, [32])
+    spec = spec_for(
+        tmp_path, train_data=data, n_samples=32, batch_size=16, samples_seen=32, num_checkpoints=2
+    )
+    with pytest.raises(RuntimeError, match="without the checkpoint of epoch 2"):
+        train.launch(dataclasses.replace(spec, extra=("--epochs", "1")))
