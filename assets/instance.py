@@ -9,6 +9,7 @@ from clipcov_pipeline.config import Config
 
 SETTINGS = {
     "telemetry": {"enabled": False},
+    "nux": {"enabled": False},  # the newsletter dialog over the first page
     # one training at a time, unless the UI's Deployment > Concurrency page says otherwise
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}},
 }

@@ -1,5 +1,6 @@
 """MLflow: one run a recipe, found again by tag, linked with Dagster both ways."""
 
+import logging
 import subprocess
 import time
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ class Tracking:
         """Return a client on the work folder's SQLite store."""
         from mlflow import MlflowClient
 
+        for chatty in ("alembic", "mlflow.store.db.utils"):  # a line a table when the store is created
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri(self.config.work))
 

@@ -1,0 +1,250 @@
+"""The whole graph on real data in a real Dagster instance: its outputs, and what runs again after a change."""
+
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+
+from clipcov_pipeline import plan as plan_module
+from clipcov_pipeline.plan import Status
+from lab import SELECTION, Lab, copy_samples
+
+pytestmark = pytest.mark.slow
+
+ARMS = ("full-f1-s0", "clipcov-f0.5-s0", "random-f0.5-s0")
+FIRST_RUN = {
+    "raw_shards": 3,
+    "proxy_model": 1,
+    "embeddings": 3,
+    "pseudo_labels": 1,
+    "rankings": 2,
+    "subsets": 3,
+    "checkpoints": 3,
+    "scores": 3,
+    "leaderboard": 1,
+}
+
+
+def sample_folder(lab: Lab) -> Path:
+    """Where the sample's own shards were unpacked when the lab was made."""
+    return next(lab.folder.parent.parent.rglob("clipart-train"), Path())
+
+
+# ---------------------------------------------------------------- what the first run leaves
+
+
+def test_first_run_executes_every_stage_once(built_lab: Lab) -> None:
+    assert dict(built_lab.first_run) == FIRST_RUN
+    assert not built_lab.plan().todo
+
+
+def test_subset_files_agree_with_each_other_and_the_pool(built_lab: Lab) -> None:
+    project = built_lab.project()
+    steps = project.plan().by_name
+    labels = pl.read_parquet(project.store.folder(steps["pseudo_labels"].record) / "labels.parquet")
+    for key in ("clipcov-f0.5", "random-f0.5", "full-f1"):
+        folder = project.store.folder(steps[f"subsets/{key}"].record)
+        subset = pl.read_parquet(folder / "subset.parquet")
+        expected = labels.height if key == "full-f1" else int(0.5 * labels.height + 0.5)
+        assert subset.height == subset["uid"].n_unique() == expected
+        assert set(subset["uid"]) <= set(labels["uid"])
+        halves = np.load(folder / "subset.npy")
+        assert sorted(subset["uid"]) == [f"{high:016x}{low:016x}" for high, low in halves.tolist()]
+        sizes = json.loads((folder / "shards" / "sizes.json").read_text())
+        assert sum(sizes.values()) == subset.height
+
+
+def test_no_arm_or_proxy_sees_the_held_out_share(built_lab: Lab) -> None:
+    project = built_lab.project()
+    folder = project.store.folder(project.plan().by_name["pseudo_labels"].record)
+    labels, holdout = pl.read_parquet(folder / "labels.parquet"), pl.read_parquet(folder / "holdout.parquet")
+    assert labels.height + holdout.height == 240
+    assert not set(labels["uid"]) & set(holdout["uid"])
+    assert 20 < holdout.height < 80  # a fifth, by hash
+
+
+def test_checkpoint_loads_with_open_clip_alone(built_lab: Lab) -> None:
+    import open_clip
+
+    from clipcov_pipeline.embed import register_model_configs
+
+    project = built_lab.project()
+    folder = project.store.folder(project.plan().by_name["checkpoints/clipcov-f0.5-s0"].record)
+    register_model_configs()
+    open_clip.create_model_and_transforms(
+        "clipcov-tiny-RN", pretrained=str(folder / "open_clip_pytorch_model.bin")
+    )
+    record = json.loads((folder / "training.json").read_text())
+    assert record["samples_seen"] == 192
+
+
+def test_every_arm_has_seen_the_same_number_of_samples(built_lab: Lab) -> None:
+    steps = built_lab.plan().of("checkpoints")
+    assert {step.record.stats["samples_seen"] for step in steps if step.record} == {192}
+
+
+def test_dagster_has_a_materialization_with_its_own_data_version_for_each_partition(built_lab: Lab) -> None:
+    plan = built_lab.plan()
+    with built_lab.instance() as instance:
+        for stage in ("raw_shards", "embeddings", "subsets", "checkpoints"):
+            versions = set()
+            for step in plan.of(stage):
+                records = instance.fetch_materializations(
+                    dg.AssetRecordsFilter(asset_key=dg.AssetKey(stage), asset_partitions=[step.key]), limit=5
+                ).records
+                assert len(records) == 1
+                materialization = records[0].asset_materialization
+                assert materialization is not None
+                assert materialization.tags is not None
+                versions.add(materialization.tags["dagster/data_version"])
+                assert step.fingerprint is not None
+                assert materialization.tags["dagster/data_version"] == step.fingerprint[:16]
+            assert len(versions) == len(plan.of(stage))
+
+
+def test_mlflow_has_one_finished_run_a_recipe_linked_with_dagster(built_lab: Lab) -> None:
+    from assets.tracking import Tracking
+
+    project = built_lab.project()
+    tracking = Tracking(project.config)
+    with built_lab.instance() as instance:
+        for arm in ARMS:
+            record = project.plan().by_name[f"checkpoints/{arm}"].record
+            assert record is not None
+            run = tracking.find(record.fingerprint)
+            assert run is not None
+            assert run.info.status == "FINISHED"
+            assert run.data.tags["clipcov.recipe"] == arm
+            assert instance.get_run_by_id(run.data.tags["dagster.run_id"]) is not None
+            assert run.data.params["train.batch_size"] == "32"
+            assert 0 <= run.data.metrics["vendor/text_retrieval_recall_at_5"] <= 1
+            assert "holdout/text_retrieval_recall_at_5" in run.data.metrics
+            history = tracking.client().get_metric_history(run.info.run_id, "train/loss")
+            assert [point.step for point in history] == sorted({point.step for point in history})
+            names = {item.path for item in tracking.client().list_artifacts(run.info.run_id)}
+            assert {"subset", "config", "scores", "training.json"} <= names
+
+
+def test_leaderboard_agrees_with_the_score_records(built_lab: Lab) -> None:
+    project = built_lab.project()
+    steps = project.plan().by_name
+    board = pl.read_csv(project.store.folder(steps["leaderboard"].record) / "leaderboard.csv")
+    for arm, method in zip(ARMS, ("full", "clipcov", "random"), strict=True):
+        folder = project.store.folder(steps[f"scores/{arm}@vendor"].record)
+        [retrieval, names] = json.loads((folder / "scores.json").read_text())
+        for record in (retrieval, names):
+            assert record["n_samples"] == 60
+            for metric, value in record["metrics"].items():
+                row = board.filter((pl.col("method") == method) & (pl.col("metric") == f"vendor/{metric}"))
+                assert row["mean"].item() == pytest.approx(value)
+
+
+# ---------------------------------------------------------------- what runs again
+
+
+def test_nothing_changed_executes_nothing(lab: Lab) -> None:
+    assert dict(lab.run()) == {}
+
+
+def test_one_selection_parameter_rebuilds_that_method_only(lab: Lab) -> None:
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+    changed = lab.plan().by_name["rankings/clipcov"]
+    assert changed.why == ("select.methods.clipcov.weights.self 2.0 -> 0.0",)
+    executed = lab.run()
+    assert dict(executed) == {"rankings": 1, "subsets": 1, "checkpoints": 1, "scores": 1, "leaderboard": 1}
+
+
+def test_a_parameter_there_and_back_builds_nothing(lab: Lab) -> None:
+    before = {step.node.name: step.record for step in lab.plan().steps}
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+    lab.run(only=SELECTION)
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={}))
+    plan = lab.plan()
+    assert {step.status for step in plan.todo} == {Status.RESTORE}
+    assert set(lab.run()) == {"rankings", "subsets"}
+    assert {step.node.name: step.record for step in lab.plan().steps} == before
+
+
+def test_one_new_shard(lab: Lab) -> None:
+    source = sample_folder(lab)
+    copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
+    executed = lab.run(only=SELECTION)
+    assert dict(executed) == {
+        "raw_shards": 1,
+        "embeddings": 1,
+        "pseudo_labels": 1,
+        "rankings": 2,
+        "subsets": 3,
+    }
+    plan = lab.plan()
+    assert {step.status for step in plan.of("checkpoints")} == {Status.BUILD}
+    assert plan.by_name["checkpoints/full-f1-s0"].why == ("subsets/full-f1#samples changed",)
+
+
+def test_one_changed_shard(lab: Lab) -> None:
+    shutil.copy(lab.shard(1), lab.folder / "kept.tar")
+    copy_samples(sample_folder(lab) / "00005.tar", lab.shard(1), 0, 30)
+    executed = lab.run(only=SELECTION)
+    expected = {"raw_shards": 1, "embeddings": 1, "pseudo_labels": 1, "rankings": 2, "subsets": 3}
+    assert dict(executed) == expected
+    # and back: everything that was built for it is found again
+    shutil.copy(lab.folder / "kept.tar", lab.shard(1))
+    plan_before = lab.run(only=("raw_shards",))
+    assert dict(plan_before) == {"raw_shards": 1}
+    assert {step.status for step in lab.plan().of("embeddings")} == {Status.CURRENT, Status.RESTORE}
+    assert dict(lab.run()) == {"embeddings": 1, "pseudo_labels": 1, "rankings": 2, "subsets": 3}
+    assert not lab.plan().todo
+
+
+def test_one_removed_shard(lab: Lab) -> None:
+    lab.shard(2).unlink()
+    executed = lab.run(only=SELECTION)
+    assert dict(executed) == {"pseudo_labels": 1, "rankings": 2, "subsets": 3}
+    project = lab.project()
+    labels = project.plan().by_name["pseudo_labels"].record
+    assert labels is not None
+    assert project.vectors.shards(labels.stats["table"]) == {"00000", "00001"}
+    with lab.instance() as instance:
+        assert list(instance.get_dynamic_partitions("raw_shards")) == ["00000", "00001"]
+
+
+def test_a_touched_shard_stops_at_its_manifest(lab: Lab) -> None:
+    data = lab.shard(0).read_bytes()
+    lab.shard(0).write_bytes(data)  # same content, new modification time
+    assert dict(lab.run()) == {"raw_shards": 1}
+
+
+def test_a_code_version_of_one_stage(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plan_module.CODE_VERSIONS, "rankings", "next")
+    assert lab.plan().by_name["rankings/random"].why == ("code version of rankings 1 -> next",)
+    # the new code ranks as the old one did, so nothing after it runs
+    assert dict(lab.run()) == {"rankings": 2}
+
+
+def test_knobs_do_not_matter(lab: Lab) -> None:
+    def change(settings: dict) -> None:
+        settings["embed"]["batch_size"] = 17
+        settings["train"]["workers"] = 1
+        settings["evaluate"]["batch_size"] = 9
+        settings["select"]["threads"] = 1
+
+    lab.edit(change)
+    assert dict(lab.run()) == {}
+
+
+def test_a_failed_partition_leaves_the_others_and_is_named(lab: Lab) -> None:
+    from assets.run import run_plan
+
+    lab.shard(1).write_bytes(b"not a tar at all")
+    copy_samples(sample_folder(lab) / "00005.tar", lab.shard(3), 0, 40)
+    lab.edit(lambda s: s["train"].update(batch_size=10_000, samples_seen=20_000))
+    with lab.instance() as instance:
+        executed, failed = run_plan(instance, str(lab.yaml))
+    # the quarantined shard stops nothing; the batch that no subset can fill stops the three trainings
+    assert executed["raw_shards"] == 2
+    assert executed["subsets"] == 3
+    assert failed == [f"checkpoints/{arm}" for arm in ARMS]
