@@ -22,16 +22,36 @@ FULL = "full"  # the arm that trains on the whole pool
 DEFAULT_PRESET = "sample"
 LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+# strict: otherwise `true` counts as 1 and "128" as 128
+Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Port = Annotated[int, Field(gt=0, lt=65_536, strict=True)]
+
+# what an evaluation task gives, as CLIP_benchmark names it
+METRICS: dict[str, tuple[str, ...]] = {
+    "retrieval": tuple(f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10)),
+    "zeroshot_names": ("acc1", "acc5", "mean_per_class_recall"),
+}
+
+
+def _checked_templates(value: Any, otherwise: str = "") -> tuple[str, ...]:
+    """Return prompt templates as a tuple; raise ValueError where one has no place for the class name."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"found {value!r}, expected {otherwise}a list of prompt templates with {{}}")
+    for template in value:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(f"found {template!r}, expected exactly one {{}} in each prompt template")
+    return tuple(value)
 
 
 class Section(BaseModel):
     """Base of every section: frozen, strict about unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     def semantic(self) -> dict[str, Any]:
         """Return the fields that can change a result, nested sections included, as JSON-able values."""
@@ -51,7 +71,7 @@ class Shards(Section):
     """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these."""
     storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
     max_image_pixels: PositiveInt = 89_478_485  # Pillow's own bound against decompression bombs
-    settle_seconds: Annotated[float, Field(ge=0), KNOB] = 0.0
+    settle_seconds: Annotated[NonNegativeFloat, KNOB] = 0.0
     """A local shard that was written to within this time is left for the next scan."""
 
 
@@ -62,16 +82,16 @@ class Training(Section):
     epochs: PositiveInt | None = None
     batch_size: PositiveInt = 128
     lr: PositiveFloat = 1e-3
-    wd: Annotated[float, Field(ge=0)] = 0.2
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    wd: NonNegativeFloat = 0.2
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.98
     eps: PositiveFloat = 1e-6
-    warmup: Annotated[int, Field(ge=0)] = 50
+    warmup: Count = 50
     lr_scheduler: Literal["cosine", "const"] = "cosine"
     precision: Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"] = "fp32"
     num_checkpoints: PositiveInt = 4
     """Virtual epochs that samples_seen is cut into; a killed run goes on from the last one."""
-    workers: Annotated[int, Field(ge=0), KNOB] = 1
+    workers: Annotated[Count, KNOB] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
     gpus: Annotated[PositiveInt, KNOB] = 1
 
@@ -91,7 +111,7 @@ class Proxy(Section):
     pretrained: str | None = None
     """An open_clip tag or a local checkpoint; ``null`` trains ``model`` on the pool by ``train``."""
     train: Training | None = None
-    seed: Seed = 0
+    seed: Count = 0
     retrain_with_pool: bool = False
     """False: a proxy trained once stays when shards come and go, so that embeddings stay comparable."""
 
@@ -111,7 +131,7 @@ class Embed(Section):
 
     batch_size: Annotated[PositiveInt, KNOB] = 256
     device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
-    workers: Annotated[int, Field(ge=0), KNOB] = 2
+    workers: Annotated[Count, KNOB] = 2
 
 
 class Labels(Section):
@@ -122,22 +142,13 @@ class Labels(Section):
     """``imagenet1k``, ``sample``, or a text file with one class name a line (for ``prompts``)."""
     templates: str | tuple[str, ...] = "imagenet"
     """``imagenet`` (open_clip's 80) or a list of strings with ``{}`` (for ``prompts``)."""
-    n_clusters: Annotated[int, Field(ge=2)] = 100
-    seed: Seed = 0
+    n_clusters: Annotated[int, Field(ge=2, strict=True)] = 100
+    seed: Count = 0
 
-    @field_validator("templates")
+    @field_validator("templates", mode="before")
     @classmethod
-    def _templates(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(value, str):
-            if value != "imagenet":
-                raise ValueError(f"found {value!r}, expected imagenet or a list of strings with {{}}")
-            return value
-        for template in value:
-            if template.count("{}") != 1:
-                raise ValueError(f"found {template!r}, expected exactly one {{}} in each prompt template")
-        if not value:
-            raise ValueError("found an empty list, expected at least one prompt template")
-        return value
+    def _templates(cls, value: Any) -> Any:
+        return value if value == "imagenet" else _checked_templates(value, "imagenet or ")
 
     def semantic(self) -> dict[str, Any]:
         """Leave out what the chosen kind of latent class does not read."""
@@ -159,15 +170,22 @@ class Select(Section):
     def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value:
             raise ValueError("found an empty list, expected at least one fraction between 0 and 1")
-        repeated = {fraction for fraction in value if value.count(fraction) > 1}
+        names = [f"{fraction:g}" for fraction in value]  # as in the names of subsets
+        repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"found {sorted(repeated)} more than once, expected each fraction once")
+            raise ValueError(f"found {', '.join(repeated)} more than once, expected each fraction once")
         return tuple(sorted(value))
 
     @field_validator("methods", mode="before")
     @classmethod
     def _methods(cls, value: Any) -> Any:
         if isinstance(value, list):
+            for label in value:
+                if not isinstance(label, str) or value.count(label) > 1:
+                    raise ValueError(
+                        f"found {label!r} in a list, expected each method's name once: to give parameters,"
+                        " write a mapping of names to parameters"
+                    )
             value = dict.fromkeys(value)
         if isinstance(value, dict):
             return {label: {} if params is None else params for label, params in value.items()}
@@ -185,9 +203,19 @@ class Select(Section):
                 raise ValueError(
                     f"found the label {label!r}, expected lower-case words with - or _, not {FULL!r}"
                 )
-            rest = {key: item for key, item in params.items() if key != "method"}
-            validate_method(params.get("method", label), rest)
+            method = params.get("method", label)
+            if not isinstance(method, str):
+                raise ValueError(f".{label}.method: found {method!r}, expected a method's name")
+            try:
+                validate_method(method, {key: item for key, item in params.items() if key != "method"})
+            except InputError as error:
+                raise ValueError(f".{label}{_below(str(error), method)}") from error
         return value
+
+
+def _below(text: str, method: str) -> str:
+    """Return a message about a method's parameter with its path below the method's label."""
+    return text.removeprefix(method) if text.startswith((f"{method}.", f"{method}:")) else f".{text}"
 
 
 class Train(Training):
@@ -195,7 +223,7 @@ class Train(Training):
 
     model: str
     pretrained: str | None = None
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: tuple[Count, ...] = (0,)
 
     @field_validator("seeds")
     @classmethod
@@ -213,11 +241,23 @@ class EvaluationSet(Section):
     tasks: tuple[Literal["retrieval", "zeroshot_names"], ...] = ("retrieval",)
     templates: tuple[str, ...] = ("{}",)
 
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"found {list(value)}, expected one or both of {list(METRICS)}, each once")
+        return value
+
+    @field_validator("templates", mode="before")
+    @classmethod
+    def _templates(cls, value: Any) -> Any:
+        return _checked_templates(value)
+
 
 class Evaluate(Section):
     """What every checkpoint is scored on."""
 
-    holdout_fraction: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
+    holdout_fraction: Annotated[float, Field(ge=0, lt=0.9, strict=True)] = 0.1
     """Share of the pool, by a hash of the uid, that no arm trains on; 0 leaves the set out."""
     sets: dict[str, EvaluationSet] = Field(default_factory=dict)
     primary_metric: str
@@ -237,11 +277,16 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _primary(self) -> Self:
-        known = [*self.sets, *(["holdout"] if self.holdout_fraction else [])]
-        if self.primary_metric.partition("/")[0] not in known or "/" not in self.primary_metric:
-            raise ValueError(
-                f"primary_metric: found {self.primary_metric!r}, expected SET/METRIC with SET one of {known}"
-            )
+        tasks = {name: evaluation_set.tasks for name, evaluation_set in self.sets.items()}
+        if self.holdout_fraction:
+            tasks["holdout"] = ("retrieval",)
+        name, _, metric = self.primary_metric.partition("/")
+        found = f".primary_metric: found {self.primary_metric!r}, expected SET/METRIC"
+        if name not in tasks:
+            raise ValueError(f"{found} with SET one of {list(tasks)}")
+        known = [metric for task in tasks[name] for metric in METRICS[task]]
+        if metric not in known:
+            raise ValueError(f"{found} with METRIC of {name} one of {known}")
         return self
 
 
@@ -256,8 +301,8 @@ class Ui(Section):
     """Where the two user interfaces listen; links between them are made of these."""
 
     host: Annotated[str, KNOB] = "127.0.0.1"
-    dagster_port: Annotated[PositiveInt, KNOB] = 3000
-    mlflow_port: Annotated[PositiveInt, KNOB] = 5000
+    dagster_port: Annotated[Port, KNOB] = 3000
+    mlflow_port: Annotated[Port, KNOB] = 5000
 
 
 class Config(Section):
@@ -336,11 +381,12 @@ def load_config(given: str | None = None) -> Config:
     """
     path = find_config(given)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: found {type(values).__name__}, expected a mapping of sections")
+        found = "an empty file" if values is None else type(values).__name__
+        raise InputError(f"{path}: found {found}, expected a mapping of sections")
     try:
         config = Config.model_validate(values)
     except pydantic.ValidationError as error:
@@ -351,20 +397,47 @@ def load_config(given: str | None = None) -> Config:
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as its users write it: a key given twice is refused, and ``1e-3`` is a number (as in YAML 1.2)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found the key {key.value!r} twice, expected it once", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
+    list("-+.0123456789"),
+)
+
+
 def _one_line(error: pydantic.ValidationError) -> str:
-    return "; ".join(_describe(item) for item in error.errors())
+    return " ".join("; ".join(_describe(item) for item in error.errors()).split())
 
 
 def _describe(item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("function-", "tuple[")))
-    found = item.get("input")
+    parts = [str(part) for part in item["loc"] if part != "[key]"]
+    path, found = ".".join(parts), item.get("input")
     match item["type"]:
         case "extra_forbidden":
             return f"{path}: unknown key{_suggestion(item['loc'])}"
         case "missing":
             return f"{path}: missing, expected a value"
         case "value_error":
-            return f"{path}: {item['ctx']['error']}"
+            # a check of several keys names the one that is wrong, as `.KEY: ...`
+            text = str(item["ctx"]["error"])
+            return f"{path}{text}" if text.startswith(".") else f"{path}: {text}"
+        case "model_type" | "dict_type":
+            return f"{path}: found {found!r}, expected a mapping (KEY: VALUE)"
+        case "tuple_type":
+            return f"{path}: found {found!r}, expected a list ([A, B])"
         case _:
             expected = item["msg"][0].lower() + item["msg"][1:]
             return f"{path}: found {found!r}, expected: {expected.removeprefix('input should be ')}"
@@ -372,14 +445,12 @@ def _describe(item: Any) -> str:
 
 def _suggestion(loc: tuple[Any, ...]) -> str:
     """Name the known key that is nearest to a misspelt one."""
-    section: Any = Config
+    section = Config
     for part in loc[:-1]:
-        field = getattr(section, "model_fields", {}).get(part)
-        annotation = field.annotation if field else None
-        args = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
-        section = next(
-            (a for a in [annotation, *args] if isinstance(a, type) and issubclass(a, Section)), None
-        )
-    known = list(getattr(section, "model_fields", {}))
+        if part in section.model_fields:  # else a set's own name: its section was found at `sets`
+            annotation = section.model_fields[part].annotation
+            kinds = [annotation, *getattr(annotation, "__args__", ())]
+            section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
+    known = list(section.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f", did you mean {near[0]!r}?" if near else (f", expected one of {known}" if known else "")
