@@ -60,6 +60,8 @@ class Section(BaseModel):
             if KNOB in field.metadata:
                 continue
             value = getattr(self, name)
+            if isinstance(value, dict):
+                value = {k: v.semantic() if isinstance(v, Section) else v for k, v in value.items()}
             values[name] = value.semantic() if isinstance(value, Section) else value
         return values
 
