@@ -5,12 +5,13 @@ that an entry without a record is no entry. ``STORE/STAGE/PARTITION/current`` na
 for the partition now; an earlier one is found again by its fingerprint (a parameter there and back).
 """
 
+import errno
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from clipcov_pipeline.errors import InputError
 WHOLE = "_"  # the partition of a stage that has none
 RECORD = "record.json"
 CURRENT = "current"
+SEAL = "seal"  # a record's own digest: a flipped byte in it must not name another output
 
 
 def digest_of(value: Any) -> str:
@@ -96,13 +98,14 @@ class Store:
 
     def find(self, stage: str, partition: str, fingerprint: str) -> Record | None:
         """Return the finished entry with this fingerprint, or None."""
-        return _read_record(self._partition(stage, partition) / fingerprint[:24] / RECORD)
+        record = _read_record(self._partition(stage, partition) / fingerprint[:24] / RECORD)
+        return record if record is not None and record.fingerprint == fingerprint else None
 
     def current_fingerprint(self, stage: str, partition: str) -> str | None:
         """Return the fingerprint that stands for the partition now, or None."""
         try:
             return (self._partition(stage, partition) / CURRENT).read_text().strip() or None
-        except FileNotFoundError:
+        except (FileNotFoundError, UnicodeDecodeError):  # none yet, or damaged
             return None
 
     def current(self, stage: str, partition: str) -> Record | None:
@@ -163,11 +166,8 @@ class Store:
                 seconds=round(time.monotonic() - started, 3),
                 finished=time.time(),
             )
-            _write_atomically(scratch / RECORD, json.dumps(asdict(record), indent=1, sort_keys=True))
-            target = self.folder(record)
-            if target.exists():  # a damaged entry, or another process was faster
-                target.rename(home / f".old-{uuid4().hex}")
-            scratch.rename(target)
+            _write_record(scratch / RECORD, record)
+            _put(scratch, self.folder(record))
             self.set_current(record)
         finally:
             for rest in [scratch, *home.glob(".old-*")]:
@@ -176,7 +176,8 @@ class Store:
     def records(self) -> Iterator[Record]:
         """Yield every finished entry."""
         for path in sorted(self.root.glob(f"*/*/*/{RECORD}")):
-            record = _read_record(path)
+            # a writer that was killed leaves its scratch folder, whose name starts with a dot
+            record = None if path.parent.name.startswith(".") else _read_record(path)
             if record is not None:
                 yield record
 
@@ -198,12 +199,36 @@ class Store:
 
 
 def _read_record(path: Path) -> Record | None:
+    """Return the record; None where there is none or it is damaged, so that the entry is built again."""
     try:
-        return Record(**json.loads(path.read_text()))
-    except FileNotFoundError:
+        values = json.loads(path.read_text())
+        seal = values.pop(SEAL)
+        return Record(**values) if seal == _seal(values) else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    except (ValueError, TypeError):
-        return None  # a damaged record is no record: the entry is built again
+
+
+def _write_record(path: Path, record: Record) -> None:
+    values = json.loads(json.dumps(asdict(record)))  # as they will be read: keys are strings
+    _write_atomically(path, json.dumps({**values, SEAL: _seal(values)}, indent=1, sort_keys=True))
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    # unlike `digest_of`, a NaN may be in it: the last loss of a training that diverged is a statistic too
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _put(scratch: Path, target: Path) -> None:
+    """Rename a folder to its place; what lies there is damaged, or another process was faster."""
+    while True:
+        try:
+            scratch.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with suppress(FileNotFoundError):
+                target.rename(target.with_name(f".old-{uuid4().hex}"))
 
 
 def _write_atomically(path: Path, text: str) -> None:
