@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.parallel import over_stream
 
 Labels = tuple[np.ndarray, np.ndarray, np.ndarray]
 # rows a block: its scores against 1,000 classes stay in the processor's cache
@@ -19,6 +20,8 @@ def zero_shot_labels(
     image_embedding: np.ndarray | Iterable[tuple[np.ndarray, np.ndarray]],
     class_embedding: np.ndarray,
     text_embedding: np.ndarray | None = None,
+    *,
+    threads: int | None = None,
 ) -> Labels:
     """Zero-shot class of each image, and how well its caption fits that class's prompts.
 
@@ -33,23 +36,28 @@ def zero_shot_labels(
         <t_i, w_k(i)>), margin (float32 [n], best minus second best <v_i, w_k>; 0 when there is one class).
 
     Raises:
-        InputError: widths or lengths differ, or there are no classes.
+        InputError: widths or lengths differ, there are no classes, or an image embedding is not finite.
     """
     classes = np.ascontiguousarray(class_embedding, np.float32)
     if classes.ndim != 2 or len(classes) == 0:
         raise InputError(
             f"class_embedding: found shape {classes.shape}, expected [K, d] with at least one class"
         )
-    parts = []
-    for image, text in _blocks(image_embedding, text_embedding):
+
+    def label(block: tuple[np.ndarray, np.ndarray]) -> Labels:
+        from clipcov_pipeline.selection import kernels
+
+        image, text = block
         if image.shape[1] != classes.shape[1]:
             raise InputError(
                 f"class_embedding: found width {classes.shape[1]}, expected {image.shape[1]}, the embeddings'"
             )
-        best, margin = _nearest(image, classes)[::2]
-        similarity = np.einsum("ij,ij->i", text.astype(np.float32), classes[best])
-        parts.append((best, similarity, margin))
-    return _joined(parts)
+        best, _, margin = _nearest(image, classes)
+        similarity = np.empty(len(best), np.float32)
+        kernels.matched(kernels.bits(_plain(text)), classes, best, similarity)
+        return best, similarity, margin
+
+    return _joined(list(over_stream(label, _blocks(image_embedding, text_embedding), threads)))
 
 
 def spherical_kmeans(
@@ -93,7 +101,8 @@ def spherical_kmeans(
 def assign_clusters(x: np.ndarray, centres: np.ndarray) -> Labels:
     """Nearest centre (int32 [n]), similarity to it, margin to the second nearest (float32 [n]), in blocks."""
     centres = np.ascontiguousarray(centres, np.float32)
-    return _joined([_nearest(x[at : at + _BLOCK], centres) for at in range(0, len(x), _BLOCK)])
+    parts = (x[at : at + _BLOCK] for at in range(0, len(x), _BLOCK))
+    return _joined(list(over_stream(lambda rows: _nearest(rows, centres), parts)))
 
 
 def cluster_labels(
@@ -160,16 +169,28 @@ def _blocks(image: Any, text: np.ndarray | None) -> Iterator[tuple[np.ndarray, n
 
 
 def _nearest(rows: np.ndarray, centres: np.ndarray) -> Labels:
-    """Best centre, similarity to it, and margin to the second best, of a block."""
-    similarity = rows.astype(np.float32) @ centres.T
-    best = similarity.argmax(axis=1)
-    each = np.arange(len(rows))
-    top = similarity[each, best]
-    margin = np.zeros(len(rows), np.float32)
-    if len(centres) > 1:
-        similarity[each, best] = -np.inf
-        margin = top - similarity.max(axis=1)
-    return best.astype(np.int32), top, margin
+    """Best centre (the first of equals), similarity to it, and margin to the second best, of a block."""
+    from clipcov_pipeline.selection import kernels
+
+    wide = np.empty(rows.shape, np.float32)
+    kernels.widen(kernels.bits(_plain(rows)), wide)
+    best, top, margin = (
+        np.empty(len(rows), np.int32),
+        np.empty(len(rows), np.float32),
+        np.empty(len(rows), np.float32),
+    )
+    kernels.top_two(wide @ centres.T, best, top, margin)
+    if not np.isfinite(top).all():
+        raise InputError(
+            f"embedding: found {int((~np.isfinite(top)).sum())} of {len(rows)} rows with values that are not "
+            "finite, expected unit norm; drop those rows"
+        )
+    return best, top, margin
+
+
+def _plain(rows: np.ndarray) -> np.ndarray:
+    """Contiguous float16 or float32."""
+    return np.ascontiguousarray(rows, rows.dtype if rows.dtype == np.float16 else np.float32)
 
 
 def _sums(x: np.ndarray, nearest: np.ndarray, k: int) -> np.ndarray:

@@ -87,7 +87,8 @@ def semdedup(pool: Pool, count: int, params: dict[str, Any], threads: int | None
     if clusters > len(pool):
         clusters = len(pool)
     images = pool.pairs[:, : pool.dim]
-    centres = spherical_kmeans(images, clusters, params["seed"], sample=min(len(pool), 256 * clusters))
+    sample = min(len(pool), max(64 * clusters, 50_000))
+    centres = spherical_kmeans(images, clusters, params["seed"], n_iter=10, sample=sample)
     cluster, to_centre, _ = assign_clusters(images, centres)
     if params["keep"] == "random":
         place = np.random.default_rng(params["seed"]).random(len(pool))

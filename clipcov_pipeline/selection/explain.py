@@ -25,7 +25,10 @@ class Explanation:
         terms: weighted class, self, label and inter terms of its base score; base: their sum.
         redundancy: what similarity to the samples of its class taken before its turn (or before the cut,
             when it is out) takes from base.
-        gain: base - redundancy; cut: the gain of the last sample that is in.
+        gain: base - redundancy; score: what the ranking recorded at its turn (the same for greedy and
+            strict; the notebook's batch rule has its own), None where it is not ranked.
+        cut: score of the last sample that is in (of its class, when classes have places in proportion).
+        class_balance: "global" or "proportional", how classes are merged.
         neighbours: nearest samples of its class in the subset: uid, rank, similarity s_ij (at most 2).
     """
 
@@ -43,7 +46,9 @@ class Explanation:
     base: float
     redundancy: float
     gain: float
+    score: float | None
     cut: float
+    class_balance: str
     neighbours: list[dict[str, Any]]
 
 
@@ -84,7 +89,9 @@ def explain(
     at = int(found[0]) if len(found) else None
     class_order = np.flatnonzero(pool.latent_class[ranking.rows] == of_class)
     before = ranking.rows[class_order[class_order < (count if at is None else min(at, count))]]
-    chosen = ranking.rows[class_order[class_order < count]]
+    in_class = class_order[class_order < count]
+    chosen = ranking.rows[in_class]
+    proportional = filled["class_balance"] == "proportional"
     scale = filled["weights"]["redundancy"] / redundancy_sizes(pool, filled["redundancy"], count)[of_class]
     redundancy = float(scale) * float(
         similarities(pool, row, before, filled["clip_negative"]).sum(dtype=np.float64)
@@ -109,7 +116,9 @@ def explain(
         base=float(base[place]),
         redundancy=redundancy,
         gain=float(base[place]) - redundancy,
-        cut=float(ranking.gains[:count].min()),
+        score=None if at is None else float(ranking.gains[at]),
+        cut=float(ranking.gains[in_class if proportional else np.arange(len(subset))].min(initial=np.inf)),
+        class_balance=filled["class_balance"],
         neighbours=[
             {"uid": name, "rank": rank_of[int(r)], "similarity": float(s)}
             for name, r, s in zip(names, others[nearest], near[nearest], strict=True)
@@ -144,3 +153,31 @@ def similarities(pool: Pool, row: int, others: np.ndarray, clip_negative: bool) 
     rows = pool.pairs[pool.position[others]].astype(np.float32)
     products = np.stack([rows[:, d:] @ own[:d], rows[:, :d] @ own[d:]])
     return (np.maximum(products, 0) if clip_negative else products).sum(axis=0)
+
+
+def describe(found: Explanation) -> str:
+    """An explanation as a few lines of text."""
+    verdict, turn = ("in", "its turn") if found.chosen else ("out", "the cut")
+    place = "not ranked"
+    if found.rank is not None:
+        place = f"rank {found.rank:,} of the whole, {found.rank_in_class:,} of its class"
+    terms = "  ".join(f"{name} {value:+.4f}" for name, value in found.terms.items())
+    cut = "the last that is in"
+    if found.class_balance == "proportional":
+        cut = f"the last of the {found.class_chosen:,} places its class has in proportion to its size"
+    score = "not ranked" if found.score is None else f"{found.score:.4f}"
+    lines = [
+        f"{found.uid} is {verdict}: {place} (budget {found.budget:,})",
+        f"class {found.latent_class}: {found.class_chosen:,} of {found.class_size:,} are in; "
+        f"by base score alone it would be number {found.base_rank_in_class:,} of its class",
+        f"base        {found.base:.4f} = {terms}",
+        f"redundancy  {found.redundancy:.4f}: similarity to what its class had taken before {turn}",
+        f"gain        {found.gain:.4f} = base - redundancy before {turn}",
+        f"score       {score} at its turn; {cut} has {found.cut:.4f}",
+    ]
+    if found.neighbours:
+        lines.append("nearest chosen of its class:")
+        lines += [
+            f"  {n['uid']}  similarity {n['similarity']:.4f}  rank {n['rank']:,}" for n in found.neighbours
+        ]
+    return "\n".join(lines)

@@ -112,6 +112,45 @@ def class_statistics(pairs, starts, classes, sums, self_similarity, tolerance):
 
 
 @njit(nogil=True, cache=True)
+def widen(rows, out):
+    """out = rows as float32; rows: [n, d] as ``bits`` gives them."""
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            out[i, j] = _widen(rows[i, j])
+
+
+@njit(nogil=True, cache=True)
+def top_two(scores, best, top, margin):
+    """Per row of scores [n, k]: place of the largest (first of equals), its value, how far the second is.
+
+    best: int32 [n], top, margin: float32 [n], written. A row of NaN has -inf in top; for k = 1 margin is 0.
+    """
+    for i in range(scores.shape[0]):
+        first = np.float32(-np.inf)
+        second = np.float32(-np.inf)
+        at = 0
+        for j in range(scores.shape[1]):
+            value = scores[i, j]
+            if value > second:
+                if value > first:
+                    second = first
+                    first = value
+                    at = j
+                else:
+                    second = value
+        best[i] = at
+        top[i] = first
+        margin[i] = first - second if scores.shape[1] > 1 else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def matched(rows, vectors, which, out):
+    """out[i] = <rows[i], vectors[which[i]]>, float32."""
+    for i in range(rows.shape[0]):
+        out[i] = _dot(rows, i, vectors[which[i]])
+
+
+@njit(nogil=True, cache=True)
 def project(pairs, starts, classes, directions, out):
     """out[i] = <pairs[i], directions[class of i]> for the rows of some classes (float32 throughout)."""
     for c in classes:

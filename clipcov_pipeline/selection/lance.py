@@ -1,7 +1,7 @@
 """Read a pool from a LanceDB table, a batch at a time, into rows sorted by class."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.pool import (
-    OPTIONAL_COLUMNS,
-    Pool,
-    check_classes,
-    check_similarity,
-    fill_rows,
-    make_rows,
-    sort_by_class,
-)
+from clipcov_pipeline.selection.pool import OPTIONAL_COLUMNS, Blocks, Pool, check_classes, check_similarity
 
 _BATCH_ROWS = 16384
 # pools smaller than this lie in memory
@@ -27,6 +19,7 @@ _MEMORY_BYTES = 256 << 20
 def pool_from_lance(
     table: Any, labels: Any, version: int | None, shards: Sequence[str] | None,
     scratch_dir: str | Path | None, n_classes: int | None, captions: bool,
+    progress: Callable[[int], None] | None,
 ) -> Pool:  # fmt: skip
     """See ``Pool.from_lance``."""
     with _at_version(table, version):
@@ -34,25 +27,22 @@ def pool_from_lance(
         _require(set(table.schema.names), names, "table")
         where = _where(shards)
         frame = _labels(table, labels, where)
-        uid = frame["uid"].to_numpy().astype("S")
-        latent_class = check_classes(frame["latent_class"].to_numpy(), len(frame), n_classes)
-        columns: dict[str, np.ndarray | None] = {"uid": uid}
+        n = len(frame)
+        latent_class = check_classes(frame["latent_class"].to_numpy(), n, n_classes)
+        similarity = check_similarity(frame["label_similarity"].to_numpy(), n)
+        columns: dict[str, Any] = {"uid": frame["uid"].to_numpy().astype("S")}
         columns |= {name: frame[name].to_numpy() for name in OPTIONAL_COLUMNS if name in frame.columns}
-        order, starts = sort_by_class(latent_class)
-        shape = (len(uid), 2 * table.schema.field("image_embedding").type.list_size)
-        folder = scratch_dir or (tempfile.gettempdir() if shape[0] * shape[1] * 2 > _MEMORY_BYTES else None)
-        pairs, scratch = make_rows(shape, np.float16, folder)
-        similarity = check_similarity(frame["label_similarity"].to_numpy(), len(frame))
-        # made before it is filled, so that a failure on the way removes the scratch file
-        pool = Pool(pairs, order, starts, latent_class, similarity, columns, scratch)
         if captions:
-            pool.caption_hash, pool.caption_length = (
-                np.zeros(len(uid), np.uint64),
-                np.zeros(len(uid), np.int32),
-            )
-        fill_rows(pairs, order, _blocks(table, pool, where, captions))
-    pool.statistics()
-    return pool
+            columns |= {"caption_hash": np.zeros(n, np.uint64), "caption_length": np.zeros(n, np.int32)}
+        d = table.schema.field("image_embedding").type.list_size
+        folder = scratch_dir or scratch_folder(4 * n * d)
+        blocks = _blocks(table, columns, where, captions, progress)
+        return Pool.from_blocks(blocks, d, np.float16, latent_class, similarity, columns, scratch_dir=folder)
+
+
+def scratch_folder(size: int) -> str | None:
+    """The system's temporary folder for rows of ``size`` bytes, or None when they fit in memory easily."""
+    return tempfile.gettempdir() if size > _MEMORY_BYTES else None
 
 
 def _labels(table: Any, labels: Any, where: str | None) -> Any:
@@ -80,11 +70,10 @@ def _labels(table: Any, labels: Any, where: str | None) -> Any:
 
 
 def _blocks(
-    table: Any, pool: Pool, where: str | None, captions: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(pool rows, image, text) of the table's labelled rows, in whatever order the table gives them."""
-    uid = pool.uid
-    assert uid is not None
+    table: Any, pool_columns: dict[str, Any], where: str | None, captions: bool, progress: Any
+) -> Blocks:
+    """The table's labelled rows, in whatever order the table gives them; fills in the caption columns."""
+    uid = pool_columns["uid"]
     by_uid = np.argsort(uid, kind="stable")
     ordered = uid[by_uid]
     met = np.zeros(len(uid), np.bool_)
@@ -102,11 +91,13 @@ def _blocks(
         met[rows] = True
         sides = [_matrix(batch, name, here) for name in columns[1:3]]
         if captions:
-            _caption_columns(pool, rows, batch.column("caption"), here)
+            _caption_columns(pool_columns, rows, batch.column("caption"), here)
         yield rows, sides[0], sides[1]
+        if progress is not None:
+            progress(len(rows))
     if not met.all():
         missing = np.flatnonzero(~met)
-        some = ", ".join(pool.names(missing[:3]))
+        some = ", ".join(name.decode() for name in uid[missing[:3]].tolist())
         raise InputError(
             f"table: found no row for {len(missing)} of {len(uid)} labelled uids "
             f"({some}{', ...' if len(missing) > 3 else ''}), expected one each; embed them, or label again"
@@ -123,14 +114,12 @@ def _matrix(batch: Any, name: str, here: np.ndarray) -> np.ndarray:
     return matrix if here.all() else matrix[here]
 
 
-def _caption_columns(pool: Pool, rows: np.ndarray, captions: Any, here: np.ndarray) -> None:
+def _caption_columns(columns: dict[str, Any], rows: np.ndarray, captions: Any, here: np.ndarray) -> None:
     import polars as pl
 
     text = pl.Series(pl.from_arrow(captions)).fill_null("").filter(pl.Series(here))
-    assert pool.caption_hash is not None
-    assert pool.caption_length is not None
-    pool.caption_hash[rows] = text.hash(seed=0).to_numpy()
-    pool.caption_length[rows] = text.str.len_chars().to_numpy()
+    columns["caption_hash"][rows] = text.hash(seed=0).to_numpy()
+    columns["caption_length"][rows] = text.str.len_chars().to_numpy()
 
 
 def _twice(found: np.ndarray, rows: np.ndarray, met: np.ndarray) -> str:

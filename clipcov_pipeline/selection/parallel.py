@@ -1,12 +1,14 @@
 """Threads over latent classes: the classes are independent, so the result never depends on their number."""
 
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
+S = TypeVar("S")
 T = TypeVar("T")
 # rows a task should have, so that thousands of tiny classes do not cost thousands of calls
 _TASK_ROWS = 8192
@@ -36,3 +38,21 @@ def over_classes(work: Callable[[np.ndarray], T], sizes: np.ndarray, threads: in
 
     with threadpool_limits(1), ThreadPoolExecutor(thread_count(threads)) as executor:
         return list(executor.map(work, tasks(sizes)))
+
+
+def over_stream(work: Callable[[S], T], items: Iterable[S], threads: int | None = None) -> Iterator[T]:
+    """``work`` of each item, in order, by several threads that never run far ahead of who reads the results.
+
+    BLAS is held to one thread meanwhile.
+    """
+    from threadpoolctl import threadpool_limits
+
+    workers = thread_count(threads)
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as executor:
+        pending: deque = deque()
+        for item in items:
+            pending.append(executor.submit(work, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

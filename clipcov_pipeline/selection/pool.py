@@ -3,7 +3,7 @@
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from clipcov_pipeline.errors import InputError
 NORM_TOLERANCE = 1e-2
 _BLOCK_BYTES = 256 << 20
 OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
+
+
+# (pool rows [b], image embeddings [b, d], caption embeddings [b, d])
+Blocks = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Pool:
@@ -103,11 +107,31 @@ class Pool:
             "early_similarity": _column("early_similarity", early_similarity, n),
         }
         half = image_embedding.dtype == np.float16 and text_embedding.dtype == np.float16
+        dtype = np.float16 if half else np.float32
+        blocks = array_blocks(image_embedding, text_embedding)
+        return cls.from_blocks(
+            blocks, image_embedding.shape[1], dtype, latent_class, labels, columns, scratch_dir=scratch_dir
+        )
+
+    @classmethod
+    def from_blocks(
+        cls, blocks: Blocks, d: int, dtype: Any, latent_class: np.ndarray, label_similarity: np.ndarray,
+        columns: dict[str, np.ndarray | None], *, scratch_dir: str | Path | None = None,
+    ) -> "Pool":  # fmt: skip
+        """A pool from a stream; what the other constructors come to.
+
+        Args:
+            blocks: (pool rows int64 [b], image [b, d], text [b, d]), every pool row once, in any order.
+            d, dtype: width of an embedding, and float16 or float32 to keep it in.
+            latent_class, label_similarity: int32 [N], float32 [N], checked; columns: "uid" and any of
+                ``OPTIONAL_COLUMNS``.
+        """
         order, starts = sort_by_class(latent_class)
-        width = 2 * image_embedding.shape[1]
-        pairs, scratch = make_rows((n, width), np.float16 if half else np.float32, scratch_dir)
-        fill_rows(pairs, order, array_blocks(image_embedding, text_embedding))
-        pool = cls(pairs, order, starts, latent_class, labels, columns, scratch)
+        pairs, scratch = make_rows((len(order), 2 * d), dtype, scratch_dir)
+        # made before it is filled: a failure on the way removes the scratch file with the pool
+        pool = cls(pairs, order, starts, latent_class, label_similarity, columns, scratch)
+        for rows, image, text in blocks:
+            pool._write(rows, image, text)
         pool.statistics()
         return pool
 
@@ -122,6 +146,7 @@ class Pool:
         n_classes: int | None = None,
         captions: bool = False,
         scratch_dir: str | Path | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> "Pool":
         """A pool over a LanceDB table, read in batches into a memory-mapped scratch file sorted by class.
 
@@ -140,6 +165,7 @@ class Pool:
             captions: also read ``caption``, for ``caption_hash`` and ``caption_length``.
             scratch_dir: folder of the scratch file; when None, pools over 256 MB go to the system's
                 temporary folder and smaller ones stay in memory.
+            progress: called with the number of rows just read.
 
         Raises:
             InputError: a column or a labelled uid is missing, a uid comes twice, an embedding is missing or
@@ -147,7 +173,7 @@ class Pool:
         """
         from clipcov_pipeline.selection.lance import pool_from_lance
 
-        return pool_from_lance(table, labels, version, shards, scratch_dir, n_classes, captions)
+        return pool_from_lance(table, labels, version, shards, scratch_dir, n_classes, captions, progress)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -174,14 +200,6 @@ class Pool:
             self._position = np.empty_like(self.order)
             self._position[self.order] = np.arange(len(self.order))
         return self._position
-
-    def image_embedding(self, rows: np.ndarray) -> np.ndarray:
-        """float16 or float32 [len(rows), d]: a copy of the image embeddings of pool rows."""
-        return np.asarray(self.pairs[self.position[rows], : self.dim])
-
-    def text_embedding(self, rows: np.ndarray) -> np.ndarray:
-        """float16 or float32 [len(rows), d]: a copy of the caption embeddings of pool rows."""
-        return np.asarray(self.pairs[self.position[rows], self.dim :])
 
     def names(self, rows: np.ndarray | Sequence[int]) -> list[str]:
         """uids of pool rows as text; row numbers where the pool has none."""
@@ -251,20 +269,56 @@ class Pool:
         return similarity
 
     def take(self, rows: np.ndarray) -> "Pool":
-        """A pool of some rows only, in the order given."""
+        """A pool of some rows only, in the order given.
+
+        Raises:
+            InputError: no rows.
+        """
         rows = np.asarray(rows, np.int64)
         if len(rows) == 0:
             raise InputError("pool: found 0 pairs after the filters, expected at least 1; loosen the filters")
-        latent_class = self.latent_class[rows]
-        order, starts = sort_by_class(latent_class)
-        pairs, scratch = make_rows((len(rows), self.pairs.shape[1]), self.pairs.dtype, self._scratch_dir)
-        source = self.position[rows[order]]
-        step = max(1, _BLOCK_BYTES // (pairs.shape[1] * pairs.itemsize))
-        for at in range(0, len(rows), step):
-            pairs[at : at + step] = self.pairs[source[at : at + step]]
+        return self._copy(rows, self.latent_class[rows], self.label_similarity[rows])
+
+    def relabelled(self, latent_class: np.ndarray, label_similarity: np.ndarray) -> "Pool":
+        """The same pairs with other latent classes (integers [N]) and label similarities (floats [N]).
+
+        Raises:
+            InputError: as in ``from_arrays``.
+        """
+        n = len(self)
+        classes = check_classes(latent_class, n, None)
+        return self._copy(np.arange(n), classes, check_similarity(label_similarity, n))
+
+    def _copy(self, rows: np.ndarray, latent_class: np.ndarray, label_similarity: np.ndarray) -> "Pool":
         names = ("uid", *OPTIONAL_COLUMNS)
         columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in names}
-        return Pool(pairs, order, starts, latent_class, self.label_similarity[rows], columns, scratch)
+        step = max(1, _BLOCK_BYTES // (self.pairs.shape[1] * self.pairs.itemsize))
+        # read the way the rows lie, write where they go
+        by = np.argsort(self.position[rows])
+        parts = (by[at : at + step] for at in range(0, len(by), step))
+        blocks = ((part, *self.sides(rows[part])) for part in parts)
+        folder = self._scratch_dir
+        return Pool.from_blocks(
+            blocks, self.dim, self.pairs.dtype, latent_class, label_similarity, columns, scratch_dir=folder
+        )
+
+    def sides(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Image and caption embeddings of pool rows, each [len(rows), d]."""
+        both = np.asarray(self.pairs[self.position[rows]])
+        return both[:, : self.dim], both[:, self.dim :]
+
+    def _write(self, rows: np.ndarray, image: np.ndarray, text: np.ndarray) -> None:
+        from clipcov_pipeline.selection import kernels
+
+        if image.shape != (len(rows), self.dim) or text.shape != image.shape:
+            raise InputError(
+                f"embeddings: found image {image.shape} and text {text.shape}, "
+                f"expected ({len(rows)}, {self.dim})"
+            )
+        into = self.position[rows]
+        sides = [kernels.bits(np.ascontiguousarray(side, self.pairs.dtype)) for side in (image, text)]
+        # in the order they will lie, so that every page of a scratch file is written in one go
+        kernels.scatter(kernels.bits(self.pairs), into, sides[0], sides[1], np.argsort(into))
 
     def close(self) -> None:
         """Remove the scratch file now instead of with the last reference."""
@@ -318,26 +372,6 @@ def make_rows(
     handle, name = tempfile.mkstemp(prefix="pool-", suffix=".rows", dir=folder)
     os.close(handle)
     return np.memmap(name, dtype, "w+", shape=shape), Path(name)
-
-
-def fill_rows(
-    pairs: np.ndarray, order: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> None:
-    """Write the rows [image; text] where they belong.
-
-    Args:
-        pairs: [n, 2d], written; order: int64 [n], pool row of each row of ``pairs``.
-        blocks: (pool rows int64 [b], image [b, d], text [b, d]).
-    """
-    from clipcov_pipeline.selection import kernels
-
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-    for rows, image, text in blocks:
-        into = position[rows]
-        sides = [kernels.bits(np.ascontiguousarray(side, pairs.dtype)) for side in (image, text)]
-        # in the order they will lie, so that every page of a scratch file is written in one go
-        kernels.scatter(kernels.bits(pairs), into, sides[0], sides[1], np.argsort(into))
 
 
 def array_blocks(image: np.ndarray, text: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

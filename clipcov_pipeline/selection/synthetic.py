@@ -64,7 +64,7 @@ def synthetic_blocks(
 def synthetic_arrays(
     n: int, n_classes: int, d: int = 512, seed: int = 0, mismatched: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(image_embedding, text_embedding, latent_class, label_similarity), as ``Pool.from_arrays`` takes them."""
+    """(image_embedding, text_embedding, latent_class, label_similarity), for ``Pool.from_arrays``."""
     latent_class = synthetic_classes(n, n_classes, seed)
     image, text, similarity = zip(*synthetic_blocks(latent_class, d, seed, mismatched), strict=True)
     return np.concatenate(image), np.concatenate(text), latent_class, np.concatenate(similarity)

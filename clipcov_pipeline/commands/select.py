@@ -1,0 +1,126 @@
+"""``clipcov select``: rank a table or arrays and write the subset."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clipcov_pipeline.commands.pool_options import (
+    chosen_budget,
+    method_options,
+    parameters,
+    pool_options,
+    reading_progress,
+    reads_captions,
+)
+
+
+@click.command()
+@pool_options
+@click.option("--method", default="clipcov", show_default=True, help="clipcov or a baseline.")
+@method_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Prefix: writes OUT.parquet, OUT.npy (DataComp) and OUT.json.",
+)
+def command(
+    source: Path, text: Path | None, labels: Path | None, class_embedding: Path | None, clusters: int | None,
+    scratch_dir: Path | None, method: str, fraction: float | None, count: int | None, mode: str | None,
+    extra: tuple[str, ...], seed: int, threads: int | None, out: Path,
+) -> None:  # fmt: skip
+    """Rank SOURCE by a method and write the subset.
+
+    SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet, an .npz, an .npy of image embeddings with --text,
+    or a folder as clip-retrieval writes it. Embeddings have unit norm.
+    """
+    from clipcov_pipeline.selection.measure import Phases
+    from clipcov_pipeline.selection.methods import budget_count, validate_method
+
+    params = parameters(mode, extra, seed)
+    filled = validate_method(method, params)
+    budget = chosen_budget(fraction, count)
+    if isinstance(budget, float):
+        budget_count(budget, 1)  # a bad fraction is told before anything is read
+    prefix = out.with_suffix("") if out.suffix in (".parquet", ".npy", ".json") else out
+    phases = Phases()
+
+    from clipcov_pipeline.selection.objective import objective
+    from clipcov_pipeline.selection.outputs import write_outputs
+    from clipcov_pipeline.selection.ranking import rank
+    from clipcov_pipeline.selection.sources import Labelling, open_pool
+
+    with phases("read"), reading_progress() as progress:
+        pool = open_pool(
+            source,
+            text,
+            Labelling(labels, class_embedding, clusters, seed),
+            need_classes=method in ("clipcov", "clip_score_per_class"),
+            captions=reads_captions(params, method),
+            scratch_dir=scratch_dir,
+            progress=progress,
+        )
+    with pool:
+        with phases("rank"):
+            ranking = rank(pool, method, budget, threads=threads, **params)
+        click.echo(f"ranked {len(ranking):,} of {len(pool):,} in {phases.seconds['rank']:.2f} s", err=True)
+        with phases("objective"):
+            clipcov = filled if method == "clipcov" else validate_method("clipcov")
+            value = objective(
+                pool,
+                ranking.rows,
+                clipcov["weights"],
+                clip_negative=clipcov["clip_negative"],
+                redundancy=clipcov["redundancy"],
+                threads=threads,
+            )
+        report = _report(pool, ranking, method, filled, value, phases)
+        with phases("write"):
+            written = write_outputs(prefix, pool, ranking, report)
+    click.echo(_summary(report))
+    click.echo("wrote " + ", ".join(map(str, written)))
+    if len(written) < 3:
+        click.echo("no DataComp .npy: the uids are not 32 hex digits", err=True)
+
+
+def _report(
+    pool: Any, ranking: Any, method: str, params: dict[str, Any], value: Any, phases: Any
+) -> dict[str, Any]:
+    import numpy as np
+
+    from clipcov_pipeline import __version__
+
+    taken = np.bincount(pool.latent_class[ranking.rows], minlength=pool.n_classes)
+    sizes = pool.class_sizes
+    return {
+        "version": __version__,
+        "method": method,
+        "params": params,
+        "pool": {
+            "pairs": len(pool),
+            "dim": pool.dim,
+            "dtype": str(pool.pairs.dtype),
+            "classes": int((sizes > 0).sum()),
+        },
+        "subset": {"pairs": len(ranking), "classes": int((taken > 0).sum())},
+        "objective": value,
+        "class_counts": {str(c): [int(taken[c]), int(sizes[c])] for c in np.flatnonzero(sizes)},
+        "seconds": phases.seconds,
+        "cpu_seconds": phases.cpu_seconds,
+        "anonymous_bytes": phases.anonymous_bytes,
+    }
+
+
+def _summary(report: dict[str, Any]) -> str:
+    value = report["objective"]
+    terms = "  ".join(f"{name} {value[name]:,.1f}" for name in value if name != "F")
+    seconds = "  ".join(f"{name} {took:.2f}" for name, took in report["seconds"].items())
+    return "\n".join(
+        [
+            f"{report['method']}: {report['subset']['pairs']:,} of {report['pool']['pairs']:,} pairs, "
+            f"{report['subset']['classes']:,} of {report['pool']['classes']:,} classes",
+            f"F {value['F']:,.1f} = {terms}",
+            f"seconds: {seconds}; anonymous memory {max(report['anonymous_bytes'].values()) / 1e9:.2f} GB",
+        ]
+    )
