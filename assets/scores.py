@@ -65,7 +65,7 @@ def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, 
         manifests = [
             good_samples(task.path("raw_shards", shard.name, "manifest.parquet")) for shard in shards
         ]
-        manifest = pl.concat(manifests).join(held_out.select("uid"), on="uid", maintain_order="left")
+        manifest = pl.concat(manifests).join(held_out.select("shard", "key"), on=["shard", "key"], maintain_order="left")
         # boilerplate captions and copied images have no single right answer
         return evaluate_shards(
             encoder, shards, manifest, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
@@ -73,10 +73,11 @@ def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, 
         )  # fmt: skip
     chosen = settings.sets[name]
     shards = list(task.project.world.evaluation_shards[name])
-    manifest = pl.concat([_manifest(shard, task.config.shards.max_image_pixels) for shard in shards])
+    options = json.dumps(dict(chosen.storage_options))
+    manifest = pl.concat([_manifest(s, task.config.shards.max_image_pixels, options) for s in shards])
     return evaluate_shards(
         encoder, shards, manifest, dataset=name, model=model, pretrained=recipe,
-        tasks=chosen.tasks, templates=chosen.templates,
+        tasks=chosen.tasks, templates=chosen.templates, storage_options=dict(chosen.storage_options),
     )  # fmt: skip
 
 
@@ -86,6 +87,6 @@ def _encoder(model: str, weights: str, device: str, batch_size: int) -> Encoder:
 
 
 @lru_cache(maxsize=64)
-def _manifest(shard: Shard, max_pixels: int) -> pl.DataFrame:
+def _manifest(shard: Shard, max_pixels: int, storage_options: str) -> pl.DataFrame:
     """Every arm is scored on the same shards: check their samples once a process."""
-    return read_shard(shard, max_pixels=max_pixels).manifest
+    return read_shard(shard, max_pixels=max_pixels, storage_options=json.loads(storage_options)).manifest

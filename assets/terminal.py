@@ -18,8 +18,7 @@ class TerminalHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        meta = getattr(record, "dagster_meta", None) or {}
-        text = str(meta.get("orig_message") or record.getMessage())
+        text = message_of(record)
         is_progress = text.startswith((FULL_BLOCK, EMPTY_BLOCK))
         stamp = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
@@ -30,6 +29,19 @@ class TerminalHandler(logging.StreamHandler):
         else:
             self.stream.write(f"{stamp}  {level}{text}\n")
         self.flush()
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """Return what a record says; of a failed step its cause, which Dagster's own message leaves out."""
+    meta = getattr(record, "dagster_meta", None) or {}
+    text = str(meta.get("orig_message") or record.getMessage())
+    event = meta.get("dagster_event")
+    if event is None or not event.is_step_failure:
+        return text
+    failure = event.step_failure_data
+    if failure.user_failure_data is not None:
+        return f"{text} {failure.user_failure_data.description}"
+    return f"{text}\n{failure.error.to_string()}" if failure.error else text
 
 
 @dg.logger

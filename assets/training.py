@@ -14,6 +14,22 @@ from clipcov_pipeline.train import RECORD, TrainSpec, command, to_json, warnings
 LOG_TAIL = 2000  # characters of the training's own output that a failure shows
 
 
+class LogsOnly:
+    """The step's context for a Pipes session that carries logs only.
+
+    Pipes holds an asset to yield what the session reports, one result for all partitions of the run; our
+    stages yield an event a partition themselves (see ``materialize``): the session is opened as an op's.
+    """
+
+    has_assets_def = False
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
 def train_spec(
     settings: Training,
     *,
@@ -73,7 +89,7 @@ def train(
     extras = {"spec": to_json(spec), "out_dir": str(out_dir), "log": str(log), "mlflow": dict(mlflow or {})}
     try:
         pipes.run(
-            context=context,
+            context=LogsOnly(context),  # type: ignore[arg-type]
             command=command(spec, gpus, "assets.train_worker"),
             extras=extras,
             env={SPEC_VARIABLE: to_json(spec)},

@@ -242,6 +242,7 @@ class EvaluationSet(Section):
     """``sample`` (the held-out vendor), a folder, a brace pattern or an fsspec URL of WebDataset shards."""
     tasks: tuple[Literal["retrieval", "zeroshot_names"], ...] = ("retrieval",)
     templates: tuple[str, ...] = ("{}",)
+    storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
 
     @field_validator("tasks")
     @classmethod

@@ -1,4 +1,4 @@
-"""The whole graph on real data in a real Dagster instance: its outputs, and what runs again after a change."""
+"""The whole graph on real data in a real Dagster instance: its outputs, and what a change runs again."""
 
 import json
 import shutil
