@@ -65,7 +65,8 @@ def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, 
         manifests = [
             good_samples(task.path("raw_shards", shard.name, "manifest.parquet")) for shard in shards
         ]
-        manifest = pl.concat(manifests).join(held_out.select("shard", "key"), on=["shard", "key"], maintain_order="left")
+        place = ["shard", "key"]
+        manifest = pl.concat(manifests).join(held_out.select(place), on=place, maintain_order="left")
         # boilerplate captions and copied images have no single right answer
         return evaluate_shards(
             encoder, shards, manifest, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
