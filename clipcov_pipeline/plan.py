@@ -326,11 +326,7 @@ def fingerprint_of(node: Node, inputs: Mapping[str, str]) -> str:
 
 
 def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
-    blocking = [
-        name
-        for name in dict.fromkeys(node_name(i.stage, i.partition) for i in (*node.inputs, *node.after))
-        if not _is_readable(done[name])
-    ]
+    blocking = _unreadable(node.inputs, done)
     if blocking:
         return Step(node, Status.WAIT, why=(_waits(blocking),))
     inputs = {item.name: _digest(done, item) for item in node.inputs}
@@ -339,10 +335,18 @@ def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     current = store.current_fingerprint(node.stage, node.partition)
     if record is not None and current == fingerprint:
         return Step(node, Status.CURRENT, (), fingerprint, inputs, record)
+    blocking = _unreadable(node.after, done)
+    if record is None and blocking:
+        return Step(node, Status.WAIT, why=(_waits(blocking),))
     previous = store.find(node.stage, node.partition, current) if current else None
     why = tuple(_reasons(node, inputs, previous))
     status = Status.RESTORE if record is not None else Status.BUILD
     return Step(node, status, why, fingerprint, inputs, record)
+
+
+def _unreadable(inputs: Sequence[Input], done: Mapping[str, Step]) -> list[str]:
+    names = dict.fromkeys(node_name(item.stage, item.partition) for item in inputs)
+    return [name for name in names if not _is_readable(done[name])]
 
 
 def _is_readable(step: Step) -> bool:
@@ -371,25 +375,26 @@ def _reasons(node: Node, inputs: Mapping[str, str], previous: Record | None) -> 
     version = CODE_VERSIONS[node.stage]
     if previous.code_version != version:
         yield f"code version of {node.stage} {previous.code_version} -> {version}"
-    yield from _changes(_flat(previous.params), _flat(node.params), "{name} {old} -> {new}")
-    yield from _changes(previous.sources, node.sources, "{name} changed")
-    yield from _changes(previous.inputs, inputs, "{name} changed")
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], text: str) -> Iterator[str]:
+    old, new = _flat(previous.params), _flat(node.params)
     for name in sorted({*old, *new}):
-        if name not in old:
-            yield (
-                f"{name} added" if "changed" in text else text.format(name=name, old="default", new=new[name])
-            )
-        elif name not in new:
-            yield (
-                f"{name} removed"
-                if "changed" in text
-                else text.format(name=name, old=old[name], new="default")
-            )
-        elif old[name] != new[name]:
-            yield text.format(name=name, old=old[name], new=new[name])
+        before, after = old.get(name, "default"), new.get(name, "default")
+        if before != after:
+            yield f"{name} {before} -> {after}"
+    yield from _changes(previous.sources, node.sources)
+    yield from _changes(previous.inputs, inputs)
+
+
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
+    for names, verb in (
+        (changed, "changed"),
+        (sorted(new.keys() - old.keys()), "added"),
+        (sorted(old.keys() - new.keys()), "removed"),
+    ):
+        if len(names) > 3:
+            yield f"{names[0]} and {len(names) - 1} more {verb}"
+        else:
+            yield from (f"{name} {verb}" for name in names)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -420,7 +425,10 @@ def observe(config: Config) -> World:
     sets = config.evaluate.sets
     return World(
         shards=tuple(scan(pool_source(config), options, settle_seconds=config.shards.settle_seconds)),
-        evaluation_shards={name: tuple(scan(evaluation_source(config, name), options)) for name in sets},
+        evaluation_shards={
+            name: tuple(scan(evaluation_source(config, name), dict(chosen.storage_options)))
+            for name, chosen in sets.items()
+        },
         tokens=_file_tokens(config),
     )
 
