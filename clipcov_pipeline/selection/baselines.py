@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.selection.merge import proportional_order
-from clipcov_pipeline.selection.parallel import over_classes
+from clipcov_pipeline.selection.parallel import over_classes, single_blas
 from clipcov_pipeline.selection.pool import Pool
 
 Ranked = tuple[np.ndarray, np.ndarray]
@@ -105,7 +105,8 @@ def semdedup(pool: Pool, count: int, params: dict[str, Any], threads: int | None
             members = order[starts[c] : starts[c + 1]]
             nearest[members] = _nearest_before(images, members)
 
-    over_classes(one, sizes, threads)
+    with single_blas():
+        over_classes(one, sizes, threads)
     score = np.empty(len(pool), np.float32)
     score[pool.order[rows]] = 1.0 - nearest[rows]
     return top(score, count)

@@ -20,6 +20,8 @@ from clipcov_pipeline.selection.pool import Pool
 MARGIN = 0.2
 # no sum of two products of unit vectors is below -2 (and a little for rounded norms)
 SAFE_MARGIN = 2.1
+# how many scores are looked at to find a threshold
+_SAMPLE = 200_000
 
 
 class ClassGreedy:
@@ -61,13 +63,12 @@ class ClassGreedy:
 
         self.evaluated += sum(over_classes(work, self.pool.class_sizes, self.threads))
 
-    def bounds(self) -> np.ndarray:
-        """Upper bounds on the gains of everything not taken, all classes together."""
-        starts, step = self.pool.starts[:-1], self.margin * self.scale * self.taken
-        left = [
-            self.key[a : a + size] + s for a, size, s in zip(starts, self.size, step, strict=True) if size > 0
-        ]
-        return np.concatenate(left) if left else np.empty(0)
+    def bounds(self, step: int) -> np.ndarray:
+        """Upper bounds on the gains of what is not taken, of every ``step``-th heap entry."""
+        starts, raised = self.pool.starts[:-1], self.margin * self.scale * self.taken
+        left = zip(starts, self.size, raised, strict=True)
+        parts = [self.key[start : start + size : step] + rise for start, size, rise in left if size > 0]
+        return np.concatenate(parts) if parts else np.empty(0)
 
 
 def rank_clipcov(
@@ -109,18 +110,22 @@ def rank_clipcov(
 
 def _advance_to(greedy: ClassGreedy, count: int, most: np.ndarray) -> None:
     """Lower the threshold until ``count`` are taken in all, and little more."""
-    bounds = greedy.base
-    while (missing := count - int(greedy.taken.sum())) > 0:
-        # no gain below the missing-th bound can be among the first `count`: the threshold falls fast at
-        # first, and near the end goes a little further than that to be done
-        reach = missing + max(count // 50, 64)
-        floor = (
-            -np.inf
-            if reach >= len(bounds)
-            else np.partition(bounds, len(bounds) - reach)[len(bounds) - reach]
-        )
-        greedy.advance(floor, most)
-        bounds = greedy.bounds()
+    step = max(1, len(greedy.base) // _SAMPLE)
+    bounds, taken, share = greedy.base[::step], 0, 1.0
+    while (missing := count - taken) > 0:
+        # no gain below the missing-th bound is among the first `count`, but that alone creeps up on it:
+        # only a share of the bounds above a threshold turn out to be gains above it, so reach further
+        reach = missing / share + 2
+        greedy.advance(_largest(bounds, reach / step), most)
+        before, taken = taken, int(greedy.taken.sum())
+        share = min(1.0, max((taken - before) / reach, 0.05))
+        bounds = greedy.bounds(step)
+
+
+def _largest(values: np.ndarray, place: float) -> float:
+    """The value at a place from the top; -inf beyond the last."""
+    at = int(place) + 1
+    return float(np.partition(values, len(values) - at)[len(values) - at]) if at < len(values) else -np.inf
 
 
 def _batches(

@@ -16,7 +16,6 @@ from numba.extending import intrinsic
 
 # only what lets the compiler vectorise a sum; NaN and infinity keep their meaning
 _FAST = {"reassoc", "contract", "nsz"}
-_WIDTH = 2
 
 
 def bits(pairs: np.ndarray) -> np.ndarray:
@@ -165,17 +164,18 @@ def _sift_down(key, row, size, at):
     row)."""
     moving_key, moving_row = key[at], row[at]
     while True:
-        child = _WIDTH * at + 1
+        child = 2 * at + 1
         if child >= size:
             break
-        best, best_key, best_row = child, key[child], row[child]
-        for other in range(child + 1, min(child + _WIDTH, size)):
-            if key[other] > best_key or (key[other] == best_key and row[other] < best_row):
-                best, best_key, best_row = other, key[other], row[other]
-        if best_key < moving_key or (best_key == moving_key and best_row > moving_row):
+        other = child + 1
+        if other < size and (
+            key[other] > key[child] or (key[other] == key[child] and row[other] < row[child])
+        ):
+            child = other
+        if key[child] < moving_key or (key[child] == moving_key and row[child] > moving_row):
             break
-        key[at], row[at] = best_key, best_row
-        at = best
+        key[at], row[at] = key[child], row[child]
+        at = child
     key[at], row[at] = moving_key, moving_row
 
 
@@ -255,7 +255,7 @@ def _restart(base, key, row, seen):
     for i in range(size):
         key[i] = base[i]
         row[i] = i
-    for i in range((size - 2) // _WIDTH, -1, -1):
+    for i in range(size // 2 - 1, -1, -1):
         _sift_down(key, row, size, i)
     return size
 

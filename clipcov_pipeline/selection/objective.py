@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.selection.methods import WEIGHTS, Redundancy, budget_count
-from clipcov_pipeline.selection.parallel import over_classes
+from clipcov_pipeline.selection.parallel import over_classes, single_blas
 from clipcov_pipeline.selection.pool import Pool
 
 TERMS = ("class", "self", "label", "inter")
@@ -120,7 +120,8 @@ def clipped_sums(
                         np.maximum(similarity, 0, out=similarity)
                         out[a : a + len(left)] += similarity.sum(axis=1, dtype=np.float64)
 
-    over_classes(one, np.diff(starts), threads)
+    with single_blas():
+        over_classes(one, np.diff(starts), threads)
     return out
 
 

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -30,14 +31,23 @@ def tasks(sizes: np.ndarray) -> list[np.ndarray]:
 
 
 def over_classes(work: Callable[[np.ndarray], T], sizes: np.ndarray, threads: int | None = None) -> list[T]:
-    """Call ``work`` (which releases the GIL) on groups of classes that cover all non-empty ones.
+    """Call ``work`` on groups of classes that cover all non-empty ones; it releases the GIL.
 
-    BLAS is held to one thread meanwhile: the threads here are the parallelism.
+    Work that calls BLAS is to be done under ``single_blas``: the threads here are the parallelism.
     """
+    groups = tasks(sizes)
+    workers = min(thread_count(threads), len(groups))
+    if workers == 1:
+        return [work(group) for group in groups]
+    with ThreadPoolExecutor(workers) as executor:
+        return list(executor.map(work, groups))
+
+
+def single_blas() -> AbstractContextManager:
+    """BLAS held to one thread, inside."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), ThreadPoolExecutor(thread_count(threads)) as executor:
-        return list(executor.map(work, tasks(sizes)))
+    return threadpool_limits(1)
 
 
 def over_stream(work: Callable[[S], T], items: Iterable[S], threads: int | None = None) -> Iterator[T]:
@@ -45,10 +55,8 @@ def over_stream(work: Callable[[S], T], items: Iterable[S], threads: int | None 
 
     BLAS is held to one thread meanwhile.
     """
-    from threadpoolctl import threadpool_limits
-
     workers = thread_count(threads)
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as executor:
+    with single_blas(), ThreadPoolExecutor(workers) as executor:
         pending: deque = deque()
         for item in items:
             pending.append(executor.submit(work, item))
