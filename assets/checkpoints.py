@@ -114,8 +114,8 @@ def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task
         "clipcov.proxy_fingerprint": task.record("proxy_model").fingerprint,
         "dagster.asset": "checkpoints",
         "dagster.partition": recipe.key,
-        "dagster.run_id": context.run_id,
-        "dagster.run_url": dagster_run_url(config, context.run_id),
+        "dagster.run_id": context.run.run_id,
+        "dagster.run_url": dagster_run_url(config, context.run.run_id),
     }
     return tracking.start(recipe.key, step.fingerprint, params, tags)
 

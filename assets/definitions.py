@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets.automation import JOBS, rebuild, rescan
 from assets.checkpoints import checkpoints
 from assets.embeddings import embeddings
 from assets.leaderboard import leaderboard
@@ -26,6 +27,9 @@ defs = dg.Definitions(
         scores,
         leaderboard,
     ],
+    jobs=list(JOBS.values()),
+    sensors=[rebuild],
+    schedules=[rescan],
     resources={"experiment": Experiment(), "pipes": dg.PipesSubprocessClient()},
     loggers={"console": dg.colored_console_logger, "terminal": terminal_logger},
 )

@@ -34,7 +34,8 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         shard = task.project.shards[task.partition]
         manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
         progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
-        samples = iter_samples(shard, set(manifest["key"]), dict(task.config.shards.storage_options))
+        keys, options = set(manifest["key"]), dict(task.config.shards.storage_options)
+        samples = iter_samples(shard, keys, options) if keys else ()  # a quarantined shard is not opened
         embedded = embed_samples(
             proxy_encoder(task), samples, manifest["uid"].to_list(), progress=progress.to
         )

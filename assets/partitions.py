@@ -5,11 +5,14 @@ Dagster, and a stage whose partitions each carry their own data version (see ``m
 within a run.
 """
 
+from collections.abc import Iterator, Sequence
+
 import dagster as dg
 
 from clipcov_pipeline.plan import Plan
 
 PARTITIONED_STAGES = ("raw_shards", "embeddings", "rankings", "subsets", "checkpoints", "scores")
+ONE_AT_A_TIME = {"checkpoints"}  # long enough to deserve a run each: a failure or a kill costs one
 
 
 def partitions_of(stage: str) -> dg.DynamicPartitionsDefinition:
@@ -36,3 +39,29 @@ def sync_partitions(instance: dg.DagsterInstance, plan: Plan) -> None:
         missing = [key for key in wanted if key not in known]
         if missing:
             instance.add_dynamic_partitions(stage, missing)
+
+
+def range_tags(stage: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return the tags by which a run covers the partitions from the first key to the last."""
+    if stage not in PARTITIONED_STAGES:
+        return {}
+    return {
+        "dagster/asset_partition_range_start": keys[0],
+        "dagster/asset_partition_range_end": keys[-1],
+    }
+
+
+def chunks(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> Iterator[list[str]]:
+    """Cut keys into runs: ranges without gaps in Dagster's order, so that no other partition is touched."""
+    if stage in ONE_AT_A_TIME or stage not in PARTITIONED_STAGES:
+        yield from ([key] for key in keys)
+        return
+    wanted, chunk = set(keys), []
+    for key in instance.get_dynamic_partitions(stage):
+        if key in wanted:
+            chunk.append(key)
+        elif chunk:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

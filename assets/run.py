@@ -3,20 +3,19 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import click
 import dagster as dg
 
 from assets.definitions import defs
 from assets.instance import project_instance
-from assets.partitions import PARTITIONED_STAGES, sync_partitions
+from assets.partitions import chunks, range_tags, sync_partitions
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import Plan, Status
 from clipcov_pipeline.project import Project
+from clipcov_pipeline.store import node_name
 
-RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-ONE_AT_A_TIME = {"checkpoints"}  # long enough to deserve a run each: a failure or a kill costs one
 TERMINAL = {"loggers": {"terminal": {}}}
 
 
@@ -58,9 +57,9 @@ def run_plan(
         sync_partitions(instance, plan)
         ready = plan.ready(skip=failed, only=only)
         if ready is None:
-            return executed, [f"{stage}/{key}" for stage, key in failed]
+            return executed, [node_name(stage, key) for stage, key in failed]
         stage, keys = ready
-        for chunk in _chunks(instance, stage, keys):
+        for chunk in chunks(instance, stage, keys):
             execute(instance, stage, chunk)
         after = Project.open(config).plan()
         for key in keys:
@@ -72,34 +71,15 @@ def run_plan(
 
 def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> bool:
     """Execute one Dagster run: a stage, and of a partitioned one the keys from the first to the last."""
-    tags: dict[str, str] = {}
-    if stage in PARTITIONED_STAGES:
-        tags = dict(zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True))
     job = defs.resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(stage)],
-        tags=tags,
+        tags=range_tags(stage, keys),
         run_config=TERMINAL,
         raise_on_error=False,
     )
     return result.success
-
-
-def _chunks(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> Iterator[list[str]]:
-    """Cut keys into runs: ranges without gaps in Dagster's order, so that no other partition is touched."""
-    if stage in ONE_AT_A_TIME or stage not in PARTITIONED_STAGES:
-        yield from ([key] for key in keys)
-        return
-    wanted, chunk = set(keys), []
-    for key in instance.get_dynamic_partitions(stage):
-        if key in wanted:
-            chunk.append(key)
-        elif chunk:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> str:

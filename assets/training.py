@@ -26,6 +26,11 @@ class LogsOnly:
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
 
+    @property
+    def run_id(self) -> str:
+        """The asset context's own ``run_id`` is deprecated."""
+        return self._context.run.run_id
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 

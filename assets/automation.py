@@ -1,0 +1,103 @@
+"""Unattended rebuilds: a sensor that requests what the plan says, and a schedule that rescans the shards.
+
+Both read the YAML at every tick and are off until someone switches them on in the UI. The sensor asks for
+everything that can be built now, the schedule for the manifests of new and changed shards, with which the
+chain begins. A request's run key is made of the fingerprints that it would build: a second tick starts
+nothing twice, and what has failed is left alone until something about it changes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from assets.partitions import chunks, range_tags, sync_partitions
+from assets.resources import Experiment
+from clipcov_pipeline.config import Automation, load_config
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.plan import STAGES, Plan, Status
+from clipcov_pipeline.store import digest_of
+
+STAGE_TAG = "clipcov/stage"
+# a job a stage: assets with different partitions cannot share one
+JOBS = {
+    stage: dg.define_asset_job(f"build_{stage}", selection=[stage], tags={STAGE_TAG: stage})
+    for stage in STAGES
+}
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def run_requests(
+    instance: dg.DagsterInstance, plan: Plan, stages: Sequence[str] = STAGES
+) -> Iterator[dg.RunRequest]:
+    """Yield a request for all that can be built or restored now, stage by stage, but for stages at work."""
+    busy = stages_at_work(instance)
+    for stage in stages:
+        ready = [s for s in plan.of(stage) if s.status in (Status.BUILD, Status.RESTORE)]
+        if not ready or stage in busy:
+            continue
+        fingerprints = {step.key: step.fingerprint for step in ready}
+        for keys in chunks(instance, stage, list(fingerprints)):
+            run_key = f"{stage}-{digest_of([fingerprints[key] for key in keys])[:24]}"
+            tags = {STAGE_TAG: stage, **range_tags(stage, keys)}
+            yield dg.RunRequest(run_key=run_key, job_name=JOBS[stage].name, tags=tags)
+
+
+def stages_at_work(instance: dg.DagsterInstance) -> set[str]:
+    """Return the stages that an unfinished run, whoever started it, is building."""
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=ACTIVE))
+    named = {run.tags[STAGE_TAG] for run in runs if STAGE_TAG in run.tags}
+    return named | {key.path[-1] for run in runs for key in run.asset_selection or ()}
+
+
+def _tick(
+    instance: dg.DagsterInstance, experiment: Experiment, stages: Sequence[str]
+) -> dg.SensorResult | dg.SkipReason:
+    """Read the YAML, list the shards and request what is out of date; skip with the reason in words."""
+    try:
+        plan = experiment.open().plan()
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    sync_partitions(instance, plan)
+    requests = list(run_requests(instance, plan, stages))
+    if requests:
+        return dg.SensorResult(run_requests=requests)
+    if not plan.todo:
+        return dg.SkipReason(f"nothing to do: all {len(plan.steps)} entries are up to date")
+    return dg.SkipReason(f"waiting: {len(plan.todo)} entries out of date, their runs are at work")
+
+
+def _settings() -> Automation:
+    """The intervals are fixed when the code location loads; a broken YAML must not keep it from loading."""
+    try:
+        return load_config().automation
+    except InputError:
+        return Automation()
+
+
+@dg.sensor(
+    jobs=list(JOBS.values()),
+    minimum_interval_seconds=_settings().sensor_seconds,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+)
+def rebuild(context: dg.SensorEvaluationContext, experiment: Experiment) -> dg.SensorResult | dg.SkipReason:
+    """Request runs for everything that is out of date."""
+    return _tick(context.instance, experiment, STAGES)
+
+
+@dg.schedule(
+    job=JOBS["raw_shards"],
+    cron_schedule=_settings().cron,
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+)
+def rescan(
+    context: dg.ScheduleEvaluationContext, experiment: Experiment
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """List the shard source again and request the manifests of new and changed shards."""
+    result = _tick(context.instance, experiment, ("raw_shards",))
+    return result if isinstance(result, dg.SkipReason) else list(result.run_requests or ())
