@@ -15,6 +15,7 @@ from assets.resources import Experiment
 from clipcov_pipeline.config import Automation, load_config
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import STAGES, Plan, Status
+from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.store import digest_of
 
 STAGE_TAG = "clipcov/stage"
@@ -60,7 +61,9 @@ def _tick(
 ) -> dg.SensorResult | dg.SkipReason:
     """Read the YAML, list the shards and request what is out of date; skip with the reason in words."""
     try:
-        plan = experiment.open().plan()
+        project = experiment.open()
+        plan = project.plan()
+        check_batches(project, plan)
     except InputError as error:
         return dg.SkipReason(str(error))
     sync_partitions(instance, plan)

@@ -13,6 +13,7 @@ from assets.instance import project_instance
 from assets.partitions import chunks, range_tags, sync_partitions
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import Plan, Status
+from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import node_name
 
@@ -54,6 +55,7 @@ def run_plan(
     while True:
         project = Project.open(config)
         plan = project.plan()
+        check_batches(project, plan)
         sync_partitions(instance, plan)
         ready = plan.ready(skip=failed, only=only)
         if ready is None:

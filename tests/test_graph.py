@@ -241,10 +241,23 @@ def test_a_failed_partition_leaves_the_others_and_is_named(lab: Lab) -> None:
 
     lab.shard(1).write_bytes(b"not a tar at all")
     copy_samples(sample_folder(lab) / "00005.tar", lab.shard(3), 0, 40)
-    lab.edit(lambda s: s["train"].update(batch_size=10_000, samples_seen=20_000))
+    (lab.folder / "broken.pt").write_bytes(b"no checkpoint")
+    lab.edit(lambda s: s["train"].update(pretrained="./broken.pt"))
     with lab.instance() as instance:
         executed, failed = run_plan(instance, str(lab.yaml))
-    # the quarantined shard stops nothing; the batch that no subset can fill stops the three trainings
+    # the quarantined shard stops nothing; the broken checkpoint stops the three trainings
     assert executed["raw_shards"] == 2
     assert executed["subsets"] == 3
     assert failed == [f"checkpoints/{arm}" for arm in ARMS]
+
+
+def test_a_pool_smaller_than_the_batch_is_refused_before_training(lab: Lab) -> None:
+    from assets.run import run_plan
+    from clipcov_pipeline.errors import InputError
+
+    before = {step.node.name: step.record for step in lab.plan().steps}
+    lab.edit(lambda s: s["train"].update(batch_size=97, samples_seen=20_000))
+    with lab.instance() as instance, pytest.raises(InputError, match=r"train.batch_size: found 97, .* 96"):
+        run_plan(instance, str(lab.yaml))
+    lab.edit(lambda s: s["train"].update(batch_size=32, samples_seen=192))
+    assert {step.node.name: step.record for step in lab.plan().steps} == before
