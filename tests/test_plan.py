@@ -260,6 +260,11 @@ def test_every_node_comes_after_what_it_reads_and_names_are_unique(fresh):
     assert set(seen) == EVERYTHING
 
 
+def test_no_two_entries_of_a_stage_share_a_fingerprint(built):
+    prints = [step.fingerprint for step in built.plan().steps]
+    assert len(set(prints)) == len(prints)
+
+
 def test_arms_and_sets_of_an_experiment(fresh):
     assert [recipe.key for recipe in recipes(fresh.config)] == [
         f"{subset}-s{seed}" for subset in arms() for seed in SEEDS
@@ -381,6 +386,11 @@ def test_an_evaluation_setting_concerns_its_own_set_only(built):
     )
     scores = {f"scores/{subset}-s{seed}@coco" for subset in arms() for seed in SEEDS}
     assert built.run() == builds(scores | {"leaderboard"})
+
+
+def test_an_evaluation_set_that_lies_elsewhere_is_the_same_set(built):
+    built.edit(set_key("evaluate.sets.coco.shards", "moved/coco"))
+    assert built.run() == {}
 
 
 def test_an_evaluation_set_whose_shards_changed(built):
@@ -615,6 +625,14 @@ def test_a_restored_entry_can_be_read_at_once_but_for_embeddings(built):
     assert statuses["pseudo_labels"] == {Status.WAIT}
 
 
+def test_an_earlier_proxy_is_restored_without_waiting_for_new_shards(built):
+    built.edit(set_key("proxy.seed", 1))
+    built.run()
+    built.edit(set_key("proxy.seed", 0))
+    built.shards["d"], built.times["d"] = "content of d", 1
+    assert built.plan().by_name["proxy_model"].status is Status.RESTORE
+
+
 def test_two_changes_at_once_are_both_named(built):
     built.edit(set_key("train.lr", 0.002))
     built.edit(set_key("train.batch_size", 64))
@@ -640,6 +658,20 @@ def test_early_cutoff_at_the_subset(built):
     assert built.run() == builds(
         {"rankings/clipcov", "subsets/clipcov-f0.25", "subsets/clipcov-f0.5"} | trained(["clipcov-f0.5"])
     )
+
+
+def test_the_held_out_set_is_scored_again_only_where_it_differs(built):
+    """The subsets stay in this test, so checkpoints do too; scores on the held-out share read its samples."""
+    built.same_result = {"subsets"}
+    built.shards["b"], built.times["b"] = "another caption, say of a held-out sample", 2
+    built.run()
+    built.shards["b"], built.times["b"] = "yet another caption", 3
+    on_holdout = {f"scores/{subset}-s{seed}@holdout" for subset in arms() for seed in SEEDS}
+    shard = {"raw_shards/b", "embeddings/b"}
+    labels = {"pseudo_labels", "rankings/clipcov", "rankings/random"} | selected(arms())
+    assert built.run() == builds(shard | labels | on_holdout | {"leaderboard"})
+    built.edit(set_key("labels.templates", ["the {}"]))
+    assert built.run() == builds(labels)
 
 
 def test_a_damaged_record_is_built_again_and_its_reader_is_left_alone(built):
