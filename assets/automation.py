@@ -19,11 +19,6 @@ from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.store import digest_of
 
 STAGE_TAG = "clipcov/stage"
-# a job a stage: assets with different partitions cannot share one
-JOBS = {
-    stage: dg.define_asset_job(f"build_{stage}", selection=[stage], tags={STAGE_TAG: stage})
-    for stage in STAGES
-}
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -31,6 +26,29 @@ ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+
+
+def _settings() -> Automation:
+    """The intervals are fixed when the code location loads; a broken YAML must not keep it from loading."""
+    try:
+        return load_config().automation
+    except InputError:
+        return Automation()
+
+
+SETTINGS = _settings()
+# a job a stage, because assets with different partitions cannot share one
+JOBS = {
+    stage: dg.define_asset_job(
+        f"build_{stage}",
+        selection=[stage],
+        tags={STAGE_TAG: stage},
+        op_retry_policy=dg.RetryPolicy(
+            max_retries=SETTINGS.max_retries, delay=SETTINGS.retry_seconds, backoff=dg.Backoff.EXPONENTIAL
+        ),
+    )
+    for stage in STAGES
+}
 
 
 def run_requests(
@@ -75,17 +93,9 @@ def _tick(
     return dg.SkipReason(f"waiting: {len(plan.todo)} entries out of date, their runs are at work")
 
 
-def _settings() -> Automation:
-    """The intervals are fixed when the code location loads; a broken YAML must not keep it from loading."""
-    try:
-        return load_config().automation
-    except InputError:
-        return Automation()
-
-
 @dg.sensor(
     jobs=list(JOBS.values()),
-    minimum_interval_seconds=_settings().sensor_seconds,
+    minimum_interval_seconds=SETTINGS.sensor_seconds,
     default_status=dg.DefaultSensorStatus.STOPPED,
 )
 def rebuild(context: dg.SensorEvaluationContext, experiment: Experiment) -> dg.SensorResult | dg.SkipReason:
@@ -95,7 +105,7 @@ def rebuild(context: dg.SensorEvaluationContext, experiment: Experiment) -> dg.S
 
 @dg.schedule(
     job=JOBS["raw_shards"],
-    cron_schedule=_settings().cron,
+    cron_schedule=SETTINGS.cron,
     default_status=dg.DefaultScheduleStatus.STOPPED,
 )
 def rescan(

@@ -10,8 +10,9 @@ from clipcov_pipeline.config import Config
 SETTINGS = {
     "telemetry": {"enabled": False},
     "nux": {"enabled": False},  # the newsletter dialog over the first page
-    # one training at a time, unless the UI's Deployment > Concurrency page says otherwise
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}},
+    # a run whose process is gone is closed, and what it held of a pool is given back
+    "run_monitoring": {"enabled": True, "poll_interval_seconds": 15, "free_slots_after_run_end_seconds": 30},
 }
 
 
@@ -31,4 +32,7 @@ def set_dagster_home(config: Config) -> None:
 def project_instance(config: Config) -> dg.DagsterInstance:
     """Open the project's instance, so that its UI shows what is run here."""
     set_dagster_home(config)
-    return dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    for pool, slots in config.automation.pools.items():
+        instance.event_log_storage.set_concurrency_slots(pool, slots)
+    return instance

@@ -33,6 +33,6 @@ def check_batches(project: Project, plan: Plan) -> None:
 def _check(key: str, batch_size: int, samples: int, what: str) -> None:
     if batch_size > samples:
         raise InputError(
-            f"{key}: found {batch_size}, expected at most about {samples}, the samples in {what}: lower it, or"
-            " give more data or larger fractions"
+            f"{key}: found {batch_size}, expected at most about {samples}, the samples in {what}: lower it,"
+            " or give more data or larger fractions"
         )
