@@ -38,8 +38,8 @@ def notebook_route(
 
 
 def _precompute(
-    image: np.ndarray, text: np.ndarray, label_similarity: np.ndarray, members: dict[int, np.ndarray], folder: Path,
-    clip_negative: bool,
+    image: np.ndarray, text: np.ndarray, label_similarity: np.ndarray, members: dict[int, np.ndarray],
+    folder: Path, clip_negative: bool,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     image, text = image.astype(np.float32), text.astype(np.float32)
     centres = {k: [_unit(side[rows].mean(axis=0)) for side in (image, text)] for k, rows in members.items()}

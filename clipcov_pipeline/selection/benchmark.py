@@ -1,0 +1,438 @@
+"""Speed of the selection on synthetic embeddings, beside what bounds it and what else there is."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.measure import Phases
+from clipcov_pipeline.selection.parallel import thread_count
+from clipcov_pipeline.selection.pool import Pool, check_similarity
+from clipcov_pipeline.selection.ranking import rank
+from clipcov_pipeline.selection.synthetic import synthetic_arrays, synthetic_blocks, synthetic_classes
+
+Say = Callable[[str], None]
+NOTEBOOK_PAIRS, NOTEBOOK_CLASSES = 100_000, 100
+PEER_PAIRS = 4_000
+_FRACTION = 0.1
+_READ_BYTES = 16 << 20
+
+
+class Bench:
+    """One run; ``rows`` collects a line for each measurement.
+
+    Attributes:
+        rows: dicts with what, pairs, seconds (median of ``repeat``), cpu_seconds, anonymous_gb, note.
+    """
+
+    def __init__(self, folder: Path, repeat: int, threads: int | None, say: Say) -> None:
+        self.folder, self.repeat, self.threads, self.say = folder, repeat, threads, say
+        self.rows: list[dict[str, Any]] = []
+
+    def measure(
+        self, what: str, pairs: int, work: Callable[[], Any], note: str = "", repeat: int | None = None
+    ) -> Any:
+        """Run ``work`` several times, record the median, return what the last one gave."""
+        runs, result = [], None
+        for _ in range(repeat or self.repeat):
+            phases = Phases()
+            with phases("run"):
+                result = work()
+            runs.append((phases.seconds["run"], phases.cpu_seconds["run"], phases.anonymous_bytes["run"]))
+        seconds, cpu, anonymous = np.median(runs, axis=0)
+        self.add(what, pairs, float(seconds), float(cpu), float(anonymous) / 1e9, note)
+        return result
+
+    def add(
+        self, what: str, pairs: int, seconds: float, cpu: float | None = None,
+        anonymous_gb: float | None = None, note: str = "",
+    ) -> None:  # fmt: skip
+        """Record a line."""
+        row = {
+            "what": what,
+            "pairs": pairs,
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "anonymous_gb": anonymous_gb,
+        }
+        self.rows.append({**row, "note": note})
+        self.say(f"{what}: {seconds:.2f} s {note}")
+
+    def row(self, what: str) -> dict[str, Any]:
+        """The line of a measurement."""
+        return next(row for row in self.rows if row["what"] == what)
+
+
+def needed_bytes(pairs: int, dim: int, lance: bool) -> int:
+    """Disk the benchmark takes: the sorted rows, with a LanceDB table twice more, and the notebook's
+    matrices."""
+    rows = pairs * dim * 4
+    return rows * (3 if lance else 1) + (2 << 30)
+
+
+def run_benchmark(
+    pairs: int, classes: int, dim: int, *, seed: int = 0, repeat: int = 3, threads: int | None = None,
+    folder: Path | None = None, lance: bool = False, notebook: bool = True, peers: bool = False,
+    say: Say = lambda _line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the selection, and remove everything written.
+
+    Args:
+        pairs, classes, dim: size of the synthetic pool.
+        repeat: runs a measurement is the median of.
+        folder: where scratch files go; the system's temporary folder when None.
+        lance: also from a LanceDB table of the pool to parquet.
+        notebook: also the authors' route, with its matrices, at ``NOTEBOOK_PAIRS``.
+        peers: also apricot and submodlib on one class, where they are installed.
+        say: called with a line after each measurement.
+
+    Returns:
+        JSON-able: settings, machine, rows, exponent, notebook and peers comparisons.
+
+    Raises:
+        InputError: the disk has not the room.
+    """
+    folder = Path(tempfile.gettempdir()) if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    need, free = needed_bytes(pairs, dim, lance), shutil.disk_usage(folder).free
+    if free < need:
+        raise InputError(
+            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, expected {need / 1e9:.1f} GB for "
+            f"{pairs:,} pairs; choose another with --scratch-dir, or fewer pairs"
+        )
+    room = Path(tempfile.mkdtemp(prefix="clipcov-bench-", dir=folder))
+    try:
+        bench = Bench(room, repeat, threads, say)
+        found: dict[str, Any] = {
+            "settings": {"pairs": pairs, "classes": classes, "dim": dim, "seed": seed, "repeat": repeat},
+            "machine": {"threads": thread_count(threads), "load_before": os.getloadavg()},
+        }
+        _warm_up(bench, dim)
+        pool = _synthetic_pool(bench, pairs, classes, dim, seed)
+        gigabytes = pool.pairs.nbytes / 1e9
+        _floors(bench, pool, gigabytes)
+        _engine(bench, pool)
+        found["exponent"] = _scaling(bench, pool)
+        _labels(bench, pool, classes)
+        if lance:
+            _from_table(bench, pool)
+        pool.close()
+        if notebook:
+            found["notebook"] = _notebook(bench, dim, seed)
+        if peers:
+            found["peers"] = _peers(bench, dim, seed)
+        found["machine"]["load_after"] = os.getloadavg()
+        return {**found, "rows": bench.rows}
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _warm_up(bench: Bench, dim: int) -> None:
+    began = time.perf_counter()
+    image, text, labels, similarity = synthetic_arrays(2000, 4, dim)
+    pool = Pool.from_arrays(image, text, labels, similarity)
+    for mode in ("greedy", "notebook"):
+        rank(pool, budget=0.5, mode=mode)
+    bench.add(
+        "load compiled code", 2000, time.perf_counter() - began, note="numba: compiled once, then cached"
+    )
+
+
+def _synthetic_pool(bench: Bench, pairs: int, classes: int, dim: int, seed: int) -> Pool:
+    latent_class = synthetic_classes(pairs, classes, seed)
+    similarity = np.empty(pairs, np.float32)
+
+    def blocks() -> Any:
+        at = 0
+        for image, text, label in synthetic_blocks(latent_class, dim, seed):
+            rows = np.arange(at, at + len(image))
+            similarity[rows] = label
+            yield rows, image, text
+            at += len(image)
+
+    def make() -> Pool:
+        return Pool.from_blocks(
+            blocks(), dim, np.float16, latent_class, similarity, {}, scratch_dir=bench.folder
+        )
+
+    pool = bench.measure("generate and sort by class", pairs, make, repeat=1)
+    pool.label_similarity = check_similarity(similarity, pairs)
+    return pool
+
+
+def _fresh(pool: Pool) -> Pool:
+    """The pool as if just opened: nothing of it read yet."""
+    path = getattr(pool.pairs, "filename", None)
+    pairs = pool.pairs if path is None else np.memmap(path, pool.pairs.dtype, "r+", shape=pool.pairs.shape)
+    return Pool(pairs, pool.order, pool.starts, pool.latent_class, pool.label_similarity, {})
+
+
+def _floors(bench: Bench, pool: Pool, gigabytes: float) -> None:
+    path = Path(str(getattr(pool.pairs, "filename", "")))
+    buffer = bytearray(_READ_BYTES)
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+    bench.measure("floor: read the embeddings once", len(pool), read)
+    row = bench.rows[-1]
+    row["note"] = f"{gigabytes:.2f} GB, {gigabytes / row['seconds']:.1f} GB/s"
+    drop_cache(pool)
+    bench.measure("floor: read them from a cold disk", len(pool), read, repeat=1)
+    row = bench.rows[-1]
+    row["note"] = f"{gigabytes / row['seconds']:.2f} GB/s"
+
+
+def drop_cache(pool: Pool) -> None:
+    """Drop a memory-mapped pool's file from the page cache, as far as the system lets us."""
+    path = getattr(pool.pairs, "filename", None)
+    if path is None or not hasattr(os, "posix_fadvise"):
+        return
+    pairs: Any = pool.pairs
+    pairs.flush()
+    # pages that are mapped stay: let go of ours first
+    if hasattr(pairs._mmap, "madvise"):
+        import mmap
+
+        pairs._mmap.madvise(mmap.MADV_DONTNEED)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def _engine(bench: Bench, pool: Pool) -> None:
+    from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
+    from clipcov_pipeline.selection.objective import base_scores
+
+    n, threads = len(pool), bench.threads
+    drop_cache(pool)
+    bench.measure("rank all, cold", n, lambda: rank(_fresh(pool), threads=threads), repeat=1)
+    bench.measure("  class sums and pair similarities", n, lambda: _fresh(pool).statistics(threads))
+    pool.statistics(threads)
+    bench.measure("  base scores", n, lambda: base_scores(pool, DEFAULT_WEIGHTS, threads=threads))
+    bench.measure("rank all, warm", n, lambda: rank(_fresh(pool), threads=threads))
+    bench.measure("rank 10 %, warm", n, lambda: rank(_fresh(pool), budget=_FRACTION, threads=threads))
+    bench.measure(
+        "rank 10 %, strict", n, lambda: rank(_fresh(pool), budget=_FRACTION, mode="strict", threads=threads)
+    )
+    proportional = {"class_balance": "proportional", "class_floor": 10}
+    bench.measure(
+        "rank 10 %, in proportion",
+        n,
+        lambda: rank(_fresh(pool), budget=_FRACTION, threads=threads, **proportional),
+    )
+    bench.measure(
+        "rank 10 %, notebook",
+        n,
+        lambda: rank(_fresh(pool), budget=_FRACTION, mode="notebook", threads=threads),
+    )
+
+
+def _scaling(bench: Bench, pool: Pool) -> float | None:
+    """Exponent of the seconds of a full ranking in the number of pairs, the same classes throughout."""
+    sizes = [size for size in (100_000, 300_000, 1_000_000) if size < len(pool)]
+    if not sizes:
+        return None
+    for size in sizes:
+        with pool.take(np.arange(size)) as part:
+            bench.measure(
+                f"rank all of {size:,}", size, lambda part=part: rank(_fresh(part), threads=bench.threads)
+            )
+    lines = [bench.row(f"rank all of {size:,}") for size in sizes] + [bench.row("rank all, warm")]
+    logs = np.log([[line["pairs"], line["seconds"]] for line in lines])
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+
+
+def _labels(bench: Bench, pool: Pool, classes: int) -> None:
+    from clipcov_pipeline.latent_classes import zero_shot_labels
+
+    d, block = pool.dim, 4096
+    rng = np.random.default_rng(0)
+    prompts = rng.standard_normal((classes, d), np.float32)
+    prompts /= np.linalg.norm(prompts, axis=1, keepdims=True)
+    rows = rng.standard_normal((block, d), np.float32)
+    out = np.empty((block, classes), np.float32)
+    times = -(-len(pool) // block)
+
+    def multiply() -> None:
+        for _ in range(times):
+            np.matmul(rows, prompts.T, out=out)
+
+    bench.measure("floor: sgemm of the labels", len(pool), multiply)
+    row = bench.rows[-1]
+    row["note"] = f"{2 * times * block * d * classes / row['seconds'] / 1e9:.0f} GFLOP/s"
+    image, text = pool.pairs[:, :d], pool.pairs[:, d:]
+    bench.measure(
+        "zero-shot labels", len(pool), lambda: zero_shot_labels(image, prompts, text, threads=bench.threads)
+    )
+    bench.rows[-1]["note"] = f"{bench.rows[-1]['seconds'] / row['seconds']:.2f} x the sgemm"
+
+
+def _from_table(bench: Bench, pool: Pool) -> None:
+    import lancedb
+    import polars as pl
+    import pyarrow as pa
+
+    from clipcov_pipeline.selection.outputs import write_outputs
+
+    digits = np.random.default_rng(1).bytes(16 * len(pool)).hex()
+    uid = np.frombuffer(digits.encode(), "S32")
+    kind = pa.list_(pa.float16(), pool.dim)
+    schema = pa.schema([("uid", pa.string()), ("image_embedding", kind), ("text_embedding", kind)])
+
+    def batches() -> Any:
+        for at in range(0, len(pool), 65536):
+            rows = np.arange(at, min(at + 65536, len(pool)))
+            sides = [pa.array(np.ascontiguousarray(side).reshape(-1)) for side in pool.sides(rows)]
+            columns = [pa.array(uid[rows].astype(str))]
+            columns += [pa.FixedSizeListArray.from_arrays(side, pool.dim) for side in sides]
+            yield pa.record_batch(columns, schema=schema)
+
+    began = time.perf_counter()
+    database = lancedb.connect(bench.folder / "lance")
+    table = database.create_table("embeddings", pa.RecordBatchReader.from_batches(schema, batches()))
+    bench.add("write the LanceDB table", len(pool), time.perf_counter() - began)
+    labels = bench.folder / "labels.parquet"
+    frame = {
+        "uid": uid.astype(str),
+        "latent_class": pool.latent_class,
+        "label_similarity": pool.label_similarity,
+    }
+    pl.DataFrame(frame).write_parquet(labels)
+    phases = Phases()
+    with phases("read"):
+        own = Pool.from_lance(table, labels, scratch_dir=bench.folder)
+    with own:
+        with phases("rank"):
+            ranking = rank(own, budget=_FRACTION, threads=bench.threads)
+        with phases("write"):
+            write_outputs(bench.folder / "subset", own, ranking, {})
+    split = ", ".join(f"{name} {took:.1f}" for name, took in phases.seconds.items())
+    memory = max(phases.anonymous_bytes.values()) / 1e9
+    took, cpu = sum(phases.seconds.values()), sum(phases.cpu_seconds.values())
+    bench.add("LanceDB table to parquet, 10 %", len(pool), took, cpu, memory, split)
+
+
+def _notebook(bench: Bench, dim: int, seed: int) -> dict[str, Any]:
+    """The authors' route beside ours, and how far their rule and our notebook mode agree."""
+    from clipcov_pipeline.selection.reference import notebook_route
+
+    n = NOTEBOOK_PAIRS
+    image, text, labels, similarity = synthetic_arrays(n, NOTEBOOK_CLASSES, dim, seed)
+    matrices = bench.folder / "matrices"
+    matrices.mkdir()
+    found: dict[str, Any] = {"pairs": n, "classes": NOTEBOOK_CLASSES, "jaccard": {}}
+    for fraction in (_FRACTION, 0.5):
+        phases = Phases()
+        theirs = notebook_route(image, text, labels, similarity, round(n * fraction), matrices, phases)
+        if fraction == _FRACTION:
+            for name, note in (
+                ("matrices", "its precompute, incl. writing them"),
+                ("loop", "incl. reading them"),
+            ):
+                memory = phases.anonymous_bytes[name] / 1e9
+                bench.add(
+                    f"notebook: {name}", n, phases.seconds[name], phases.cpu_seconds[name], memory, note
+                )
+        pool = Pool.from_arrays(image, text, labels, similarity)
+        ours = rank(pool, budget=fraction, mode="notebook", clip_negative=True, threads=bench.threads).rows
+        found["jaccard"][str(fraction)] = len(np.intersect1d(ours, theirs)) / len(np.union1d(ours, theirs))
+    shutil.rmtree(matrices)
+    layout = bench.measure(
+        "ours: arrays to pool", n, lambda: Pool.from_arrays(image, text, labels, similarity)
+    )
+    bench.measure(
+        "ours: sums and rank 10 %", n, lambda: rank(_fresh(layout), budget=_FRACTION, threads=bench.threads)
+    )
+    rank_cpu = bench.row("ours: sums and rank 10 %")["cpu_seconds"]
+    theirs_cpu = sum(bench.row(f"notebook: {name}")["cpu_seconds"] for name in ("matrices", "loop"))
+    layout_cpu = bench.row("ours: arrays to pool")["cpu_seconds"]
+    found["cpu_ratio"] = theirs_cpu / rank_cpu
+    found["cpu_ratio_with_layout"] = theirs_cpu / (rank_cpu + layout_cpu)
+    return found
+
+
+def _peers(bench: Bench, dim: int, seed: int) -> dict[str, str]:
+    """apricot and submodlib on what they can express: the graph cut of one class (m_i and the redundancy)."""
+    from clipcov_pipeline.selection import kernels  # noqa: F401  loaded before it is timed
+
+    image, text, labels, similarity = synthetic_arrays(PEER_PAIRS, 1, dim, seed)
+    count = PEER_PAIRS // 10
+    pool = Pool.from_arrays(image, text, labels, similarity)
+    weights = {"self": 0.0, "label": 0.0, "inter": 0.0}
+    ours = bench.measure(
+        "one class: ours", PEER_PAIRS, lambda: rank(_fresh(pool), budget=count, weights=weights)
+    ).rows
+    wide = image.astype(np.float64) @ text.astype(np.float64).T
+    # apricot takes no negative similarity
+    matrix = np.maximum(wide + wide.T, 0.0)
+    found = {}
+    for name, work in (("apricot", _apricot), ("submodlib", _submodlib)):
+        try:
+            theirs = bench.measure(
+                f"one class: {name}", PEER_PAIRS, lambda work=work: work(matrix, count), repeat=1
+            )
+            same = len(np.intersect1d(ours, theirs)) / count
+            bench.rows[-1]["note"] = f"given the matrix; {same:.1%} of its choice is ours"
+            found[name] = "measured"
+        except ImportError:
+            found[name] = (
+                f"not installed (pip install {'apricot-select' if name == 'apricot' else 'submodlib-py'})"
+            )
+            bench.say(f"{name}: {found[name]}")
+    return found
+
+
+def _apricot(matrix: np.ndarray, count: int) -> np.ndarray:
+    from apricot import GraphCutSelection  # type: ignore[import-not-found]
+
+    model = GraphCutSelection(count, metric="precomputed", alpha=2.0, optimizer="lazy")
+    return np.asarray(model.fit(matrix).ranking)
+
+
+def _submodlib(matrix: np.ndarray, count: int) -> np.ndarray:
+    from submodlib import GraphCutFunction  # type: ignore[import-not-found]
+
+    function = GraphCutFunction(n=len(matrix), mode="dense", lambdaVal=0.5, ggsijs=matrix.astype(np.float32))
+    chosen = function.maximize(budget=count, optimizer="LazyGreedy", show_progress=False)
+    return np.array([row for row, _ in chosen])
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measurements as a plain-text table."""
+    lines = [f"{'what':36} {'pairs':>10} {'seconds':>9} {'CPU s':>9} {'anon GB':>8}  note"]
+    for row in found["rows"]:
+        cpu = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.3f}"
+        memory = "" if row["anonymous_gb"] is None else f"{row['anonymous_gb']:.2f}"
+        lines.append(
+            f"{row['what']:36} {row['pairs']:>10,} {row['seconds']:>9.3f} {cpu:>9} {memory:>8}  {row['note']}"
+        )
+    if found.get("exponent") is not None:
+        lines.append(f"seconds grow as pairs to the power {found['exponent']:.2f}")
+    if "notebook" in found:
+        notebook = found["notebook"]
+        lines.append(
+            f"notebook's route, matrices included, takes {notebook['cpu_ratio']:.0f} times the CPU of ours "
+            f"({notebook['cpu_ratio_with_layout']:.0f} times with sorting our rows by class); "
+            f"Jaccard of its choice and our notebook mode {notebook['jaccard']}"
+        )
+    for name, state in found.get("peers", {}).items():
+        if state != "measured":
+            lines.append(f"{name}: {state}")
+    load = found["machine"]
+    lines.append(
+        f"{load['threads']} threads; load average {load['load_before'][0]:.1f} before, "
+        f"{load['load_after'][0]:.1f} after"
+    )
+    return "\n".join(lines)
