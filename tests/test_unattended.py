@@ -1,0 +1,131 @@
+"""Rebuilds without anyone: the sensor and the schedule, by calling them and with the real daemon."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from lab import Lab, copy_samples
+
+REPO = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def tick(lab: Lab, instance: dg.DagsterInstance) -> Any:
+    """Evaluate the sensor once."""
+    from assets.automation import rebuild
+    from assets.resources import Experiment
+
+    context = dg.build_sensor_context(
+        instance=instance, resources={"experiment": Experiment(config=str(lab.yaml))}
+    )
+    return rebuild(context)
+
+
+def requests(result: Any) -> list[tuple[str, str]]:
+    """Return (stage, run key) of a tick's requests."""
+    return [(request.tags["clipcov/stage"], request.run_key) for request in result.run_requests]
+
+
+def test_a_tick_with_nothing_to_do_skips_and_says_so(lab: Lab) -> None:
+    with lab.instance() as instance:
+        result = tick(lab, instance)
+    assert isinstance(result, dg.SkipReason)
+    assert "up to date" in str(result.skip_message)
+
+
+def test_two_ticks_in_a_row_ask_for_the_same_runs_by_the_same_keys(lab: Lab) -> None:
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+    with lab.instance() as instance:
+        first, second = tick(lab, instance), tick(lab, instance)
+        assert [stage for stage, _ in requests(first)] == ["rankings"]
+        assert requests(first) == requests(second)  # Dagster starts a run key once
+        lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 1.0}}))
+        assert requests(tick(lab, instance)) != requests(first)
+
+
+def test_a_half_written_yaml_skips_the_tick_and_the_next_valid_one_goes_on(lab: Lab) -> None:
+    whole = lab.yaml.read_text()
+    lab.edit(lambda s: s["select"].update(fractions=[0.25, 0.5]))
+    changed = lab.yaml.read_text()
+    with lab.instance() as instance:
+        lab.yaml.write_text(whole[: len(whole) // 2])
+        result = tick(lab, instance)
+        assert isinstance(result, dg.SkipReason)
+        assert "experiment.yaml" in str(result.skip_message)
+        lab.yaml.write_text(changed)
+        assert [stage for stage, _ in requests(tick(lab, instance))] == ["subsets"]
+
+
+def test_a_shard_being_written_is_left_for_the_next_scan(lab: Lab) -> None:
+    lab.edit(lambda s: s["shards"].update(settle_seconds=3600))
+    os.utime(lab.shard(0), (1_700_000_000, 1_700_000_000))
+    (lab.folder / "pool" / "00009.tar.part").write_bytes(b"half")
+    assert [shard.name for shard in lab.project().world.shards] == ["00000"]
+
+
+@contextmanager
+def daemon(lab: Lab) -> Iterator[dg.DagsterInstance]:
+    """Run `dagster dev` (web server and daemon) on the lab, with the sensor switched on."""
+    instance = lab.instance()  # also sets DAGSTER_HOME and the config for the children
+    dagster = str(Path(sys.executable).parent / "dagster")
+    workspace = ["-w", str(REPO / "workspace.yaml")]
+    port = lab.project().config.ui.dagster_port
+    command = [dagster, "dev", *workspace, "-h", "127.0.0.1", "-p", str(port)]
+    log = (lab.folder / "daemon.log").open("w")
+    process = subprocess.Popen(command, cwd=REPO, stdout=log, stderr=log, start_new_session=True)
+    try:
+        subprocess.run(
+            [dagster, "sensor", "start", *workspace, "rebuild"], cwd=REPO, check=True, capture_output=True
+        )
+        yield instance
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+
+
+def test_a_dropped_shard_reaches_the_leaderboard_through_the_real_daemon(lab: Lab, free_port: int) -> None:
+    def small(settings: dict[str, Any]) -> None:
+        settings["select"]["methods"] = {"random": {}}
+        settings["automation"] = {"sensor_seconds": 5}
+        settings["ui"] = {"dagster_port": free_port}
+
+    lab.edit(small)
+    lab.run()
+    before = lab.plan().by_name["leaderboard"].record
+    assert before is not None
+    source = next(lab.folder.parent.parent.rglob("clipart-train"))
+    with daemon(lab) as instance:
+        copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
+        deadline = time.monotonic() + 400
+        while time.monotonic() < deadline and (lab.plan().todo or not lab.plan().by_name["raw_shards/00003"]):
+            time.sleep(3)
+        assert not lab.plan().todo, (lab.folder / "daemon.log").read_text()[-3000:]
+        runs = instance.get_runs()
+        stages = [run.tags["clipcov/stage"] for run in runs if "clipcov/stage" in run.tags]
+    after = lab.plan().by_name["leaderboard"].record
+    assert after is not None
+    assert after.fingerprint != before.fingerprint
+    # one run a stage and one a training: no tick started anything twice
+    expected = {
+        "raw_shards": 1,
+        "embeddings": 1,
+        "pseudo_labels": 1,
+        "rankings": 1,
+        "subsets": 1,
+        "leaderboard": 1,
+    }
+    assert {stage: stages.count(stage) for stage in expected} == expected
+    assert stages.count("checkpoints") == 2
