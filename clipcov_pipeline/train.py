@@ -144,6 +144,18 @@ def expand_shards(train_data: str) -> list[str]:
     return [url for part in train_data.split("::") for url in braceexpand.braceexpand(part)]
 
 
+def shard_list(shards: Iterable[str | Path]) -> str:
+    """The ``train_data`` string that names these shards and no others, whatever characters are in a path.
+
+    Raises:
+        InputError: a path holds ``::``, which separates shards.
+    """
+    names = [str(shard) for shard in shards]
+    if bad := [name for name in names if "::" in name]:
+        raise InputError(f"train_data: {bad[0]!r} holds '::', which separates shards; move it elsewhere")
+    return "::".join(re.sub(r"([\\{}])", r"\\\1", name) for name in names)
+
+
 def data_workers(spec: TrainSpec, n_gpus: int = 1) -> int:
     """Data-loading processes for each GPU: at most ``spec.workers``, fewer where the data asks for it.
 
@@ -257,13 +269,15 @@ def launch(spec: TrainSpec, on_progress: Callable[[Progress], None] | None = Non
     the line before), logit_scale and eta_seconds.
 
     Raises:
-        InputError: as `check_model` and `arguments`; the folder holds a run with other settings.
+        InputError: as `check_model` and `arguments`; a shard is missing; the folder holds a run with other
+            settings.
         RuntimeError: open_clip_train returned without having trained to the last step.
     """
     check_model(ModelSpec(spec.model, spec.pretrained))
     n_gpus, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     spec = dataclasses.replace(spec, device=resolve_device(spec.device))
     args = arguments(spec, n_gpus)
+    _check_shards(spec.train_data)
     if rank == 0:
         _claim_folder(spec)
     if is_complete(spec):
@@ -280,6 +294,13 @@ def launch(spec: TrainSpec, on_progress: Callable[[Progress], None] | None = Non
             f"open_clip_train ended without the checkpoint of epoch {steps(spec).virtual_epochs};"
             f" see {spec.folder / 'out.log'}"
         )
+
+
+def _check_shards(train_data: str) -> None:
+    """open_clip_train skips a shard that is not there, and waits for ever when none is."""
+    for shard in expand_shards(train_data):
+        if "://" not in shard and not shard.startswith("pipe:") and not Path(shard).is_file():
+            raise InputError(f"train_data: no shard at {shard}; write the shards again or mend the path")
 
 
 def _share_cores(workers: int) -> None:

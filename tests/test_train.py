@@ -142,6 +142,23 @@ def test_no_more_workers_than_the_shards_can_feed(asked, shards, n_samples, expe
     assert train.data_workers(spec) == expected
 
 
+def test_shards_of_any_name_are_found(tmp_path):
+    from open_clip_train.data import expand_urls
+
+    paths = [tmp_path / name for name in ("{1..3}.tar", "a b,c.tar", "back\\slash}.tar", "${HOME}.tar")]
+    named = train.shard_list(paths)
+    assert train.expand_shards(named) == expand_urls(named)[0] == [str(path) for path in paths]
+    with pytest.raises(InputError, match="'::'"):
+        train.shard_list(["a::b.tar"])
+
+
+def test_a_missing_shard_is_named_before_anything_starts(tmp_path):
+    write_shards(tmp_path, [2, 2])
+    with pytest.raises(InputError, match=r"no shard at .*00002\.tar"):
+        train.launch(spec_for(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
 def test_too_few_shards_for_the_gpus_are_refused():
     spec = spec_for(train_data="/x/a.tar::/x/{b,c}.tar")
     assert train.expand_shards(spec.train_data) == ["/x/a.tar", "/x/b.tar", "/x/c.tar"]
