@@ -4,6 +4,7 @@ A table is named by the digest of the proxy's weights, so that rows of two proxi
 shard are replaced as a whole; what was read is pinned by version number and kept alive by a tag.
 """
 
+import fcntl
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,11 @@ class Vectors:
             if version is not None:
                 table.checkout(version)
         except (ValueError, FileNotFoundError) as error:
-            raise InputError(f"LanceDB table {name} version {version} in {self.folder}: {error}") from error
+            wanted = f"version {version} of table {name}" if version is not None else f"table {name}"
+            reason = str(error).split("\n", 1)[0].rstrip(".")
+            raise InputError(
+                f"LanceDB {self.folder}: no {wanted} ({reason}), expected one: materialize embeddings again"
+            ) from error
         return table
 
     def exists(self, name: str) -> bool:
@@ -108,14 +113,21 @@ class Vectors:
 
     def replace_shard(self, name: str, shard: str, rows: "pa.Table") -> int:
         """Let ``rows`` be all rows of a shard, in one atomic version; return that version's number."""
-        import lancedb
-
-        table = lancedb.connect(self.folder).create_table(name, schema=rows.schema, exist_ok=True)
+        table = self._open_or_create(name, rows.schema)
         where = f"shard = {_quoted(shard)}"
         if table.count_rows(where) == 0:
             return table.add(rows).version if rows.num_rows else table.version
         merge = table.merge_insert(["shard", "uid"]).when_matched_update_all().when_not_matched_insert_all()
         return merge.when_not_matched_by_source_delete(where).execute(rows).version
+
+    def _open_or_create(self, name: str, schema: "pa.Schema") -> "Table":
+        import lancedb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # one at a time: LanceDB's create overwrites a table that another process made in the same moment
+        with (self.folder / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return lancedb.connect(self.folder).create_table(name, schema=schema, exist_ok=True)
 
     def remove_other_shards(self, name: str, shards: Iterable[str]) -> list[str]:
         """Delete rows of shards that are not listed; return their names (no new version where none are)."""
