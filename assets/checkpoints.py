@@ -1,20 +1,25 @@
 """Asset: one trained CLIP model an arm of the experiment."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from assets.materialize import Events, materialize_partitions
+from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
+from assets.preview import image
 from assets.resources import Experiment
 from assets.tracking import Tracking, dagster_run_url, tracking_uri
 from assets.training import train, train_spec
-from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import CODE_VERSIONS, Recipe, checkpoint_path, recipes
 from clipcov_pipeline.project import Task
+from clipcov_pipeline.report import plot_learning_curve
 from clipcov_pipeline.store import digest_of_file
 from clipcov_pipeline.train import CHECKPOINT, RECORD
+
+CURVE = "learning_curve.png"
+KEPT = ("steps", "samples_seen", "passes", "training_seconds", "first_loss", "last_loss", "parameters")
 
 
 @dg.asset(
@@ -33,22 +38,16 @@ def checkpoints(
 ) -> Events:
     """A model trained on one subset by open_clip_train; every arm sees the same number of samples."""
 
-    def build(task: Task) -> dict[str, Any]:
+    def build(task: Task) -> None:
         recipe = next(r for r in recipes(task.config) if r.key == task.partition)
         settings, subset = task.config.train, task.record("subsets", recipe.subset)
-        n_samples = subset.stats["samples"]
-        if n_samples < settings.batch_size:
-            raise InputError(
-                f"train.batch_size: found {settings.batch_size}, expected at most the {n_samples} samples"
-                f" of {recipe.subset}: lower it or raise the fraction"
-            )
         spec = train_spec(
             settings,
             model=settings.model,
             pretrained=checkpoint_path(task.config, settings.pretrained),
             seed=recipe.seed,
             tars=sorted(task.path("subsets", recipe.subset, "shards").glob("*.tar")),
-            n_samples=n_samples,
+            n_samples=subset.stats["samples"],
             scratch=task.scratch,
         )
         tracking = Tracking(task.config)
@@ -56,38 +55,40 @@ def checkpoints(
         mlflow = {"tracking_uri": tracking_uri(task.config.work), "run_id": run_id}
         try:
             record = train(context, pipes, spec, task.entry.folder, gpus=settings.gpus, mlflow=mlflow)
+            plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
         except BaseException:
             tracking.finish(run_id, "FAILED")
             raise
         shutil.rmtree(task.scratch)
-        kept = (
-            "steps",
-            "samples_seen",
-            "passes",
-            "training_seconds",
-            "first_loss",
-            "last_loss",
-            "parameters",
-        )
-        stats = {name: record[name] for name in kept}
-        tracking.log_metrics(
-            run_id, {f"train/{name}": value for name, value in stats.items()}, step=record["steps"]
-        )
-        tracking.log_artifact(run_id, task.path("subsets", recipe.subset, "subset.parquet"), "subset")
-        tracking.log_artifact(run_id, task.entry.folder / RECORD)
-        if task.config.path is not None:
-            tracking.log_artifact(run_id, task.config.path, "config")
-        tracking.finish(run_id)
+        stats = {name: record[name] for name in KEPT}
+        _finish_run(tracking, run_id, task, recipe, stats)
         task.done(
             {"weights": digest_of_file(task.entry.folder / CHECKPOINT)},
             model=settings.model,
             subset=recipe.subset,
             mlflow_run_id=run_id,
+            mlflow_run=tracking.url(run_id),
             **stats,
         )
-        return {"mlflow_run": dg.MetadataValue.url(tracking.url(run_id))}
 
-    yield from materialize_partitions(context, experiment, build)
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the learning curve."""
+    return {"learning_curve": image(folder / CURVE)}
+
+
+def _finish_run(tracking: Tracking, run_id: str, task: Task, recipe: Recipe, stats: dict[str, Any]) -> None:
+    """Log what the training ended with and what made it, then close the MLflow run."""
+    numbers = {f"train/{name}": value for name, value in stats.items()}
+    tracking.log_metrics(run_id, numbers, step=int(stats["steps"]))
+    tracking.log_artifact(run_id, task.path("subsets", recipe.subset, "subset.parquet"), "subset")
+    tracking.log_artifact(run_id, task.entry.folder / RECORD)
+    tracking.log_artifact(run_id, task.entry.folder / CURVE, "plots")
+    if task.config.path is not None:
+        tracking.log_artifact(run_id, task.config.path, "config")
+    tracking.finish(run_id)
 
 
 def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task, recipe: Recipe) -> str:

@@ -67,7 +67,7 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             version=version,
         )
 
-    yield from materialize_partitions(context, experiment, build, restore_rows)
+    yield from materialize_partitions(context, experiment, build, restore=restore_rows)
 
 
 def restore_rows(project: Project, record: Record) -> None:

@@ -1,12 +1,12 @@
 """Asset: the table and plot that compare methods, fractions and seeds."""
 
-from base64 import b64encode
 from pathlib import Path
 
 import dagster as dg
 
-from assets.materialize import materialize_whole
+from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
+from assets.preview import image
 from assets.resources import Experiment
 from clipcov_pipeline import report
 from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, recipes
@@ -24,7 +24,7 @@ from clipcov_pipeline.store import digest_of_file
 def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg.MaterializeResult:
     """Methods x fractions with every score, the full-pool arm and chance level beside them."""
 
-    def build(task: Task) -> dict[str, object]:
+    def build(task: Task) -> None:
         arms, folder = recipes(task.config), task.entry.folder
         primary = task.config.evaluate.primary_metric
         scores = report.collect_scores(
@@ -43,13 +43,13 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         task.done(
             {"scores": digest_of_file(folder / "scores.parquet")}, arms=len(arms), primary_metric=primary
         )
-        return {
-            "table": dg.MetadataValue.md(report.to_markdown(*table)),
-            "plot": dg.MetadataValue.md(f"![leaderboard]({_data_url(folder / 'leaderboard.png')})"),
-        }
 
-    return materialize_whole(context, experiment, build)
+    return materialize_whole(context, experiment, build, show=show)
 
 
-def _data_url(png: Path) -> str:
-    return f"data:image/png;base64,{b64encode(png.read_bytes()).decode()}"
+def show(folder: Path) -> Metadata:
+    """Return the table and the plot as Dagster shows them."""
+    return {
+        "table": dg.MetadataValue.md((folder / "leaderboard.md").read_text()),
+        "plot": image(folder / "leaderboard.png"),
+    }

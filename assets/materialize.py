@@ -5,6 +5,7 @@ Dagster asks a stage for one partition or for many in one run; what needs no wor
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,8 +17,10 @@ from clipcov_pipeline.project import Project, Task
 from clipcov_pipeline.store import Record
 
 Metadata = Mapping[str, Any]
-Build = Callable[[Task], Metadata | None]
-"""Fills ``task.entry`` and may return further metadata for Dagster."""
+Build = Callable[[Task], None]
+"""Fills ``task.entry``."""
+Show = Callable[[Path], Metadata]
+"""Returns an entry's tables, plots and links from its folder, whether it was built just now or long ago."""
 Restore = Callable[[Project, Record], None]
 """Brings back what an earlier entry keeps outside the store; InputError where that is gone."""
 Events = Iterator[dg.AssetMaterialization]
@@ -27,13 +30,18 @@ CODE_VERSION_TAG = "dagster/code_version"
 
 
 def materialize_partitions(
-    context: dg.AssetExecutionContext, experiment: Experiment, build: Build, restore: Restore | None = None
+    context: dg.AssetExecutionContext,
+    experiment: Experiment,
+    build: Build,
+    *,
+    show: Show | None = None,
+    restore: Restore | None = None,
 ) -> Events:
     """Bring every partition of the run up to date and yield one event for each.
 
     A partition that fails does not stop the others; the run fails at the end and names it.
     """
-    work, keys = _open(context, experiment, build, restore), context.partition_keys
+    work, keys = _open(context, experiment, build, show, restore), context.partition_keys
     failures: dict[str, str] = {}
     for key in keys:
         try:
@@ -52,11 +60,11 @@ def materialize_partitions(
 
 
 def materialize_whole(
-    context: dg.AssetExecutionContext, experiment: Experiment, build: Build
+    context: dg.AssetExecutionContext, experiment: Experiment, build: Build, *, show: Show | None = None
 ) -> dg.MaterializeResult:
     """Bring a stage without partitions up to date."""
     try:
-        metadata, version = _open(context, experiment, build).bring_up_to_date(None)
+        metadata, version = _open(context, experiment, build, show).bring_up_to_date(None)
     except InputError as error:
         raise _shown(error) from error
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
@@ -72,13 +80,17 @@ def _shown(error: Exception) -> Exception:
 
 
 def _open(
-    context: dg.AssetExecutionContext, experiment: Experiment, build: Build, restore: Restore | None = None
+    context: dg.AssetExecutionContext,
+    experiment: Experiment,
+    build: Build,
+    show: Show | None,
+    restore: Restore | None = None,
 ) -> "_Work":
     try:
         project = experiment.open()
     except InputError as error:
         raise _shown(error) from error
-    return _Work(context, project, project.plan(), build, restore)
+    return _Work(context, project, project.plan(), build, show, restore)
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class _Work:
     project: Project
     plan: Plan
     build: Build
+    show: Show | None
     restore: Restore | None
 
     @property
@@ -106,27 +119,27 @@ class _Work:
         metadata: dict[str, Any] = {}
         fingerprints = []
         for step in steps:
-            record, outcome, extra = self._one(step)
+            record, outcome = self._one(step)
             fingerprints.append(record.fingerprint[:16])
             part = step.node.partition.partition("@")[2]
             prefix = f"{part}/" if part else ""
-            described = self._describe(step, record, outcome, extra)
+            described = self._describe(step, record, outcome)
             metadata |= {f"{prefix}{name}": value for name, value in described.items()}
             why = f" ({'; '.join(step.why)})" if step.why else ""
             self.context.log.info(f"{step.node.name}: {outcome}{why}")
         return metadata, "-".join(fingerprints)
 
-    def _one(self, step: Step) -> tuple[Record, str, Metadata]:
+    def _one(self, step: Step) -> tuple[Record, str]:
         if step.status is Status.WAIT:
             raise InputError(f"{step.node.name} {'; '.join(step.why)}: materialize that first")
         if step.status is Status.CURRENT:
             assert step.record is not None
-            return step.record, "cached", {}
+            return step.record, "cached"
         if step.status is Status.RESTORE and self._restored(step):
             assert step.record is not None
-            return step.record, "restored", {}
-        record, extra = self._built(step)
-        return record, f"built in {record.seconds:,.1f} s", extra
+            return step.record, "restored"
+        record = self._built(step)
+        return record, f"built in {record.seconds:,.1f} s"
 
     def _restored(self, step: Step) -> bool:
         assert step.record is not None
@@ -139,7 +152,7 @@ class _Work:
         self.project.store.set_current(step.record)
         return True
 
-    def _built(self, step: Step) -> tuple[Record, Metadata]:
+    def _built(self, step: Step) -> Record:
         node, store = step.node, self.project.store
         assert step.fingerprint is not None
         with store.write(
@@ -151,19 +164,23 @@ class _Work:
             sources=node.sources,
             inputs=step.inputs,
         ) as entry:
-            extra = self.build(Task(self.project, self.plan, step, entry)) or {}
+            self.build(Task(self.project, self.plan, step, entry))
         record = store.current(node.stage, node.partition)
         assert record is not None
-        return record, extra
+        return record
 
-    def _describe(self, step: Step, record: Record, outcome: str, extra: Metadata) -> dict[str, Any]:
-        """Return metadata: what happened and why, the recorded statistics, where the entry lies."""
+    def _describe(self, step: Step, record: Record, outcome: str) -> dict[str, Any]:
+        """Return metadata: what happened and why, the recorded statistics, tables and plots, the folder."""
+        folder = self.project.store.folder(record)
         metadata: dict[str, Any] = {"outcome": outcome, "seconds": record.seconds}
         if step.why:
             metadata["why"] = "; ".join(step.why)
-        metadata |= {
-            name: value for name, value in record.stats.items() if not isinstance(value, (dict, list))
-        }
+        metadata |= {name: _link(v) for name, v in record.stats.items() if not isinstance(v, (dict, list))}
         metadata["fingerprint"] = record.fingerprint
-        metadata["folder"] = dg.MetadataValue.path(str(self.project.store.folder(record)))
-        return metadata | dict(extra)
+        metadata["folder"] = dg.MetadataValue.path(str(folder))
+        return metadata | dict(self.show(folder) if self.show is not None else {})
+
+
+def _link(value: Any) -> Any:
+    """Make addresses links."""
+    return dg.MetadataValue.url(value) if str(value).startswith(("http://", "https://")) else value

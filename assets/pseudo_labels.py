@@ -1,13 +1,14 @@
 """Asset: the pool's samples with their latent classes."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets.encoders import proxy_encoder
-from assets.materialize import materialize_whole
+from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
 from assets.resources import Experiment
 from clipcov_pipeline.label import label_by_clusters, label_by_prompts, label_pool, members
@@ -27,7 +28,7 @@ from clipcov_pipeline.vectors import table_name
 def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> dg.MaterializeResult:
     """Latent class, margin and label similarity of every pool sample, by class prompts or by clusters."""
 
-    def build(task: Task) -> dict[str, Any]:
+    def build(task: Task) -> None:
         table, version = _pin(task)
         shards, vectors = list(task.project.shards), task.project.vectors
         found = members(vectors, table, version, shards, task.config.evaluate.holdout_fraction)
@@ -53,9 +54,8 @@ def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> 
             table=table,
             version=version,
         )
-        return {"largest_classes": dg.MetadataValue.md(_preview(sizes))}
 
-    return materialize_whole(context, experiment, build)
+    return materialize_whole(context, experiment, build, show=show)
 
 
 def _pin(task: Task) -> tuple[str, int]:
@@ -85,6 +85,9 @@ def _labeller(task: Task) -> Callable[[pl.DataFrame, Iterator[Any]], pl.DataFram
     return lambda pool, batches: label_by_prompts(pool, batches, embedded)
 
 
-def _preview(sizes: pl.DataFrame) -> str:
+def show(folder: Path) -> Metadata:
+    """Return the largest classes."""
+    sizes = pl.read_parquet(folder / "labels.parquet")["latent_class"].value_counts(sort=True)
     lines = [f"| {latent_class} | {count:,} |" for latent_class, count in sizes.head(10).iter_rows()]
-    return "\n".join(["| latent class | samples |", "| ---: | ---: |", *lines])
+    table = "\n".join(["| latent class | samples |", "| ---: | ---: |", *lines])
+    return {"largest_classes": dg.MetadataValue.md(table)}

@@ -35,7 +35,7 @@ from clipcov_pipeline.train import CHECKPOINT
 def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
     """Scores of a checkpoint on every evaluation set, as CLIP_benchmark's JSON records."""
 
-    def build(task: Task) -> dict[str, Any]:
+    def build(task: Task) -> None:
         recipe, _, name = task.partition.partition("@")
         checkpoint = task.record("checkpoints", recipe)
         records = _evaluate(task, recipe, name, checkpoint.stats["model"])
@@ -47,10 +47,8 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
         tracking, run_id = Tracking(task.config), checkpoint.stats["mlflow_run_id"]
         tracking.log_metrics(run_id, metrics)
         tracking.log_artifact(run_id, path, f"scores/{name}")
-        task.done(
-            {"scores": digest_of_file(path)}, **{metric.partition("/")[2]: v for metric, v in metrics.items()}
-        )
-        return {"mlflow_run": dg.MetadataValue.url(tracking.url(run_id))}
+        values = {metric.partition("/")[2]: value for metric, value in metrics.items()}
+        task.done({"scores": digest_of_file(path)}, **values, mlflow_run=tracking.url(run_id))
 
     yield from materialize_partitions(context, experiment, build)
 

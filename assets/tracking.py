@@ -1,13 +1,13 @@
 """MLflow: one run a recipe, found again by tag, linked with Dagster both ways."""
 
 import logging
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcov_pipeline.config import Config
+from clipcov_pipeline.store import git_commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,12 +101,3 @@ class Tracking:
 def dagster_run_url(config: Config, run_id: str) -> str:
     """Return the address of a Dagster run's page."""
     return f"http://{config.ui.host}:{config.ui.dagster_port}/runs/{run_id}"
-
-
-def git_commit() -> str:
-    """Return the commit of the checkout that the code runs from, or ``unknown`` outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -4,7 +4,7 @@ Scores are shares between 0 and 1 in files, as CLIP_benchmark has them, and perc
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,4 +172,23 @@ def plot(board: pl.DataFrame, primary: str, path: Path) -> None:
     axes.set_title("Higher is better; every arm sees the same number of samples", fontsize=9)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def plot_learning_curve(curve: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw a training's loss over its steps, and the learning rate beside it; write a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    steps = [point["step"] for point in curve]
+    axes.plot(steps, [point["loss"] for point in curve], label="loss (left)")
+    axes.set(xlabel="step", ylabel="contrastive loss", ylim=(0, None))
+    rate = axes.twinx()
+    rate.plot(
+        steps, [point["lr"] for point in curve], color="grey", linestyle=":", label="learning rate (right)"
+    )
+    rate.set(ylabel="learning rate", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(path)
