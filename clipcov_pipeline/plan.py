@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 from clipcov_pipeline.config import FULL, Config, EvaluationSet
 from clipcov_pipeline.selection import validate_method
 from clipcov_pipeline.shards import Shard
-from clipcov_pipeline.store import WHOLE, Record, Store, digest_of, digest_of_file, node_name
+from clipcov_pipeline.store import (
+    WHOLE,
+    Record,
+    Store,
+    digest_of,
+    digest_of_file,
+    fingerprint_from,
+    node_name,
+)
 
 # Raise a stage's version when its code gives another result for the same input.
 CODE_VERSIONS: dict[str, str] = {
@@ -314,14 +322,12 @@ def make_plan(config: Config, world: World, store: Store) -> Plan:
 
 def fingerprint_of(node: Node, inputs: Mapping[str, str]) -> str:
     """Return the fingerprint (64 hex) of a node that reads outputs with these digests."""
-    return digest_of(
-        {
-            "stage": node.stage,
-            "code_version": CODE_VERSIONS[node.stage],
-            "params": node.params,
-            "sources": node.sources,
-            "inputs": inputs,
-        }
+    return fingerprint_from(
+        stage=node.stage,
+        code_version=CODE_VERSIONS[node.stage],
+        params=node.params,
+        sources=node.sources,
+        inputs=inputs,
     )
 
 
@@ -332,6 +338,9 @@ def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     inputs = {item.name: _digest(done, item) for item in node.inputs}
     fingerprint = fingerprint_of(node, inputs)
     record = store.find(node.stage, node.partition, fingerprint)
+    damage = store.glance(record) if record is not None else None
+    if damage is not None:
+        record = None  # never served
     current = store.current_fingerprint(node.stage, node.partition)
     if record is not None and current == fingerprint:
         return Step(node, Status.CURRENT, (), fingerprint, inputs, record)
@@ -339,7 +348,7 @@ def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     if record is None and blocking:
         return Step(node, Status.WAIT, why=(_waits(blocking),))
     previous = store.find(node.stage, node.partition, current) if current else None
-    why = tuple(_reasons(node, inputs, previous))
+    why = (f"damaged: {damage}",) if damage is not None else tuple(_reasons(node, inputs, previous))
     status = Status.RESTORE if record is not None else Status.BUILD
     return Step(node, status, why, fingerprint, inputs, record)
 

@@ -33,7 +33,7 @@ class Project:
     @cached_property
     def store(self) -> Store:
         """The content-addressed store below the work folder."""
-        return Store(self.config.work / "store")
+        return Store(self.config.work / "store", self.config.path)
 
     @cached_property
     def vectors(self) -> Vectors:
@@ -90,8 +90,12 @@ class Task:
         return require(self.plan.by_name[name].record, name)
 
     def path(self, stage: str, partition: str = WHOLE, file: str = "") -> Path:
-        """Return the path of a file of an entry that is up to date."""
-        return self.project.store.folder(self.record(stage, partition)) / file
+        """Return the path of a file (or folder) of an entry that is up to date, its content checked.
+
+        Raises:
+            InputError: the entry has to be materialized first, or is damaged.
+        """
+        return self.project.store.checked(self.record(stage, partition), file)
 
     def done(self, digests: Mapping[str, str], **stats: Any) -> None:
         """Set the entry's output digests and its statistics."""

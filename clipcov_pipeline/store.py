@@ -8,11 +8,14 @@ for the partition now; an earlier one is found again by its fingerprint (a param
 import errno
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +25,7 @@ from clipcov_pipeline.errors import InputError
 WHOLE = "_"  # the partition of a stage that has none
 RECORD = "record.json"
 CURRENT = "current"
+CONFIGS = "configs"
 SEAL = "seal"  # a record's own digest: a flipped byte in it must not name another output
 
 
@@ -35,6 +39,43 @@ def digest_of_file(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_from(
+    *,
+    stage: str,
+    code_version: str,
+    params: Mapping[str, Any],
+    sources: Mapping[str, str],
+    inputs: Mapping[str, str],
+) -> str:
+    """Return the fingerprint (64 hex) of an entry: what it is made of, by the names that a record has."""
+    return digest_of(
+        {
+            "stage": stage,
+            "code_version": code_version,
+            "params": params,
+            "sources": sources,
+            "inputs": inputs,
+        }
+    )
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str:
+    """Return the commit of the checkout that the code runs from, with ``-dirty`` where files differ from it.
+
+    ``unknown`` where the code is installed outside a checkout.
+    """
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        # a virtual environment may lie in the checkout of something else
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -62,6 +103,12 @@ class Record:
     """Counts, seconds and pins (such as the LanceDB version); never part of a digest."""
     seconds: float = 0.0
     finished: float = 0.0
+    stamps: Mapping[str, str] = field(default_factory=dict)
+    """Path within the entry -> size and time as written; a file is looked into where they differ."""
+    commit: str = ""
+    """The git commit of the code that built it."""
+    config: str = ""
+    """The sha256 of the YAML that it was built under; :meth:`Store.config` has the text."""
 
     @property
     def name(self) -> str:
@@ -86,8 +133,9 @@ class Entry:
 class Store:
     """Finds and writes entries below one folder; safe for several processes that build different entries."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, config: Path | None = None) -> None:
         self.root = root
+        self._config = config
 
     def _partition(self, stage: str, partition: str) -> Path:
         return self.root / stage / partition
@@ -152,6 +200,7 @@ class Store:
                 if p.is_file()
             }
             digests = entry.digests or {"": digest_of(files)}
+            stamps = {name: _stamp((scratch / name).stat()) for name in files}
             record = Record(
                 stage=stage,
                 partition=partition,
@@ -165,6 +214,9 @@ class Store:
                 stats=entry.stats,
                 seconds=round(time.monotonic() - started, 3),
                 finished=time.time(),
+                stamps=stamps,
+                commit=git_commit(),
+                config=self._keep_config(),
             )
             _write_record(scratch / RECORD, record)
             _put(scratch, self.folder(record))
@@ -181,6 +233,71 @@ class Store:
             if record is not None:
                 yield record
 
+    def _keep_config(self) -> str:
+        """Keep a copy of the YAML that entries are built under; return its digest."""
+        if self._config is None or not self._config.is_file():
+            return ""
+        digest = digest_of_file(self._config)
+        kept = self._config_path(digest)
+        if not kept.exists():
+            _write_atomically(kept, self._config.read_text(encoding="utf-8"))
+        return digest
+
+    def _config_path(self, digest: str) -> Path:
+        return self.root / CONFIGS / f"{digest[:24]}.yaml"
+
+    def config(self, record: Record) -> Path | None:
+        """Return the copy of the YAML that an entry was built under; None where none was kept."""
+        path = self._config_path(record.config)
+        return path if record.config and path.is_file() else None
+
+    def glance(self, record: Record) -> str | None:
+        """Return what is wrong with an entry's files, by their sizes and times; None when nothing is.
+
+        A file whose time differs is read. It gets its time back when its content is right, so that a copy
+        of the work folder that lost the times is read once.
+        """
+        for name, expected in record.files.items():
+            path, stamp = self.folder(record) / name, record.stamps.get(name)
+            try:
+                status = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{name} missing"
+            if stamp is None or stamp == _stamp(status):
+                continue
+            size, _, seconds = stamp.partition("@")
+            if status.st_size != int(size):
+                return f"{name} has {status.st_size} bytes, expected {size}"
+            if (found := digest_of_file(path)) != expected:
+                return f"{name} has sha256 {found[:12]}, expected {expected[:12]}"
+            with suppress(OSError):  # a store that may only be read
+                os.utime(path, (int(seconds), int(seconds)))
+        return None
+
+    def checked(self, record: Record, file: str = "") -> Path:
+        """Return the path of a file or folder of an entry, its content checked (once a process).
+
+        Raises:
+            InputError: it is damaged. The entry is removed, so that the next run builds it again.
+        """
+        place = self.folder(record) / file
+        for name, expected in record.files.items():
+            path = self.folder(record) / name
+            if path != place and place not in path.parents:
+                continue
+            try:
+                status = path.stat()
+                found = _digest_at(path, status.st_size, status.st_mtime_ns)
+            except (FileNotFoundError, NotADirectoryError):
+                found = "no file"
+            if found != expected:
+                self.discard(record)
+                raise InputError(
+                    f"{record.name} is damaged: {name}: found {found[:12]}, expected sha256 {expected[:12]};"
+                    " it is removed, run again to build it again"
+                )
+        return place
+
     def damage(self, record: Record) -> list[str]:
         """Return what of an entry's files is missing or differs from its record, in words."""
         folder, problems = self.folder(record), []
@@ -196,6 +313,16 @@ class Store:
         """Remove an entry; its record goes first, so that a half-removed entry is no entry."""
         (self.folder(record) / RECORD).unlink(missing_ok=True)
         shutil.rmtree(self.folder(record), ignore_errors=True)
+
+
+def _stamp(status: os.stat_result) -> str:
+    # whole seconds: archives and copies keep no more
+    return f"{status.st_size}@{status.st_mtime_ns // 10**9}"
+
+
+@lru_cache(maxsize=65_536)
+def _digest_at(path: Path, size: int, time_ns: int) -> str:  # noqa: ARG001 (size and time are the cache's key)
+    return digest_of_file(path)
 
 
 def _read_record(path: Path) -> Record | None:
