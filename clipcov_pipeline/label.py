@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 METADATA = ("uid", "shard", "key", "image_sha256", "caption")
+SAMPLE = ("shard", "uid")  # names a row of the table: a uid may come again in another shard
 KMEANS_SAMPLE = 200_000  # rows that centres are fitted on; all rows are assigned
 
 
@@ -46,8 +47,10 @@ def members(
     Raises:
         InputError: nothing is left in the pool.
     """
-    batches = [pl.from_arrow(batch) for batch in vectors.batches(table, version, shards, METADATA, 65_536)]
-    everything: pl.DataFrame = pl.concat(batches).sort("shard", "key")  # type: ignore[arg-type,assignment]
+    batches = vectors.batches(table, version, shards, METADATA, 65_536)
+    none = pl.DataFrame(schema=dict.fromkeys(METADATA, pl.String))
+    frames: list[Any] = [none, *(pl.from_arrow(batch) for batch in batches)]
+    everything: pl.DataFrame = pl.concat(frames).sort("shard", "key")
     distinct = everything.unique("uid", keep="first", maintain_order=True)
     pool, holdout = split_holdout(distinct, holdout_fraction)
     if pool.is_empty():
@@ -64,20 +67,25 @@ def label_by_prompts(
     """Zero-shot latent classes.
 
     Args:
-        pool: column ``uid``, the order of the result.
-        batches: columns ``uid`` and both embeddings; rows of other uids are passed over.
+        pool: columns ``SAMPLE``, the order of the result.
+        batches: columns ``SAMPLE`` and both embeddings; rows of other samples are passed over.
         class_embedding: float32 [K, d], unit rows.
 
     Returns:
         ``pool`` with latent_class (int32), label_similarity and margin (float32).
+
+    Raises:
+        InputError: a sample of the pool has no embedding.
     """
     parts = []
     for batch in batches:
         labels = zero_shot_labels(
             vectors_of(batch, "image_embedding"), class_embedding, vectors_of(batch, "text_embedding")
         )
-        parts.append(_frame(batch.column("uid").to_pylist(), *labels))
-    return pool.join(pl.concat(parts), on="uid", how="inner", maintain_order="left")
+        parts.append(_samples(batch).hstack(_frame(*labels)))
+    labelled = pool.join(pl.concat(parts), on=SAMPLE, how="inner", maintain_order="left")
+    _check_complete(labelled.height, pool)
+    return labelled
 
 
 def label_by_clusters(
@@ -86,34 +94,41 @@ def label_by_clusters(
     """Latent classes by spherical k-means on [image; caption]; arguments and result as `label_by_prompts`.
 
     Raises:
-        InputError: more clusters than samples.
+        InputError: more clusters than samples, or a sample of the pool has no embedding.
     """
-    rows = pool.select("uid").with_row_index("row")
+    rows = pool.select(SAMPLE).with_row_index("row")
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as file:
         pairs: Any = None
+        n_found = 0
         for batch in batches:
             image, text = (vectors_of(batch, name) for name in VECTORS)
             if pairs is None:
                 pairs = np.memmap(file, np.float16, "w+", shape=(2, pool.height, image.shape[1]))
-            found = (
-                pl.DataFrame({"uid": batch.column("uid").to_pylist()})
-                .with_row_index("at")
-                .join(rows, on="uid")
-            )
+            found = _samples(batch).with_row_index("at").join(rows, on=SAMPLE)
             pairs[0, found["row"].to_numpy()] = image[found["at"].to_numpy()]
             pairs[1, found["row"].to_numpy()] = text[found["at"].to_numpy()]
+            n_found += found.height
+        _check_complete(n_found, pool)
         labels = cluster_labels(pairs[0], pairs[1], k, seed, sample=KMEANS_SAMPLE)
         del pairs
-    return pool.hstack(_frame(pool["uid"].to_list(), *labels).drop("uid"))
+    return pool.hstack(_frame(*labels))
 
 
-def _frame(
-    uids: list[str], latent_class: np.ndarray, similarity: np.ndarray, margin: np.ndarray
-) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"uid": uids, "latent_class": latent_class, "label_similarity": similarity, "margin": margin}
-    )
+def _check_complete(n_found: int, pool: pl.DataFrame) -> None:
+    if n_found != pool.height:
+        raise InputError(
+            f"embeddings: found those of {n_found} samples, expected all {pool.height} of the pool:"
+            " materialize embeddings again"
+        )
+
+
+def _samples(batch: "pa.RecordBatch") -> pl.DataFrame:
+    return pl.DataFrame({name: batch.column(name).to_pylist() for name in SAMPLE})
+
+
+def _frame(latent_class: np.ndarray, similarity: np.ndarray, margin: np.ndarray) -> pl.DataFrame:
+    return pl.DataFrame({"latent_class": latent_class, "label_similarity": similarity, "margin": margin})
 
 
 def label_pool(
@@ -124,15 +139,5 @@ def label_pool(
     pool: pl.DataFrame,
     labeller: Callable[[pl.DataFrame, "Iterator[pa.RecordBatch]"], pl.DataFrame],
 ) -> pl.DataFrame:
-    """Stream the table's embeddings through a labeller and return one row a pool sample, in the pool's order.
-
-    Raises:
-        InputError: a sample of the pool has no embedding in this version of the table.
-    """
-    labelled = labeller(pool, vectors.batches(table, version, shards, ("uid", *VECTORS)))
-    if labelled.height != pool.height:
-        raise InputError(
-            f"LanceDB table {table} version {version}: found embeddings of {labelled.height} samples,"
-            f" expected {pool.height}: materialize embeddings again"
-        )
-    return labelled
+    """Stream the table's embeddings through a labeller; return one row a pool sample, in the pool's order."""
+    return labeller(pool, vectors.batches(table, version, shards, (*SAMPLE, *VECTORS)))
