@@ -185,9 +185,8 @@ def plot_learning_curve(curve: Sequence[Mapping[str, float]], path: Path) -> Non
     axes.plot(steps, [point["loss"] for point in curve], label="loss (left)")
     axes.set(xlabel="step", ylabel="contrastive loss", ylim=(0, None))
     rate = axes.twinx()
-    rate.plot(
-        steps, [point["lr"] for point in curve], color="grey", linestyle=":", label="learning rate (right)"
-    )
+    rates = [point["lr"] for point in curve]
+    rate.plot(steps, rates, color="grey", linestyle=":", label="learning rate (right)")
     rate.set(ylabel="learning rate", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, fontsize=8)

@@ -169,6 +169,54 @@ def test_a_parameter_there_and_back_builds_nothing(lab: Lab) -> None:
     assert {step.node.name: step.record for step in lab.plan().steps} == before
 
 
+def test_a_fraction_added_builds_only_its_subsets_and_what_follows(lab: Lab) -> None:
+    lab.edit(lambda s: s["select"].update(fractions=[0.25, 0.5]))
+    assert dict(lab.run()) == {"subsets": 2, "checkpoints": 2, "scores": 2, "leaderboard": 1}
+
+
+def test_a_training_parameter_trains_again_and_selects_nothing(lab: Lab) -> None:
+    lab.edit(lambda s: s["train"].update(lr=0.002))
+    assert lab.plan().by_name["checkpoints/full-f1-s0"].why == ("train.lr 0.001 -> 0.002",)
+    assert dict(lab.run()) == {"checkpoints": 3, "scores": 3, "leaderboard": 1}
+
+
+def test_an_evaluation_set_added_is_scored_alone(lab: Lab) -> None:
+    before = {step.node.name: step.record for step in lab.plan().of("scores")}
+    copy_samples(lab.folder / "vendor" / "00000.tar", lab.folder / "half" / "00000.tar", 0, 30)
+    lab.edit(lambda s: s["evaluate"]["sets"].update(half={"shards": "half"}))
+    assert dict(lab.run()) == {"scores": 3, "leaderboard": 1}
+    after = {step.node.name: step.record for step in lab.plan().of("scores")}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_class_prompt_edited_starts_at_the_labels(lab: Lab) -> None:
+    names = lab.folder / "names.txt"
+    names.write_text("star\ntree\nface\nanimal\n")
+    prompts = {"latent_classes": "prompts", "class_names": "./names.txt", "templates": ["a drawing of {}"]}
+    lab.edit(lambda s: s.update(labels=prompts))
+    lab.run(only=SELECTION)
+    names.write_text("star\ntree\nface\nvehicle\n")
+    assert lab.plan().by_name["pseudo_labels"].why == ("labels.class_names changed",)
+    executed = lab.run(only=SELECTION)
+    assert set(executed) <= {"pseudo_labels", "rankings", "subsets"}
+    assert executed["pseudo_labels"] == 1
+
+
+def test_one_new_shard_of_150_embeds_once(lab: Lab) -> None:
+    for index in range(150):
+        copy_samples(sample_folder(lab) / "00003.tar", lab.folder / "many" / f"{index:05d}.tar", 4 * index, 4)
+    lab.edit(lambda s: s["shards"].update(source="many"))
+    first = lab.run(only=SELECTION)
+    assert first["raw_shards"] == first["embeddings"] == 150
+    copy_samples(sample_folder(lab) / "00003.tar", lab.folder / "many" / "00150.tar", 600, 4)
+    executed = lab.run(only=SELECTION)
+    assert executed["raw_shards"] == executed["embeddings"] == executed["pseudo_labels"] == 1
+    with lab.instance() as instance:
+        runs = instance.get_run_records(dg.RunsFilter(), limit=5)
+        events = sum(len(instance.all_logs(run.dagster_run.run_id)) for run in runs)
+    assert events < 200  # nothing is written for the 150 shards that did not change
+
+
 def test_one_new_shard(lab: Lab) -> None:
     source = sample_folder(lab)
     copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
