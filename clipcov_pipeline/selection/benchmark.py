@@ -213,14 +213,14 @@ def drop_cache(pool: Pool) -> None:
 
 def _engine(bench: Bench, pool: Pool) -> None:
     from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
-    from clipcov_pipeline.selection.objective import base_scores
+    from clipcov_pipeline.selection.objective import scores
 
     n, threads = len(pool), bench.threads
     drop_cache(pool)
     bench.measure("rank all, cold", n, lambda: rank(_fresh(pool), threads=threads), repeat=1)
     bench.measure("  class sums and pair similarities", n, lambda: _fresh(pool).statistics(threads))
     pool.statistics(threads)
-    bench.measure("  base scores", n, lambda: base_scores(pool, DEFAULT_WEIGHTS, threads=threads))
+    bench.measure("  base scores", n, lambda: scores(pool, DEFAULT_WEIGHTS, threads=threads))
     bench.measure("rank all, warm", n, lambda: rank(_fresh(pool), threads=threads))
     bench.measure("rank 10 %, warm", n, lambda: rank(_fresh(pool), budget=_FRACTION, threads=threads))
     bench.measure(

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.selection.merge import merge_by_gain, proportional_counts, proportional_order
-from clipcov_pipeline.selection.objective import base_scores, class_term, redundancy_sizes
+from clipcov_pipeline.selection.objective import Scores, redundancy_sizes, scores
 from clipcov_pipeline.selection.parallel import over_classes
 from clipcov_pipeline.selection.pool import Pool
 
-# a similarity s_ij is negative for about 1 pair in 10,000, and below -MARGIN next to never; that is
-# noticed when the row is evaluated, and the class then starts again with a larger margin
-MARGIN = 0.2
-# no sum of two products of unit vectors is below -2 (and a little for rounded norms)
-SAFE_MARGIN = 2.1
+# two products of unit vectors add up to -2 at least (a little less for rounded norms)
+LEAST_SIMILARITY = -2.1
 # how many scores are looked at to find a threshold
 _SAMPLE = 200_000
 
@@ -34,12 +31,13 @@ class ClassGreedy:
     """
 
     def __init__(
-        self, pool: Pool, base: np.ndarray, scale: np.ndarray, margin: float, clip_negative: bool,
+        self, pool: Pool, base: np.ndarray, scale: np.ndarray, lower: np.ndarray, clip_negative: bool,
         threads: int | None,
     ) -> None:  # fmt: skip
         n, k = len(pool), pool.n_classes
-        self.pool, self.base, self.scale, self.clip, self.threads = pool, base, scale, clip_negative, threads
-        self.margin = np.full(k, 0.0 if clip_negative else margin)
+        self.pool, self.base, self.scale, self.lower = pool, base, scale, lower
+        self.clip, self.threads = clip_negative, threads
+        self.fallen = np.zeros(k)
         self.seen = np.empty(n, np.int32)
         self.total = np.zeros(n if clip_negative else 0)
         self.chosen = np.zeros((k, pool.pairs.shape[1]))
@@ -57,17 +55,18 @@ class ClassGreedy:
 
         def work(classes: np.ndarray) -> int:
             return kernels.greedy_classes(
-                pairs, starts, classes, self.base, self.scale, self.margin, self.clip, self.seen, self.total,
-                self.chosen, self.key, self.row, self.size, self.taken, floor, most, self.rows, self.gains,
+                pairs, starts, classes, self.base, self.scale, self.lower, self.fallen, self.clip, self.seen,
+                self.total, self.chosen, self.key, self.row, self.size, self.taken, floor,
+                most, self.rows, self.gains,
             )  # fmt: skip
 
         self.evaluated += sum(over_classes(work, self.pool.class_sizes, self.threads))
 
     def bounds(self, step: int) -> np.ndarray:
         """Upper bounds on the gains of what is not taken, of every ``step``-th heap entry."""
-        starts, raised = self.pool.starts[:-1], self.margin * self.scale * self.taken
-        left = zip(starts, self.size, raised, strict=True)
-        parts = [self.key[start : start + size : step] + rise for start, size, rise in left if size > 0]
+        starts, fallen = self.pool.starts[:-1], self.scale * self.fallen
+        left = zip(starts, self.size, fallen, strict=True)
+        parts = [self.key[start : start + size : step] - fall for start, size, fall in left if size > 0]
         return np.concatenate(parts) if parts else np.empty(0)
 
 
@@ -78,20 +77,19 @@ def rank_clipcov(
     them."""
     weights, clip = params["weights"], params["clip_negative"]
     sizes = pool.class_sizes
-    base = base_scores(pool, weights, clip, threads)
+    start = scores(pool, weights, clip, threads)
     scale = weights["redundancy"] / redundancy_sizes(pool, params["redundancy"], count)
     proportional = params["class_balance"] == "proportional"
     most = (
         proportional_counts(sizes, count, params["class_floor"]) if proportional else np.minimum(sizes, count)
     )
     if params["mode"] == "notebook":
-        taken, rows, gains = (
-            most,
-            *_batches(pool, base, scale, weights, clip, params["batch_size"], most, threads),
-        )
+        rows, gains = _batches(pool, start, scale, weights, clip, params["batch_size"], most, threads)
+        taken = most
     else:
-        margin = SAFE_MARGIN if params["mode"] == "strict" else MARGIN
-        greedy = ClassGreedy(pool, base, scale, margin, clip, threads)
+        # what the class's geometry says at least, or (strict) nothing but that embeddings are of unit norm
+        lower = start.lower if params["mode"] == "greedy" else np.full_like(start.lower, LEAST_SIMILARITY)
+        greedy = ClassGreedy(pool, start.base, scale, lower, clip, threads)
         if proportional or count == len(pool):
             greedy.advance(-np.inf, most)
         else:
@@ -129,19 +127,19 @@ def _largest(values: np.ndarray, place: float) -> float:
 
 
 def _batches(
-    pool: Pool, base: np.ndarray, scale: np.ndarray, weights: dict[str, float], clip: bool, batch: int,
+    pool: Pool, start: Scores, scale: np.ndarray, weights: dict[str, float], clip: bool, batch: int,
     most: np.ndarray, threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     from clipcov_pipeline.selection import kernels
 
     pairs, starts = kernels.bits(pool.pairs), pool.starts
-    lasting = weights["class"] * class_term(pool, clip, threads)
+    lasting = weights["class"] * start.class_term
     passing = weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
     rows, gains = np.empty(len(pool), np.int32), np.empty(len(pool))
 
     def work(classes: np.ndarray) -> None:
         kernels.batch_classes(
-            pairs, starts, classes, base, lasting, passing, scale, clip, batch, most, rows, gains
+            pairs, starts, classes, start.base, lasting, passing, scale, clip, batch, most, rows, gains
         )  # fmt: skip
 
     over_classes(work, pool.class_sizes, threads)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.selection.methods import budget_count, validate_method
-from clipcov_pipeline.selection.objective import TERMS, class_term, directions, redundancy_sizes
+from clipcov_pipeline.selection.objective import TERMS, clipped_class_term, directions, redundancy_sizes
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking, rank
 
@@ -132,7 +132,7 @@ def term_table(pool: Pool, of_class: int, weights: Mapping[str, float], clip_neg
     class_direction, inter_direction = directions(pool)
     rows = pool.pairs[start:stop].astype(np.float32)
     if clip_negative:
-        class_values = class_term(pool, True)[start:stop]
+        class_values = clipped_class_term(pool)[start:stop]
     else:
         class_values = rows @ class_direction[of_class].astype(np.float32)
     return np.stack(

@@ -78,13 +78,14 @@ def _row_products(pairs, i, d):
 
 
 @njit(nogil=True, cache=True)
-def class_statistics(pairs, starts, classes, sums, self_similarity, tolerance):
+def class_statistics(pairs, starts, classes, sums, self_similarity, largest, tolerance):
     """Class sums and pair similarities of some classes, in one read.
 
     Args:
         pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
         sums: float64 [K, 2d], written: the sum of the class's rows.
         self_similarity: float32 [n], written: <v_i, t_i>.
+        largest: float64 [K], written: the largest |v_i|^2 + |t_i|^2.
         tolerance: largest accepted distance of a squared norm from 1.
 
     Returns:
@@ -98,6 +99,7 @@ def class_statistics(pairs, starts, classes, sums, self_similarity, tolerance):
         for i in range(starts[c], starts[c + 1]):
             vv, tt, vt = _row_products(pairs, i, d)
             self_similarity[i] = vt
+            largest[c] = max(largest[c], float(vv) + float(tt))
             if not (abs(vv - 1.0) <= tolerance and abs(tt - 1.0) <= tolerance) and (bad < 0 or i < bad):
                 bad = i
             _add_row(pairs, i, block)
@@ -151,11 +153,12 @@ def matched(rows, vectors, which, out):
 
 @njit(nogil=True, cache=True)
 def project(pairs, starts, classes, directions, out):
-    """out[i] = <pairs[i], directions[class of i]> for the rows of some classes (float32 throughout)."""
+    """out[m, i] = <pairs[i], directions[class of i, m]> for the rows of some classes, all float32, in one
+    read."""
     for c in classes:
-        vector = directions[c]
         for i in range(starts[c], starts[c + 1]):
-            out[i] = _dot(pairs, i, vector)
+            for m in range(directions.shape[1]):
+                out[m, i] = _dot(pairs, i, directions[c, m])
 
 
 @njit(nogil=True, cache=True)
@@ -201,57 +204,52 @@ def _clipped(pairs, i, j, d):
 
 
 @njit(nogil=True, cache=True)
-def _greedy_until(
-    pairs, start, base, scale, margin, clip, seen, total, chosen, key, row, size, floor, most, out_row,
-    out_gain, taken, evaluated,
+def greedy_classes(
+    pairs, starts, classes, base, scale, lower, fallen, clip, seen, total, chosen, key, row, size, taken,
+    floor, most, out_row, out_gain,
 ):  # fmt: skip
-    """Take the best of one class until the next gain is below ``floor`` or ``most`` are taken.
+    """Exact lazy greedy inside some classes; a later call with a lower ``floor`` carries on.
 
-    ``key`` and ``row`` are a heap (``size`` entries). A key is (gain when evaluated) - margin * scale *
-    (number taken then), so key + margin * scale * (number taken now) bounds the gain from above as long as
-    no similarity is below -margin, and the bounds of all entries move together: the heap stays a heap. The
-    top is evaluated afresh until it is one whose gain is of now: then no other can be larger.
+    A class has a heap of keys. A key is (gain when evaluated) + scale x (``fallen`` then), and ``fallen`` is
+    the
+    sum of ``lower`` over what is taken: no gain has fallen by less than scale x its growth since, so
+    key - scale x (``fallen`` now) bounds the gain from above. All bounds of a class move together, the
+    heap stays a heap. The top is evaluated afresh until it is one whose gain is of now: it is the largest.
+
+    Args:
+        pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
+        base: float64 [n], the score before anything is taken.
+        scale: float64 [K], 1 / r_k, the weight of the redundancy.
+        lower: float32 [n], no similarity of a row of the class to this one is below it.
+        fallen: float64 [K], updated, zero at first.
+        clip: count similarities below 0 as 0; then total: float64 [n] of zeros, the redundancy of a row.
+        seen: int32 [n], number taken when a row was last evaluated.
+        chosen: float64 [K, 2d], updated: sum of [t; v] over what is taken of each class.
+        key, row: float64 [n], int32 [n], the heaps; size, taken: int64 [K], -1 in ``size`` is "not begun".
+        floor: float64 [K], stop when the best gain is below; most: int64 [K], stop at so many taken.
+        out_row, out_gain: int32 [n], float64 [n], written: place in the class and gain, in the order taken.
 
     Returns:
-        (number taken, entries left, a similarity below -margin if one broke the bound else 0, evaluations).
+        Number of gains evaluated.
     """
-    d = pairs.shape[1] // 2
-    scaled = (chosen * scale).astype(np.float32)
-    step = margin * scale
-    while taken < most and size > 0:
-        bound = key[0] + step * taken
-        if bound < floor:
-            break
-        i = row[0]
-        if seen[i] == taken or scale == 0.0:
-            out_row[taken] = i
-            out_gain[taken] = bound
-            size -= 1
-            key[0], row[0] = key[size], row[size]
-            if scale != 0.0 and not clip:
-                _take(pairs, start + i, d, chosen, scaled, scale)
-            taken += 1
-        else:
-            if clip:
-                for j in range(seen[i], taken):
-                    total[i] += _clipped(pairs, start + i, start + out_row[j], d)
-                gain = base[i] - scale * total[i]
-            else:
-                gain = base[i] - float(_dot(pairs, start + i, scaled))
-            seen[i] = taken
-            evaluated += 1
-            if gain > bound + 1e-6:
-                return taken, size, (bound - gain) / scale - margin, evaluated
-            key[0] = gain - step * taken
-        _sift_down(key, row, size, 0)
-    return taken, size, 0.0, evaluated
+    evaluated = 0
+    for c in classes:
+        start, stop = starts[c], starts[c + 1]
+        if size[c] < 0:
+            seen[start:stop] = 0
+            size[c] = _heap(base[start:stop], key[start:stop], row[start:stop])
+        evaluated += _greedy_class(
+            pairs, c, start, base[start:stop], scale[c], lower[start:stop], fallen, clip, seen[start:stop],
+            total[start:stop] if clip else total, chosen[c], key[start:stop], row[start:stop], size, taken,
+            floor[c], most[c], out_row[start:stop], out_gain[start:stop],
+        )  # fmt: skip
+    return evaluated
 
 
 @njit(nogil=True, cache=True)
-def _restart(base, key, row, seen):
-    """Heap of the base scores: the gains before anything is taken."""
+def _heap(base, key, row):
+    """Heap of the base scores: the gains before anything is taken. Returns its size."""
     size = base.shape[0]
-    seen[:] = 0
     for i in range(size):
         key[i] = base[i]
         row[i] = i
@@ -261,46 +259,40 @@ def _restart(base, key, row, seen):
 
 
 @njit(nogil=True, cache=True)
-def greedy_classes(
-    pairs, starts, classes, base, scale, margin, clip, seen, total, chosen, key, row, size, taken, floor,
+def _greedy_class(
+    pairs, c, start, base, scale, lower, fallen, clip, seen, total, chosen, key, row, size, taken, floor,
     most, out_row, out_gain,
 ):  # fmt: skip
-    """Exact lazy greedy inside some classes; a later call with a lower ``floor`` carries on.
-
-    Args:
-        pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
-        base: float64 [n], the score before anything is taken.
-        scale: float64 [K], 1 / r_k, the weight of the redundancy.
-        margin: float64 [K], updated: similarities in the class are taken to be at least -margin. When an
-            evaluation shows one that is not, the class starts again with a larger margin. 2 always holds.
-        clip: count similarities below 0 as 0; then total: float64 [n] of zeros, the redundancy of a row.
-        seen: int32 [n], number taken when a row was last evaluated.
-        chosen: float64 [K, 2d], updated: sum of [t; v] over what is taken of each class.
-        key, row: float64 [n], int32 [n], the heaps; size, taken: int64 [K], -1 in ``size`` is "not begun".
-        floor: float64 [K], stop when the best gain is below; most: int64 [K], stop at so many taken.
-        out_row, out_gain: int32 [n], float64 [n], written: position in the class and gain, in the order
-            taken.
-
-    Returns:
-        Number of gains evaluated.
-    """
-    evaluated = 0
-    for c in classes:
-        start, stop = starts[c], starts[c + 1]
-        if size[c] < 0:
-            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop], seen[start:stop])
-        while True:
-            taken[c], size[c], broken, evaluated = _greedy_until(
-                pairs, start, base[start:stop], scale[c], margin[c], clip, seen[start:stop],
-                total[start:stop] if clip else total, chosen[c], key[start:stop], row[start:stop], size[c],
-                floor[c], most[c], out_row[start:stop], out_gain[start:stop], taken[c], evaluated,
-            )  # fmt: skip
-            if broken == 0.0:
-                break
-            margin[c] = min(max(2.0 * margin[c], -1.5 * broken), 2.1)
-            chosen[c] = 0.0
-            taken[c] = 0
-            size[c] = _restart(base[start:stop], key[start:stop], row[start:stop], seen[start:stop])
+    """``greedy_classes`` for class ``c``; arrays by row are the class's own part. Returns evaluations."""
+    d = pairs.shape[1] // 2
+    scaled = (chosen * scale).astype(np.float32)
+    evaluated, left, count = 0, size[c], taken[c]
+    while count < most and left > 0:
+        bound = key[0] - scale * fallen[c]
+        if bound < floor:
+            break
+        i = row[0]
+        if seen[i] == count or scale == 0.0:
+            out_row[count] = i
+            out_gain[count] = bound
+            left -= 1
+            key[0], row[0] = key[left], row[left]
+            fallen[c] += lower[i]
+            if scale != 0.0 and not clip:
+                _take(pairs, start + i, d, chosen, scaled, scale)
+            count += 1
+        else:
+            if clip:
+                for j in range(seen[i], count):
+                    total[i] += _clipped(pairs, start + i, start + out_row[j], d)
+                gain = base[i] - scale * total[i]
+            else:
+                gain = base[i] - float(_dot(pairs, start + i, scaled))
+            seen[i] = count
+            evaluated += 1
+            key[0] = gain + scale * fallen[c]
+        _sift_down(key, row, left, 0)
+    size[c], taken[c] = left, count
     return evaluated
 
 

@@ -14,6 +14,7 @@ pairs, in tiles.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def directions(pool: Pool, threads: int | None = None) -> tuple[np.ndarray, np.n
         m_i = <a_i, class_direction[k]> and c_i = <a_i, inter_direction[k]>. Zero for empty classes, and
         the inter direction is zero when there is one class only.
     """
-    sums, _ = pool.statistics(threads)
+    sums = pool.statistics(threads)[0]
     sizes = pool.class_sizes
     d = pool.dim
     swapped = np.concatenate([sums[:, d:], sums[:, :d]], axis=1)
@@ -49,40 +50,75 @@ def directions(pool: Pool, threads: int | None = None) -> tuple[np.ndarray, np.n
     return class_direction, inter_direction
 
 
-def project(pool: Pool, per_class: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """<a_i, per_class[k(i)]> for every row: float32 [N] in sorted order; per_class is [K, 2d]."""
+def project(pool: Pool, *per_class: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """<a_i, direction[k(i)]> for every row and direction ([K, 2d] each): float32 [m, N], N in sorted
+    order."""
     from clipcov_pipeline.selection import kernels
 
-    rows, out = kernels.bits(pool.pairs), np.empty(len(pool), np.float32)
-    vectors = per_class.astype(np.float32)
+    rows, out = kernels.bits(pool.pairs), np.empty((len(per_class), len(pool)), np.float32)
+    vectors = np.stack(per_class, axis=1).astype(np.float32)
     over_classes(lambda c: kernels.project(rows, pool.starts, c, vectors, out), pool.class_sizes, threads)
     return out
 
 
-def class_term(pool: Pool, clip_negative: bool, threads: int | None = None) -> np.ndarray:
-    """m_i: float64 [N] in sorted order."""
-    if clip_negative:
-        return clipped_sums(pool, pool.starts, np.arange(len(pool)), threads) / np.repeat(
-            pool.class_sizes, pool.class_sizes
-        )
-    return project(pool, directions(pool, threads)[0], threads).astype(np.float64)
+@dataclass(frozen=True)
+class Scores:
+    """What greedy starts from; all in sorted order.
+
+    Attributes:
+        base: float64 [N], weighted; class_term: float64 [N], m_i, not weighted.
+        lower: float32 [N], no similarity s_ij of a row i of the class to row j is below lower[j].
+    """
+
+    base: np.ndarray
+    class_term: np.ndarray
+    lower: np.ndarray
 
 
-def base_scores(
+def scores(
     pool: Pool, weights: Mapping[str, float], clip_negative: bool = False, threads: int | None = None
-) -> np.ndarray:
-    """base_i, weighted: float64 [N] in sorted order."""
+) -> Scores:
+    """Base scores of the whole pool, in one read of the embeddings."""
+    sums, similarity, largest = pool.statistics(threads)
     class_direction, inter_direction = directions(pool, threads)
-    direction = -weights["inter"] * inter_direction
-    base = np.zeros(len(pool))
-    if clip_negative and weights["class"]:
-        base += weights["class"] * class_term(pool, True, threads)
+    centre = sums / np.maximum(pool.class_sizes, 1)[:, None]
+    mean_term, inter, own = project(pool, class_direction, inter_direction, centre, threads=threads)
+    if clip_negative:
+        class_term, lower = clipped_class_term(pool, threads), np.zeros(len(pool), np.float32)
     else:
-        direction = direction + weights["class"] * class_direction
-    base += project(pool, direction, threads)
-    base += weights["self"] * pool.statistics(threads)[1].astype(np.float64)
+        class_term = mean_term.astype(np.float64)
+        lower = _lower_bounds(pool, mean_term, own, centre, class_direction, largest)
+    base = weights["class"] * class_term - weights["inter"] * inter.astype(np.float64)
+    base += weights["self"] * similarity.astype(np.float64)
     base += weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
-    return base
+    return Scores(base, class_term, lower)
+
+
+def _lower_bounds(
+    pool: Pool, mean_term: np.ndarray, own: np.ndarray, centre: np.ndarray, class_direction: np.ndarray,
+    largest: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """A bound below min_i s_ij for every row j, float32 [N].
+
+    With a_i = c + x_i (c the class centre) and the same swapped, s_ij = m_i + m_j - mean(m) + <x_i, swapped
+    x_j>,
+    and Cauchy-Schwarz bounds the last part.
+    """
+    sizes, filled = pool.class_sizes, np.flatnonzero(pool.class_sizes)
+    norms = (centre**2).sum(axis=1)
+    apart = np.sqrt(np.maximum(np.repeat(largest + norms, sizes) - 2.0 * own, 0.0))
+    starts = pool.starts[filled]
+    farthest = np.maximum.reduceat(apart, starts)
+    least = np.minimum.reduceat(mean_term, starts) - (centre * class_direction).sum(axis=1)[filled]
+    lower = mean_term + np.repeat(least, sizes[filled]) - apart * np.repeat(farthest, sizes[filled])
+    # what float32 rounding can add up to, many times over
+    return (lower - 1e-5).astype(np.float32)
+
+
+def clipped_class_term(pool: Pool, threads: int | None = None) -> np.ndarray:
+    """m_i with similarities below 0 counted as 0: float64 [N] in sorted order."""
+    sums = clipped_sums(pool, pool.starts, np.arange(len(pool)), threads)
+    return sums / np.repeat(pool.class_sizes, pool.class_sizes)
 
 
 def redundancy_sizes(pool: Pool, redundancy: Redundancy, count: int) -> np.ndarray:
@@ -157,7 +193,7 @@ def objective(
     chosen = subset_sums(pool, position, starts, threads)
     scale = 1.0 / redundancy_sizes(pool, redundancy, len(rows))
     if clip_negative:
-        class_value = class_term(pool, True, threads)[position].sum()
+        class_value = clipped_class_term(pool, threads)[position].sum()
         # e_i can be negative too: its clipped double is what the diagonal holds
         pairs = clipped_sums(pool, starts, position, threads) - 2.0 * np.maximum(similarity[position], 0)
         pair_value = float((np.bincount(of_class, pairs, pool.n_classes) * scale).sum() / 2)

@@ -49,7 +49,7 @@ class Pool:
         self._scratch_dir = scratch.parent if scratch else None
         self._remove = weakref.finalize(self, _unlink, scratch) if scratch else None
         self._position: np.ndarray | None = None
-        self._statistics: tuple[np.ndarray, np.ndarray] | None = None
+        self._statistics: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def from_arrays(
@@ -235,8 +235,9 @@ class Pool:
             raise InputError(f"{reader}: needs the column {name}, which this pool has not; give it to Pool")
         return values
 
-    def statistics(self, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Class sums (float64 [K, 2d], of rows [v; t]) and pair similarities (float32 [N], sorted by class).
+    def statistics(self, threads: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Class sums (float64 [K, 2d], of rows [v; t]), pair similarities (float32 [N], sorted by class), and
+        the largest |v|^2 + |t|^2 of each class (float64 [K]).
 
         Read once from the embeddings, then kept.
 
@@ -248,18 +249,18 @@ class Pool:
             from clipcov_pipeline.selection.parallel import over_classes
 
             sums = np.zeros((self.n_classes, self.pairs.shape[1]))
-            similarity = np.empty(len(self), np.float32)
-            rows = kernels.bits(self.pairs)
+            similarity, largest = np.empty(len(self), np.float32), np.zeros(self.n_classes)
+            rows, tolerance = kernels.bits(self.pairs), 2 * NORM_TOLERANCE
 
             def read(classes: np.ndarray) -> int:
                 return kernels.class_statistics(
-                    rows, self.starts, classes, sums, similarity, 2 * NORM_TOLERANCE
+                    rows, self.starts, classes, sums, similarity, largest, tolerance
                 )
 
             bad = [position for position in over_classes(read, self.class_sizes, threads) if position >= 0]
             if bad:
                 self._refuse(min(bad))
-            self._statistics = sums, similarity
+            self._statistics = sums, similarity, largest
         return self._statistics
 
     def pair_similarity(self) -> np.ndarray:

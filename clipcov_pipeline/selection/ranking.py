@@ -50,10 +50,10 @@ def rank(
             ``filters`` (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``,
             ``caption_length``). clipcov:
 
-            - ``mode``: "greedy" (exact and lazy: a similarity below a margin is noticed and the class
-              redone), "strict" (no assumption on signs: exact always, cost grows with the square of a
-              class), "notebook" (the authors' batch rule;
-              its gains are scores, not differences of F).
+            - ``mode``: "greedy" (exact and lazy, for any signs: a bound on how much a gain can have risen
+              comes from the geometry of the class), "strict" (the same choice from no more than that
+              embeddings are of unit norm; slower, for checking), "notebook" (the authors' batch rule; its
+              gains are scores, not differences of F).
             - ``clip_negative``: count similarities below 0 as 0, as the authors do.
             - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
               weight, 0 switches it off.
