@@ -7,6 +7,7 @@ from assets.materialize import Events, materialize_partitions
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
 from clipcov_pipeline.embed import embed_samples
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import CODE_VERSIONS
 from clipcov_pipeline.pool import good_samples
 from clipcov_pipeline.progress import Progress
@@ -71,8 +72,17 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
 
 
 def restore_rows(project: Project, record: Record) -> None:
-    """Bring an earlier embedding of a shard back from the table version that it was written in."""
-    table, shard = record.stats["table"], record.partition
-    rows = project.vectors.shard_rows(table, shard, record.stats["version"])
+    """Bring an earlier embedding of a shard back: it may still be in the table, else an old version has it.
+
+    Raises:
+        InputError: clean-up has taken the version that it was written in.
+    """
+    table, shard, version = record.stats["table"], record.partition, record.stats["version"]
+    latest = project.vectors.open(table).version
+    if digest_of_rows(project.vectors.shard_rows(table, shard, latest)) == record.digests["rows"]:
+        return
+    rows = project.vectors.shard_rows(table, shard, version)
+    if digest_of_rows(rows) != record.digests["rows"]:
+        raise InputError(f"{record.name}: rows in version {version} of {table} differ from their record")
     project.store.clear_current("embeddings", shard)
     project.vectors.replace_shard(table, shard, rows)

@@ -3,17 +3,18 @@
 from functools import lru_cache
 
 from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
+from clipcov_pipeline.plan import checkpoint_path
 from clipcov_pipeline.project import Task
 from clipcov_pipeline.train import CHECKPOINT
 
 
 def proxy_encoder(task: Task) -> Encoder:
     """Return the encoder of the proxy model that the plan names."""
-    proxy, settings = task.record("proxy_model").stats, task.config.embed
-    pretrained = proxy["pretrained"]
-    if pretrained == CHECKPOINT:
+    proxy, settings = task.config.proxy, task.config.embed
+    pretrained = checkpoint_path(task.config, proxy.pretrained)
+    if pretrained is None:
         pretrained = str(task.path("proxy_model", file=CHECKPOINT))
-    return _load(proxy["model"], pretrained, settings.device, settings.batch_size, settings.workers)
+    return _load(proxy.model, pretrained, settings.device, settings.batch_size, settings.workers)
 
 
 @lru_cache(maxsize=1)

@@ -52,6 +52,7 @@ def run_plan(
     """
     executed: Counter[str] = Counter()
     failed: dict[tuple[str, str], None] = {}
+    waiting: set[tuple[str, str]] = set()
     while True:
         project = Project.open(config)
         plan = project.plan()
@@ -65,8 +66,11 @@ def run_plan(
             execute(instance, stage, chunk)
         after = Project.open(config).plan()
         for key in keys:
-            if all(step.status is Status.CURRENT for step in after.of(stage, key)):
+            statuses = {step.status for step in after.of(stage, key)}
+            if statuses == {Status.CURRENT}:
                 executed[stage] += 1
+            elif Status.WAIT in statuses and (stage, key) not in waiting:
+                waiting.add((stage, key))  # what it reads turned out damaged and is built again first
             else:
                 failed[stage, key] = None
 

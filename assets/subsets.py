@@ -14,7 +14,12 @@ from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.project import Task
 from clipcov_pipeline.selection import budget_count
 from clipcov_pipeline.store import digest_of, digest_of_file
-from clipcov_pipeline.subset_files import write_datacomp_npy, write_subset_parquet, write_subset_tars
+from clipcov_pipeline.subset_files import (
+    whole_pool,
+    write_datacomp_npy,
+    write_subset_parquet,
+    write_subset_tars,
+)
 
 
 @dg.asset(
@@ -64,11 +69,7 @@ def chosen(task: Task, labels: pl.DataFrame) -> pl.DataFrame:
     """Return the subset's rows: the ranking's first ``round(fraction * N)``, or the whole pool."""
     recipe = next(r for r in recipes(task.config) if r.subset == task.partition)
     if recipe.method == FULL:
-        return (
-            labels.select("uid", "latent_class")
-            .with_row_index("rank")
-            .with_columns(gain=pl.lit(None, pl.Float64))
-        )
+        return whole_pool(labels)
     ranking = pl.read_parquet(task.path("rankings", recipe.method, "ranking.parquet"))
     count = budget_count(recipe.fraction, labels.height)
     if ranking.height < count:

@@ -15,6 +15,7 @@ COMMANDS = {
     "ui": ("clipcov_pipeline.commands.run:ui", "Serve the Dagster UI and MLflow on this machine."),
     "select": ("clipcov_pipeline.commands.select:command", "Rank a table or arrays and write the subset."),
     "explain": ("clipcov_pipeline.commands.explain:command", "Say why a sample is in or out of a subset."),
+    "verify": ("clipcov_pipeline.commands.verify:command", "Check everything stored against its record."),
     "bench": ("clipcov_pipeline.commands.bench:command", "Measure: selection speed."),
 }
 

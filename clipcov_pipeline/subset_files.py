@@ -21,6 +21,15 @@ DATACOMP_DTYPE = np.dtype("u8,u8")
 _NOT_HEX = re.compile(r"[^0-9a-f]")
 
 
+def whole_pool(labels: pl.DataFrame) -> pl.DataFrame:
+    """Return the pool itself as a subset, in its own order; columns ``uid`` and ``latent_class`` are read."""
+    return (
+        labels.select("uid", "latent_class")
+        .with_row_index("rank")
+        .with_columns(gain=pl.lit(None, pl.Float64))
+    )
+
+
 def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a subset in the order of its ranks.
 

@@ -1,0 +1,32 @@
+"""``clipcov verify``: everything that is stored, against its record."""
+
+import sys
+
+import click
+
+from clipcov_pipeline.project import Project
+from clipcov_pipeline.verify import verify
+
+
+@click.command()
+@click.option("--config", help="YAML file or preset; default $CLIPCOV_CONFIG, else the sample.")
+@click.option("--deep", is_flag=True, help="Also cut every subset from its ranking again and compare bytes.")
+@click.option("--discard", is_flag=True, help="Remove what is damaged: `clipcov run` builds it again.")
+def command(config: str | None, deep: bool, discard: bool) -> None:
+    """Check every stored entry against its record; exit code 1 and a line a problem where one differs."""
+    project = Project.open(config)
+    report = verify(project, deep=deep)
+    for line in report.lines():
+        click.echo(line)
+    checked = ", ".join(f"{count:,} {what}" for what, count in report.checked.items())
+    click.echo(f"{len(report.problems)} problems; checked {checked or 'nothing: the store is empty'}")
+    if not report.problems:
+        return
+    if discard:
+        damaged = {record.fingerprint: record for record, _ in report.problems}
+        for record in damaged.values():
+            project.store.discard(record)
+        click.echo(f"removed {len(damaged)} entries: `clipcov run` builds again what the experiment needs")
+    else:
+        click.echo("`clipcov verify --discard` removes what is damaged; `clipcov run` then builds it again")
+    sys.exit(1)

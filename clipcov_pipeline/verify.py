@@ -1,0 +1,227 @@
+"""Checks everything that is stored against its record: fingerprints, files, digests, LanceDB rows and tags."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.plan import Status
+from clipcov_pipeline.pool import keys_by_shard
+from clipcov_pipeline.project import Project
+from clipcov_pipeline.selection import budget_count
+from clipcov_pipeline.store import Record, digest_of, digest_of_file, fingerprint_from, node_name
+from clipcov_pipeline.subset_files import (
+    whole_pool,
+    write_datacomp_npy,
+    write_subset_parquet,
+    write_subset_tars,
+)
+from clipcov_pipeline.train import CHECKPOINT
+from clipcov_pipeline.vectors import digest_of_rows
+
+
+def label_tag(fingerprint: str) -> str:
+    """Return the tag that keeps the LanceDB version which an entry of pseudo_labels has read."""
+    return f"pseudo_labels-{fingerprint[:16]}"
+
+
+@dataclass
+class Report:
+    """What was checked, and what is wrong: (the entry, in words)."""
+
+    checked: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[Record, str]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return a line a problem, each of which names its entry."""
+        return [f"{record.name} {record.fingerprint[:12]}: {text}" for record, text in self.problems]
+
+
+def verify(project: Project, *, deep: bool = False) -> Report:
+    """Recompute all that can be recomputed; changes nothing.
+
+    deep: also cut every subset of the current plan from its ranking again and compare the bytes.
+    """
+    report = Report()
+    records = list(project.store.records())
+    index = Index(records)
+    current = {step.node.name: step.record for step in project.plan().steps if step.status is Status.CURRENT}
+    for record in records:
+        report.checked["entries"] += 1
+        report.checked["files"] += len(record.files)
+        problems = [*_entry_problems(project, record)]
+        if current.get(record.name) == record:
+            problems += index.missing_inputs(record)
+            problems += _rows_problems(project, record, report)
+        problems += _pin_problems(project, record, report)
+        report.problems += [(record, text) for text in problems]
+    if deep:
+        for record in current.values():
+            if record is not None and record.stage == "subsets":
+                report.checked["subsets cut again"] += 1
+                report.problems += [(record, text) for text in _rebuilt_problems(project, record, index)]
+    return report
+
+
+class Index:
+    """Finds the entry that an input was read from."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self._by_output: dict[tuple[str, str], Record] = {}
+        for record in sorted(records, key=lambda record: record.finished):
+            for output, digest in record.digests.items():
+                self._by_output[f"{record.name}#{output}", digest] = record
+
+    def source(self, name: str, digest: str) -> Record | None:
+        """Return the newest entry whose output ``STAGE/PARTITION#OUTPUT`` has this digest, or None."""
+        return self._by_output.get((name, digest))
+
+    def missing_inputs(self, record: Record) -> Iterator[str]:
+        """Say which inputs no stored entry has."""
+        for name, digest in record.inputs.items():
+            if self.source(name, digest) is None:
+                yield f"input {name} has digest {digest[:12]}, which no entry of the store has"
+
+
+def _entry_problems(project: Project, record: Record) -> Iterator[str]:
+    recomputed = fingerprint_from(
+        stage=record.stage,
+        code_version=record.code_version,
+        params=record.params,
+        sources=record.sources,
+        inputs=record.inputs,
+    )
+    if recomputed != record.fingerprint:
+        yield f"its contents have fingerprint {recomputed[:12]}, expected {record.fingerprint[:12]}"
+    yield from project.store.damage(record)
+    for output, digest in derived_digests(record).items():
+        found = record.digests.get(output, "none")
+        if found != digest:
+            yield f"digest of {output} is {found[:12]}, expected {digest[:12]} by its files"
+
+
+def derived_digests(record: Record) -> Mapping[str, str]:
+    """Return the output digests that follow from a record's files, as the stages make them."""
+    derive = _DERIVED.get(record.stage)
+    return derive(record) if derive else {}
+
+
+def _file(output: str, name: str) -> Callable[[Record], dict[str, str]]:
+    return lambda record: {output: record.files[name]} if name in record.files else {}
+
+
+def _labels(record: Record) -> dict[str, str]:
+    files = {name: record.files[f"{name}.parquet"] for name in ("labels", "holdout")}
+    return {**files, "pool": digest_of(dict(record.inputs))}
+
+
+def _subset(record: Record) -> dict[str, str]:
+    tars = [digest for name, digest in sorted(record.files.items()) if name.endswith(".tar")]
+    return {"samples": digest_of(tars), "subset": record.files["subset.parquet"]}
+
+
+_DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
+    "raw_shards": lambda r: {"manifest": digest_of([r.files["manifest.parquet"], r.stats["sha256"]])},
+    "proxy_model": _file("weights", CHECKPOINT),
+    "pseudo_labels": _labels,
+    "rankings": _file("ranking", "ranking.parquet"),
+    "subsets": _subset,
+    "checkpoints": _file("weights", CHECKPOINT),
+    "scores": _file("scores", "scores.json"),
+    "leaderboard": _file("scores", "scores.parquet"),
+}
+
+
+# ---------------------------------------------------------------- LanceDB
+
+
+def _rows_problems(project: Project, record: Record, report: Report) -> Iterator[str]:
+    """Compare the rows of a shard with their digest, in the version that was written and the one in use."""
+    if record.stage != "embeddings":
+        return
+    table, written = record.stats["table"], record.stats["version"]
+    try:
+        latest = project.vectors.open(table)
+    except InputError as error:
+        yield str(error)
+        return
+    kept = {version["version"] for version in latest.list_versions()}
+    for version in sorted({written, latest.version} & kept):
+        rows = project.vectors.shard_rows(table, record.partition, version)
+        found, expected = digest_of_rows(rows), record.digests["rows"]
+        if found != expected:
+            yield (
+                f"{rows.num_rows} rows in version {version} of {table} have digest {found[:12]},"
+                f" expected {expected[:12]}"
+            )
+        report.checked["LanceDB rows"] += rows.num_rows
+
+
+def _pin_problems(project: Project, record: Record, report: Report) -> Iterator[str]:
+    if record.stage != "pseudo_labels":
+        return
+    table, version, tag = record.stats["table"], record.stats["version"], label_tag(record.fingerprint)
+    report.checked["LanceDB tags"] += 1
+    try:
+        tags = project.vectors.open(table).tags.list()
+        project.vectors.open(table, version)
+    except InputError as error:
+        yield str(error)
+        return
+    found = tags[tag]["version"] if tag in tags else "none"
+    if found != version:
+        yield f"tag {tag} of {table} is on version {found}, expected {version}"
+
+
+# ---------------------------------------------------------------- cutting subsets again
+
+
+def _rebuilt_problems(project: Project, record: Record, index: Index) -> list[str]:
+    scratch = project.scratch / f"verify-{record.fingerprint[:16]}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _cut_again(project, record, index, scratch)
+        return [
+            f"cut again, {name} has sha256 {found[:12]}, expected {expected[:12]}"
+            for name, expected in record.files.items()
+            if (found := _digest_or_none(scratch / name)) != expected
+        ]
+    except (InputError, OSError) as error:
+        return [f"cannot be cut again: {error}"]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest_or_none(path: Path) -> str:
+    return digest_of_file(path) if path.is_file() else "none"
+
+
+def _cut_again(project: Project, record: Record, index: Index, folder: Path) -> None:
+    """Write a subset's files from its ranking and the shards, as the stage does."""
+    pool = index.source("pseudo_labels#pool", record.inputs["pseudo_labels#pool"])
+    ranked = next((name for name in record.inputs if name.startswith("rankings/")), None)
+    ranking = index.source(ranked, record.inputs[ranked]) if ranked else None
+    if pool is None or (ranked and ranking is None):
+        raise InputError(f"what {node_name(record.stage, record.partition)} was cut from is not in the store")
+    labels = pl.read_parquet(project.store.folder(pool) / "labels.parquet")
+    settings = record.params["select"]
+    if ranking is None:
+        subset = whole_pool(labels)
+    else:
+        frame = pl.read_parquet(project.store.folder(ranking) / "ranking.parquet")
+        subset = frame.head(budget_count(settings["fraction"], labels.height))
+    write_subset_parquet(folder / "subset.parquet", subset)
+    write_datacomp_npy(folder / "subset.npy", subset["uid"].to_list())
+    write_subset_tars(
+        list(project.shards.values()),
+        keys_by_shard(labels.filter(pl.col("uid").is_in(subset["uid"].implode()))),
+        folder / "shards",
+        samples_per_shard=settings["samples_per_shard"],
+        # how many it was spread over follows from knobs of the training
+        min_shards=sum(name.endswith(".tar") for name in record.files),
+        storage_options=dict(project.config.shards.storage_options),
+    )
