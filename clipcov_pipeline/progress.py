@@ -43,12 +43,12 @@ class Progress:
         return self.done / max(time.monotonic() - self._started, 1e-9)
 
     def text(self) -> str:
-        """Return the line: ``■■■■□□□□ 42 %  5,200/12,382 images  850/s  8 s left``."""
+        """Return the line: ``■■■■□□□□  42%  5,200/12,382 images  850/s  8 s left``."""
         if not self.total:
             return f"{EMPTY_BLOCK * WIDTH}  {self.done:,} {self.unit}  {self.rate:,.0f}/s"
         share = min(self.done / self.total, 1.0)
         full = int(share * WIDTH)
-        left = (self.total - self.done) / self.rate if self.done else float("inf")
+        left = max(self.total - self.done, 0) / self.rate if self.done else float("inf")
         bar = FULL_BLOCK * full + EMPTY_BLOCK * (WIDTH - full)
         eta = f"  {left:,.0f} s left" if left < float("inf") else ""
         return f"{bar} {share:4.0%}  {self.done:,}/{self.total:,} {self.unit}  {self.rate:,.0f}/s{eta}"

@@ -115,7 +115,7 @@ def to_rows(
         for metric in metrics
     ]
     rows = [
-        [method, f"{fraction:.0%}", f"{sizes.get((method, fraction), 0):,}", str(seeds)]
+        [method, f"{100 * fraction:g}%", f"{sizes.get((method, fraction), 0):,}", str(seeds)]
         + [values.get((method, fraction, metric), "") for metric in metrics]
         for method, fraction in ordered(board, primary)
     ]
