@@ -31,5 +31,6 @@ defs = dg.Definitions(
     sensors=[rebuild],
     schedules=[rescan],
     resources={"experiment": Experiment(), "pipes": dg.PipesSubprocessClient()},
+    executor=dg.in_process_executor,  # a run has one step: no process of its own for it
     loggers={"console": dg.colored_console_logger, "terminal": terminal_logger},
 )

@@ -10,6 +10,12 @@ from clipcov_pipeline.config import Config
 SETTINGS = {
     "telemetry": {"enabled": False},
     "nux": {"enabled": False},  # the newsletter dialog over the first page
+    # "Materialize all" is a chain of runs: none should wait long in the queue
+    "run_coordinator": {
+        "module": "dagster.core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": {"dequeue_interval_seconds": 1},
+    },
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}},
     # a run whose process is gone is closed, and what it held of a pool is given back
     "run_monitoring": {"enabled": True, "poll_interval_seconds": 15, "free_slots_after_run_end_seconds": 30},

@@ -4,7 +4,7 @@ import dagster as dg
 import polars as pl
 
 from assets.materialize import Events, materialize_partitions
-from assets.partitions import partitions_of
+from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from clipcov_pipeline.plan import CODE_VERSIONS
 from clipcov_pipeline.project import Task
@@ -14,7 +14,7 @@ from clipcov_pipeline.store import digest_of_file
 
 @dg.asset(
     partitions_def=partitions_of("rankings"),
-    deps=["pseudo_labels", "embeddings"],
+    deps=["pseudo_labels", every_key("embeddings")],
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
     group_name="selection",

@@ -1,9 +1,13 @@
-"""``clipcov ui``: the Dagster UI with its daemon, and MLflow, both on this machine only."""
+"""``clipcov ui``: the Dagster UI with its daemon, and MLflow, all on this machine only."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -11,11 +15,14 @@ import click
 from assets.instance import project_instance
 from assets.partitions import sync_partitions
 from assets.tracking import Tracking, tracking_uri
-from clipcov_pipeline.config import Config
+from clipcov_pipeline.config import Config, Ui
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.project import Project
 
 WORKSPACE = Path(__file__).parent.parent / "workspace.yaml"
+# no calls home, and none of the server's eight processes for jobs that nobody here submits
+MLFLOW_SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+STOP_SECONDS = 20
 
 
 @click.command()
@@ -23,39 +30,77 @@ WORKSPACE = Path(__file__).parent.parent / "workspace.yaml"
 def main(config: str | None) -> None:
     """Serve both user interfaces until Ctrl-C."""
     project = Project.open(config)
+    ui = project.config.ui
+    check_ports(ui)
     with project_instance(project.config) as instance:
         sync_partitions(instance, project.plan())
     Tracking(project.config).experiment_id()  # creates the store, which the server then finds up to date
-    ui = project.config.ui
     click.echo(f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   http://{ui.host}:{ui.mlflow_port}")
-    processes = [subprocess.Popen(command) for command in commands(project.config)]
+    sys.exit(serve(commands(project.config)))
+
+
+def check_ports(ui: Ui) -> None:
+    """Raise InputError when another program listens where a server should."""
+    for name in ("dagster_port", "mlflow_port"):
+        with socket.socket() as probe:
+            if probe.connect_ex((ui.host, getattr(ui, name))) == 0:
+                raise InputError(
+                    f"ui.{name}: found {getattr(ui, name)} in use by another program, expected a free port:"
+                    " stop that program or choose another port in the YAML"
+                )
+
+
+def commands(config: Config) -> Mapping[str, list[str]]:
+    """Return the servers' command lines by name; they listen on ``ui.host`` only."""
+    ui, scripts = config.ui, Path(sys.executable).parent
+    workspace = ["--workspace", str(WORKSPACE)]
+    artifacts = (config.work / "mlflow" / "artifacts").resolve().as_uri()
+    server = [str(scripts / "dagster-webserver"), "--host", ui.host, "--port", str(ui.dagster_port)]
+    mlflow = [str(scripts / "mlflow"), "server", "--host", ui.host, "--port", str(ui.mlflow_port)]
+    mlflow += ["--backend-store-uri", tracking_uri(config.work), "--default-artifact-root", artifacts]
+    return {
+        "Dagster's web server": [*server, *workspace],
+        "Dagster's daemon": [sys.executable, "-m", "assets.daemon", "--log-level", "warning", *workspace],
+        "MLflow": [*mlflow, "--workers", "1"],
+    }
+
+
+def serve(commands: Mapping[str, list[str]]) -> int:
+    """Run the servers until Ctrl-C or SIGTERM, or until one of them ends; return the exit code."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background programs with SIGINT ignored
+        signal.signal(signum, signal.default_int_handler)
+    environment = {**os.environ, **MLFLOW_SETTINGS}
+    servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        while all(process.poll() is None for process in processes):
+        for name, command in commands.items():
+            # a session of its own: Ctrl-C reaches only this process, which then stops them in order
+            servers[name] = subprocess.Popen(command, env=environment, start_new_session=True)
+        while True:
+            for name, server in servers.items():
+                if server.poll() is not None:
+                    click.echo(
+                        f"{name} has ended with code {server.returncode}, stopping the others", err=True
+                    )
+                    return server.returncode or 1
             time.sleep(0.5)
     except KeyboardInterrupt:
         click.echo("stopping")
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    sys.exit(max(process.wait(timeout=60) for process in processes))
+        return 0
+    finally:
+        stop(list(servers.values()))
 
 
-def commands(config: Config) -> list[list[str]]:
-    """Return the command lines of both servers; they listen on ``ui.host`` only."""
-    ui, scripts = config.ui, Path(sys.executable).parent
-    dagster = [
-        str(scripts / "dagster"),
-        "dev",
-        "-w",
-        str(WORKSPACE),
-        "-h",
-        ui.host,
-        "-p",
-        str(ui.dagster_port),
-    ]
-    artifacts = (config.work / "mlflow" / "artifacts").resolve().as_uri()
-    mlflow = [str(scripts / "mlflow"), "server", "--host", ui.host, "--port", str(ui.mlflow_port)]
-    mlflow += ["--backend-store-uri", tracking_uri(config.work), "--default-artifact-root", artifacts]
-    return [dagster, mlflow]
+def stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    """Ask every server to end, then kill what is left of it and of its children."""
+    for server in servers:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + STOP_SECONDS
+    for server in servers:
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(max(deadline - time.monotonic(), 0.1))
+        with suppress(ProcessLookupError):  # all gone, as it should be
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
