@@ -15,17 +15,17 @@ from clipcov_pipeline.progress import EMPTY_BLOCK, FULL_BLOCK, WIDTH
 from clipcov_pipeline.train import finish, from_json, launch
 
 LOG_SECONDS = 5.0
-SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # how the other processes under torchrun get the run: Pipes serves one
+SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # names the file with the run: Pipes serves one process of several
 
 
 def main() -> None:
     """Train; only the first process of several reports."""
+    spec = from_json(Path(os.environ[SPEC_VARIABLE]).read_text())
     if int(os.environ.get("RANK", 0)) != 0:
-        launch(from_json(os.environ[SPEC_VARIABLE]))
+        launch(spec)
         return
     with open_dagster_pipes() as pipes:
         _send_output_to(Path(pipes.get_extra("log")))
-        spec = from_json(pipes.get_extra("spec"))
         launch(spec, _reporter(pipes, pipes.get_extra("mlflow")))
         finish(spec, pipes.get_extra("out_dir"))
 

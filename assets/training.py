@@ -9,7 +9,7 @@ import dagster as dg
 
 from assets.train_worker import SPEC_VARIABLE
 from clipcov_pipeline.config import Training
-from clipcov_pipeline.train import RECORD, TrainSpec, command, to_json, warnings
+from clipcov_pipeline.train import RECORD, TrainSpec, command, shard_list, to_json, warnings
 
 LOG_TAIL = 2000  # characters of the training's own output that a failure shows
 
@@ -49,7 +49,7 @@ def train_spec(
     return TrainSpec(
         model=model,
         pretrained=pretrained,
-        train_data="::".join(str(tar) for tar in tars),
+        train_data=shard_list(tars),
         n_samples=n_samples,
         batch_size=settings.batch_size,
         lr=settings.lr,
@@ -91,13 +91,15 @@ def train(
         context.log.warning(warning)
     log = Path(spec.log_dir) / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    extras = {"spec": to_json(spec), "out_dir": str(out_dir), "log": str(log), "mlflow": dict(mlflow or {})}
+    run = Path(spec.log_dir) / "training_run.json"
+    run.write_text(to_json(spec))
+    extras = {"out_dir": str(out_dir), "log": str(log), "mlflow": dict(mlflow or {})}
     try:
         pipes.run(
             context=LogsOnly(context),  # type: ignore[arg-type]
             command=command(spec, gpus, "assets.train_worker"),
             extras=extras,
-            env={SPEC_VARIABLE: to_json(spec)},
+            env={SPEC_VARIABLE: str(run)},
         )
     except Exception as error:
         tail = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else "no output"

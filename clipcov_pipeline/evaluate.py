@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.prompts import class_embeddings
 from clipcov_pipeline.shards import SampleStatus, Shard, iter_samples
 
 Task = Literal["zeroshot_retrieval", "zeroshot_classification"]
@@ -340,7 +341,7 @@ def evaluate_names(
     names = list(dict.fromkeys(pairs.captions))
     class_of = {name: index for index, name in enumerate(names)}
     targets = np.array([class_of[caption] for caption in pairs.captions])
-    metrics = zero_shot_metrics(pairs.image_embedding, _classifier(encoder, names, templates), targets)
+    metrics = zero_shot_metrics(pairs.image_embedding, class_embeddings(encoder, names, templates), targets)
     return record(
         dataset,
         "zeroshot_classification",
@@ -353,21 +354,6 @@ def evaluate_names(
         n_damaged=pairs.n_damaged,
         n_without_embedding=pairs.n_without_embedding,
     )
-
-
-def _classifier(encoder: PairEncoder, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """float32 [n_names, d], unit rows."""
-    if bad := [template for template in templates if "{}" not in template]:
-        raise InputError(
-            f"templates: {bad[0]!r} has no {{}} for the class name; write for instance 'a photo of {{}}'"
-        )
-    if not templates:
-        raise InputError("templates: the list is empty; give at least '{}'")
-    summed = sum(
-        encoder.encode_texts([template.replace("{}", name) for name in names]) for template in templates
-    )
-    with np.errstate(invalid="ignore"):  # 0/0 where templates cancel: a NaN row is a miss
-        return np.asarray(summed / np.linalg.norm(summed, axis=1, keepdims=True), dtype=np.float32)
 
 
 def _first_of_each(pairs: EmbeddedPairs) -> np.ndarray:
