@@ -4,6 +4,7 @@ A configuration is checked against this table when it is loaded, so nothing here
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -173,12 +174,12 @@ def budget_count(budget: float | int | None, n: int) -> int:
     """
     if budget is None:
         return n
-    if isinstance(budget, bool) or (not hasattr(budget, "__index__") and not isinstance(budget, float)):
+    if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
         raise InputError(f"budget: found {budget!r}, expected an int count or a float fraction")
-    if isinstance(budget, float):
+    if not isinstance(budget, numbers.Integral):
         if not 0.0 < budget <= 1.0:
             raise InputError(f"fraction: found {budget!r}, expected a number above 0 and at most 1")
-        return max(1, math.floor(budget * n + 0.5))
+        return max(1, math.floor(float(budget) * n + 0.5))
     if not 1 <= budget <= n:
         raise InputError(f"count: found {budget}, expected 1 to {n}, the size of the pool")
     return int(budget)
