@@ -393,7 +393,8 @@ def test_exactly_these_keys_are_knobs():
         *(f"embed.{name}" for name in ("batch_size", "device", "workers")),
         "select.threads",
         *(f"evaluate.{name}" for name in ("batch_size", "device")),
-        *(f"automation.{name}" for name in ("cron", "sensor_seconds")),
+        "evaluate.sets.storage_options",
+        *(f"automation.{name}" for name in ("cron", "sensor_seconds", "max_retries", "retry_seconds", "pools")),
         *(f"ui.{name}" for name in ("host", "dagster_port", "mlflow_port")),
     }  # fmt: skip
 
