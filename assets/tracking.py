@@ -1,8 +1,11 @@
 """MLflow: one run a recipe, found again by tag, linked with Dagster both ways."""
 
 import logging
+import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FINGERPRINT_TAG = "clipcov.fingerprint"
+ARTIFACTS = "/mlflow/artifacts/"
+ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
 MAX_BATCH = 100  # MLflow's bound on parameters a request
 
 
@@ -41,6 +46,7 @@ class Tracking:
         for chatty in ("alembic", "mlflow.store.db.utils"):  # a line a table when the store is created
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
+        _follow_moved_artifacts(self.folder)
         return MlflowClient(tracking_uri(self.config.work))
 
     def experiment_id(self) -> str:
@@ -96,6 +102,26 @@ class Tracking:
         """Return the address of a run's page."""
         ui = self.config.ui
         return f"http://{ui.host}:{ui.mlflow_port}/#/experiments/{self.experiment_id()}/runs/{run_id}"
+
+
+@lru_cache(maxsize=8)  # once a process
+def _follow_moved_artifacts(folder: Path) -> None:
+    """Let MLflow find its artifacts after the work folder was moved: its store holds absolute addresses."""
+    database, place = folder / "mlflow.db", (folder / "artifacts").resolve().as_uri()
+    if not database.is_file():
+        return
+    with closing(sqlite3.connect(database)) as connection, connection:
+        locations = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+        for (location,) in locations:
+            before, found, _ = str(location).rpartition(ARTIFACTS)
+            old = before + found.rstrip("/")
+            if not found or old == place:
+                continue
+            for table, column in ADDRESSES:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (place, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
 
 
 def dagster_run_url(config: Config, run_id: str) -> str:

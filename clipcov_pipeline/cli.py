@@ -16,6 +16,7 @@ COMMANDS = {
     "select": ("clipcov_pipeline.commands.select:command", "Rank a table or arrays and write the subset."),
     "explain": ("clipcov_pipeline.commands.explain:command", "Say why a sample is in or out of a subset."),
     "verify": ("clipcov_pipeline.commands.verify:command", "Check everything stored against its record."),
+    "gc": ("clipcov_pipeline.commands.gc:command", "List what nothing needs; remove it with --delete."),
     "bench": ("clipcov_pipeline.commands.bench:command", "Measure: selection speed."),
 }
 

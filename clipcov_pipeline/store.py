@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -308,6 +308,11 @@ class Store:
             elif (found := digest_of_file(path)) != expected:
                 problems.append(f"{path}: sha256 {found[:12]}, expected {expected[:12]}")
         return problems
+
+    def move_pin(self, record: Record, version: int) -> None:
+        """Note another LanceDB version of the same rows, after compaction; nothing else changes."""
+        moved = replace(record, stats={**record.stats, "version": version})
+        _write_record(self.folder(record) / RECORD, moved)
 
     def discard(self, record: Record) -> None:
         """Remove an entry; its record goes first, so that a half-removed entry is no entry."""

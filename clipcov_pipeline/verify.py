@@ -1,4 +1,4 @@
-"""Checks everything that is stored against its record: fingerprints, files, digests, LanceDB rows and tags."""
+"""Checks everything stored against its record: fingerprints, files, digests, LanceDB rows and tags."""
 
 import shutil
 from collections import Counter
