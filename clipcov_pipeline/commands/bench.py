@@ -38,8 +38,8 @@ def command() -> None:
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
 def selection(
-    pairs: int, classes: int, dim: int, seed: int, repeat: int, threads: int | None, lance: bool, notebook: bool,
-    peers: bool, scratch_dir: Path | None, json_path: Path | None,
+    pairs: int, classes: int, dim: int, seed: int, repeat: int, threads: int | None, lance: bool,
+    notebook: bool, peers: bool, scratch_dir: Path | None, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Speed of the selection on synthetic CLIP-like embeddings: a table, and JSON on request.
 

@@ -305,9 +305,12 @@ def _array(path: Path) -> np.ndarray:
     if not path.exists():
         raise InputError(f"{path} does not exist; expected an .npy file")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: found several arrays, expected one, an .npy file")
+    return array
 
 
 def _read_frame(path: Path) -> Any:
