@@ -301,7 +301,7 @@ def test_bench_selection(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "PEER_PAIRS", 300)
     scratch, report = tmp_path / "scratch", tmp_path / "bench.json"
     result = run("bench", "selection", "--pairs", 5000, "--classes", 8, "--dim", 32, "--repeat", 1, "--lance",
-                 "--peers",                 "--scratch-dir", scratch, "--json", report)  # fmt: skip
+                 "--peers", "--scratch-dir", scratch, "--json", report)  # fmt: skip
     assert list(scratch.iterdir()) == []
     found = json.loads(report.read_text())
     measured = {row["what"] for row in found["rows"]}
