@@ -298,11 +298,13 @@ class Automation(Section):
 
     cron: Annotated[str, KNOB] = "0 3 * * *"
     sensor_seconds: Annotated[PositiveInt, KNOB] = 30
-    max_retries: Annotated[int, Field(ge=0), KNOB] = 2
+    max_retries: Annotated[Count, KNOB] = 2
     """How often a failed run of the sensor or schedule is tried again."""
     retry_seconds: Annotated[PositiveInt, KNOB] = 30
     """Wait before the first retry; it doubles with each."""
-    pools: Annotated[dict[str, PositiveInt], KNOB] = Field(default_factory=lambda: {"gpu": 1, "embed": 1})
+    pools: Annotated[dict[Literal["gpu", "embed"], PositiveInt], KNOB] = Field(
+        default_factory=lambda: {"gpu": 1, "embed": 1}
+    )
     """How many steps may train or evaluate (``gpu``) and embed (``embed``) at a time."""
 
 

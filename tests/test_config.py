@@ -243,6 +243,8 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("evaluate.sets.coco.tasks", ["vqa"], "evaluate.sets.coco.tasks.0: found 'vqa', expected: 'retr"),
         ("evaluate.sets.holdout", {"shards": "x"}, "evaluate.sets: found the label 'holdout', expected"),
         ("evaluate.holdout_fraction", 1, "evaluate.holdout_fraction: found 1, expected: less than 0.9"),
+        ("automation.pools", {"gpus": 2}, "automation.pools.gpus: found 'gpus', expected: 'gpu' or 'embed'"),
+        ("automation.pools", {"gpu": 0}, "automation.pools.gpu: found 0, expected: greater than 0"),
         ("ui.dagster_port", 99_999, "ui.dagster_port: found 99999, expected: less than 65536"),
         # methods
         ("select.methods", {}, "select.methods: found no method, expected at least one"),
@@ -394,7 +396,8 @@ def test_exactly_these_keys_are_knobs():
         "select.threads",
         *(f"evaluate.{name}" for name in ("batch_size", "device")),
         "evaluate.sets.storage_options",
-        *(f"automation.{name}" for name in ("cron", "sensor_seconds", "max_retries", "retry_seconds", "pools")),
+        *(f"automation.{name}" for name in ("cron", "sensor_seconds")),
+        *(f"automation.{name}" for name in ("max_retries", "retry_seconds", "pools")),
         *(f"ui.{name}" for name in ("host", "dagster_port", "mlflow_port")),
     }  # fmt: skip
 
@@ -414,7 +417,9 @@ def test_exactly_these_keys_are_knobs():
         ("train.gpus", 2),
         ("evaluate.batch_size", 3),
         ("evaluate.device", "cpu"),
+        ("evaluate.sets.coco.storage_options", {"anon": True}),
         ("automation.cron", "1 1 * * *"),
+        ("automation.pools", {"gpu": 2}),
         ("ui.mlflow_port", 5001),
     ],
 )
