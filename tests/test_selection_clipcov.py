@@ -165,7 +165,8 @@ def test_gains_fall_inside_a_class_where_similarities_are_positive(data, clip):
 
 def test_chunk_size_does_not_matter(monkeypatch):
     parallel, pool_module, objective_module = (
-        importlib.import_module(f"clipcov_pipeline.selection.{name}") for name in ("parallel", "pool", "objective")
+        importlib.import_module(f"clipcov_pipeline.selection.{name}")
+        for name in ("parallel", "pool", "objective")
     )
     data = synthetic_arrays(3000, 7, 33)
     whole = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip) for clip in (False, True)]
