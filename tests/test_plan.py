@@ -130,6 +130,8 @@ class Simulation:
             inputs=step.inputs,
         ) as entry:
             entry.digests = {output: self.digest(step, output) for output in OUTPUTS[node.stage]}
+            for output, digest in entry.digests.items():
+                (entry.folder / output).write_text(digest)
 
     def digest(self, step: Step, output: str) -> str:
         """The digest of an output as the real stage would have it: equal content gives an equal digest."""
@@ -672,6 +674,25 @@ def test_the_held_out_set_is_scored_again_only_where_it_differs(built):
     assert built.run() == builds(shard | labels | on_holdout | {"leaderboard"})
     built.edit(set_key("labels.templates", ["the {}"]))
     assert built.run() == builds(labels)
+
+
+def test_a_damaged_file_is_the_reason_given_and_is_built_again(built):
+    record = built.store.current("subsets", "random-f0.5")
+    (built.store.folder(record) / "samples").write_text("damaged")
+    assert why(built.plan())["subsets/random-f0.5"] == ("damaged: samples has 7 bytes, expected 64",)
+    assert built.plan().by_name["subsets/random-f0.5"].status is Status.BUILD
+    assert built.run() == builds({"subsets/random-f0.5"})
+
+
+def test_a_damaged_earlier_entry_is_not_restored(built):
+    record = built.store.current("rankings", "clipcov")
+    built.edit(set_key("select.methods.clipcov.weights.self", 3.0))
+    there = built.run()
+    (built.store.folder(record) / "ranking").unlink()
+    built.edit(set_key("select.methods.clipcov.weights.self", 2.0))
+    back = built.run()
+    assert back.pop("rankings/clipcov") == "build"
+    assert back == dict.fromkeys(there.keys() - {"rankings/clipcov"}, "restore")
 
 
 def test_a_damaged_record_is_built_again_and_its_reader_is_left_alone(built):

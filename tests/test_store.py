@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clipcov_pipeline import store as store_module
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.store import (
     CURRENT,
@@ -25,6 +29,7 @@ from clipcov_pipeline.store import (
     Store,
     digest_of,
     digest_of_file,
+    fingerprint_from,
     node_name,
     require,
 )
@@ -68,6 +73,22 @@ def test_digest_is_sha256_of_canonical_json():
 def test_digest_of_file_is_sha256_of_its_bytes(tmp_path):
     (tmp_path / "f").write_bytes(b"abc" * 100_000)
     assert digest_of_file(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_fingerprint_covers_every_part_of_what_an_entry_is_made_of():
+    parts: dict[str, Any] = {**ABOUT, "stage": "stage"}
+    expected = hashlib.sha256(
+        b'{"code_version":"1","inputs":{},"params":{"train":{"lr":0.1}},"sources":{},"stage":"stage"}'
+    ).hexdigest()
+    assert fingerprint_from(**parts) == expected
+    for name, value in {
+        "stage": "other",
+        "code_version": "2",
+        "params": {"train": {"lr": 0.2}},
+        "sources": {"shard": "a@1"},
+        "inputs": {"raw_shards/a#manifest": "0"},
+    }.items():
+        assert fingerprint_from(**{**parts, name: value}) != expected
 
 
 def test_node_name_leaves_out_the_partition_of_a_stage_without_any():
@@ -171,6 +192,36 @@ def test_the_work_folder_can_be_moved(store, tmp_path):
     moved = Store(tmp_path / "elsewhere")
     assert moved.current("stage", "p") == record
     assert moved.damage(record) == []
+
+
+def test_a_record_names_the_commit_and_keeps_the_yaml(tmp_path):
+    yaml = tmp_path / "experiment.yaml"
+    yaml.write_text("name: one  # ü\n", encoding="utf-8")
+    store = Store(tmp_path / "store", yaml)
+    first = put(store, FIRST)
+    yaml.write_text("name: two\n")
+    second = put(store, SECOND)
+    for record, text in ((first, "name: one  # ü\n"), (second, "name: two\n")):
+        assert record.config == hashlib.sha256(text.encode()).hexdigest()
+        kept = store.config(record)
+        assert kept is not None
+        assert kept.read_text(encoding="utf-8") == text
+        assert re.fullmatch("[0-9a-f]{40}(-dirty)?|unknown", record.commit)
+    assert {record.fingerprint for record in store.records()} == {FIRST, SECOND}
+    assert Store(tmp_path / "other").config(first) is None
+
+
+def test_a_record_without_a_yaml_has_none(store):
+    record = put(store, FIRST)
+    assert record.config == ""
+    assert store.config(record) is None
+
+
+def test_a_moved_pin_changes_the_version_alone(store):
+    record = put(store, FIRST, version=3, rows=5)
+    store.move_pin(record, 8)
+    moved = store.current("stage", "p")
+    assert moved == replace(record, stats={"version": 8, "rows": 5})
 
 
 def test_statistics_may_hold_what_json_has_no_word_for(store):
@@ -283,6 +334,79 @@ def test_damage_finds_a_flipped_byte_and_a_missing_file(store):
     assert store.damage(record)[0] == f"{folder / 'a.txt'}: missing"
     assert len(store.damage(record)) == 2
     assert store.damage(put(store, FIRST)) == []  # building again mends it
+
+
+def flip(path: Path, at: int, when: int | None = None) -> str:
+    """Flip a bit of a file, with another time of change or (as a disk does) the same; return its sha256."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, (status.st_atime, status.st_mtime) if when is None else (when, when))
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_glance_finds_what_is_missing_short_or_changed(store):
+    record = put(store, FIRST)
+    file = store.folder(record) / "deep" / "b.bin"
+    assert store.glance(record) is None
+    flipped = flip(file, 617, when=1_000_000)
+    expected = hashlib.sha256(bytes(1000)).hexdigest()
+    assert store.glance(record) == f"deep/b.bin has sha256 {flipped[:12]}, expected {expected[:12]}"
+    file.write_bytes(bytes(999))
+    assert store.glance(record) == "deep/b.bin has 999 bytes, expected 1000"
+    file.unlink()
+    assert store.glance(record) == "deep/b.bin missing"
+    shutil.rmtree(store.folder(record))
+    assert store.glance(record) == "a.txt missing"
+
+
+def test_a_glance_reads_a_copy_that_lost_its_times_once(store, monkeypatch):
+    record = put(store, FIRST)
+    for name in record.files:
+        os.utime(store.folder(record) / name, (1_000_000, 1_000_000))
+    read = []
+    monkeypatch.setattr(
+        store_module, "digest_of_file", lambda path: read.append(path) or digest_of_file(path)
+    )
+    assert store.glance(record) is None
+    assert sorted(path.name for path in read) == ["a.txt", "b.bin"]
+    assert store.glance(record) is None
+    assert len(read) == 2
+
+
+def test_damage_that_left_size_and_time_alone_is_found_at_use(store):
+    record = put(store, FIRST)
+    file = store.folder(record) / "deep" / "b.bin"
+    found = flip(file, 3)
+    assert store.glance(record) is None  # that is what a glance cannot see
+    assert store.checked(record, "a.txt") == store.folder(record) / "a.txt"  # nor does another file matter
+    with pytest.raises(InputError) as caught:
+        store.checked(record, "deep/b.bin")
+    expected = hashlib.sha256(bytes(1000)).hexdigest()
+    assert str(caught.value) == (
+        f"stage/p is damaged: deep/b.bin: found {found[:12]}, expected sha256 {expected[:12]};"
+        " it is removed, run again to build it again"
+    )
+    assert store.find("stage", "p", FIRST) is None
+    assert store.current("stage", "p") is None
+
+
+@pytest.mark.parametrize("place", ["", "deep", "deep/b.bin"])
+def test_a_folder_is_checked_with_all_that_is_in_it(store, place):
+    record = put(store, FIRST)
+    assert store.checked(record, place) == store.folder(record) / place
+    (store.folder(record) / "deep" / "b.bin").unlink()
+    with pytest.raises(InputError, match=r"stage/p is damaged: deep/b\.bin: found no file, expected"):
+        store.checked(record, place)
+
+
+def test_a_file_that_is_replaced_after_it_was_checked_is_checked_again(store):
+    record = put(store, FIRST)
+    assert store.checked(record).is_dir()
+    flip(store.folder(record) / "a.txt", 0, when=2_000_000)
+    with pytest.raises(InputError, match=r"stage/p is damaged: a\.txt"):
+        store.checked(record)
 
 
 def damaged_records(text: str) -> Iterator[str]:
