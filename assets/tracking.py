@@ -118,10 +118,9 @@ def _follow_moved_artifacts(folder: Path) -> None:
             if not found or old == place:
                 continue
             for table, column in ADDRESSES:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                    (place, len(old) + 1, len(old) + 1, f"{old}/"),
-                )
+                end = len(old) + 1
+                moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                connection.execute(f"{moved} WHERE substr({column}, 1, ?) = ?", (place, end, end, f"{old}/"))
 
 
 def dagster_run_url(config: Config, run_id: str) -> str:

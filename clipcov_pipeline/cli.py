@@ -17,6 +17,11 @@ COMMANDS = {
     "explain": ("clipcov_pipeline.commands.explain:command", "Say why a sample is in or out of a subset."),
     "verify": ("clipcov_pipeline.commands.verify:command", "Check everything stored against its record."),
     "gc": ("clipcov_pipeline.commands.gc:command", "List what nothing needs; remove it with --delete."),
+    "lineage": (
+        "clipcov_pipeline.commands.lineage:command",
+        "Say what an entry was made from.",
+    ),
+    "diff": ("clipcov_pipeline.commands.diff:command", "Compare two subsets or two leaderboards."),
     "bench": ("clipcov_pipeline.commands.bench:command", "Measure: selection speed."),
 }
 

@@ -384,13 +384,17 @@ def _reasons(node: Node, inputs: Mapping[str, str], previous: Record | None) -> 
     version = CODE_VERSIONS[node.stage]
     if previous.code_version != version:
         yield f"code version of {node.stage} {previous.code_version} -> {version}"
-    old, new = _flat(previous.params), _flat(node.params)
+    yield from setting_changes(flat(previous.params), flat(node.params))
+    yield from _changes(previous.sources, node.sources)
+    yield from _changes(previous.inputs, inputs)
+
+
+def setting_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield ``KEY OLD -> NEW`` for every dotted key that differs; ``default`` where one side has none."""
     for name in sorted({*old, *new}):
         before, after = old.get(name, "default"), new.get(name, "default")
         if before != after:
             yield f"{name} {before} -> {after}"
-    yield from _changes(previous.sources, node.sources)
-    yield from _changes(previous.inputs, inputs)
 
 
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
@@ -406,15 +410,15 @@ def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
             yield from (f"{name} {verb}" for name in names)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested sections to dotted keys; tuples become lists, as JSON has them."""
-    flat: dict[str, Any] = {}
+    values_by_key: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            values_by_key |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            values_by_key[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return values_by_key
 
 
 # ---------------------------------------------------------------- the outside
