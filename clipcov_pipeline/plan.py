@@ -122,14 +122,15 @@ class Plan:
 
     def of(self, stage: str, key: str | None = None) -> list[Step]:
         """Return the steps of a stage, or of one Dagster partition of it."""
-        return [s for s in self._by_stage.get(stage, ()) if key is None or s.key == key]
+        return list(self._by_key.get((stage, key), ()))
 
     @cached_property
-    def _by_stage(self) -> Mapping[str, list[Step]]:
-        stages: dict[str, list[Step]] = {}
+    def _by_key(self) -> Mapping[tuple[str, str | None], list[Step]]:
+        found: dict[tuple[str, str | None], list[Step]] = {}
         for step in self.steps:
-            stages.setdefault(step.node.stage, []).append(step)
-        return stages
+            for key in (None, step.key):
+                found.setdefault((step.node.stage, key), []).append(step)
+        return found
 
     @property
     def todo(self) -> list[Step]:
@@ -437,12 +438,12 @@ def observe(config: Config) -> World:
     options = dict(config.shards.storage_options)
     sets = config.evaluate.sets
     return World(
+        tokens=_file_tokens(config),  # first: a mistake here is found before the sample is unpacked
         shards=tuple(scan(pool_source(config), options, settle_seconds=config.shards.settle_seconds)),
         evaluation_shards={
             name: tuple(scan(evaluation_source(config, name), dict(chosen.storage_options)))
             for name, chosen in sets.items()
         },
-        tokens=_file_tokens(config),
     )
 
 
