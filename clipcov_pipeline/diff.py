@@ -31,10 +31,9 @@ def find_record(store: Store, name: str) -> Record:
     """
     records = list(store.records())
     for record in records:
-        names = (
-            {record.name, record.partition} if record.stage in ("subsets", "checkpoints") else {record.name}
-        )
-        if name in names and store.current_fingerprint(record.stage, record.partition) == record.fingerprint:
+        short = record.partition if record.stage in ("subsets", "checkpoints") else record.name
+        stands = store.current_fingerprint(record.stage, record.partition) == record.fingerprint
+        if stands and name in (record.name, short):
             return record
     place, _, prefix = name.rpartition("@")
     found = [
@@ -62,7 +61,7 @@ def settings_of(record: Record, index: Index) -> dict[str, Any]:
     waiting = [record]
     while waiting:
         each = waiting.pop()
-        found |= {key: value for key, value in flat(each.params).items() if key != "select.fraction"}
+        found |= _params(record, each)
         found[f"code version of {each.stage}"] = each.code_version
         for source in each.inputs.items():
             if source not in seen:
@@ -73,12 +72,22 @@ def settings_of(record: Record, index: Index) -> dict[str, Any]:
     return found
 
 
+def _params(record: Record, source: Record) -> dict[str, Any]:
+    params = flat(source.params)
+    if record.stage == "subsets" and source.stage == "rankings":  # two methods' settings side by side
+        label = f"select.methods.{source.partition}."
+        return {f"select.{key.removeprefix(label)}": value for key, value in params.items()}
+    if record.stage == "leaderboard" and source.stage == "subsets":  # an arm's, not the experiment's
+        del params["select.fraction"]
+    return params
+
+
 # ---------------------------------------------------------------- subsets
 
 
 @dataclass(frozen=True)
 class SubsetDiff:
-    """How two subsets differ. ``classes``: (latent class, count in A, count in B), largest difference first."""
+    """How two subsets differ; uids are in the order of their ranks."""
 
     sizes: tuple[int, int]
     both: int
@@ -86,6 +95,7 @@ class SubsetDiff:
     only_a: list[str]
     only_b: list[str]
     classes: list[tuple[int, int, int]]
+    """(latent class, count in A, count in B) where these differ, largest difference first."""
     ranks: dict[int, float]
     """k -> share that the first k of A and the first k of B have in common."""
     settings: list[str] = field(default_factory=list)
@@ -99,9 +109,8 @@ def compare_subsets(a: pl.DataFrame, b: pl.DataFrame) -> SubsetDiff:
     classes = [(c, counts_a[c], counts_b[c]) for c in {*counts_a, *counts_b} if counts_a[c] != counts_b[c]]
     order_a, order_b = (frame.sort("rank")["uid"].to_list() for frame in (a, b))
     smaller = min(len(order_a), len(order_b))
-    steps = (
-        dict.fromkeys(max(1, round(smaller * share)) for share in (0.01, 0.1, 0.5, 1.0)) if smaller else {}
-    )
+    shares = (0.01, 0.1, 0.5, 1.0) if smaller else ()
+    steps = sorted({max(1, round(smaller * share)) for share in shares})
     return SubsetDiff(
         sizes=(a.height, b.height),
         both=len(both),
@@ -225,9 +234,6 @@ def compare(store: Store, a: str, b: str) -> tuple[SubsetDiff | BoardDiff, tuple
     settings = list(setting_changes(settings_of(first, index), settings_of(second, index)))
     titles = (title(first), title(second))
     if first.stage == "subsets":
-        fractions = (first.params["select"]["fraction"], second.params["select"]["fraction"])
-        if fractions[0] != fractions[1]:
-            settings = [f"select.fraction {fractions[0]} -> {fractions[1]}", *settings]
         one, two = (read_subset(store.checked(r, "subset.parquet")) for r in (first, second))
         return replace(compare_subsets(one, two), settings=settings), titles
     one, two = (pl.read_parquet(store.checked(r, "scores.parquet")) for r in (first, second))

@@ -155,7 +155,7 @@ def _group_text(lineage: Lineage, keys: Sequence[str]) -> tuple[str, list[str]]:
 
 def _details(record: Record) -> Iterator[str]:
     stats = record.stats
-    settings = [f"{key}={value}" for key, value in flat(record.params).items()]
+    settings = [f"{key}={value}" for key, value in flat(record.params).items() if value is not None]
     if settings:
         yield " ".join(settings)
     if record.stage == "raw_shards":

@@ -1,0 +1,214 @@
+"""Damage is found, reported and rebuilt, never served; a work folder that moved still works."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from clipcov_pipeline.cli import cli
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.plan import Status
+from clipcov_pipeline.store import Record, Store, digest_of, git_commit
+from clipcov_pipeline.verify import verify
+from lab import Lab
+
+ABOUT: dict[str, Any] = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
+
+
+def flip(path: Path, *, keep_time: bool = False) -> None:
+    """Change one byte in the middle of a file."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    # a minute later than it was built; or a disk that changed a byte by itself
+    later = 0 if keep_time else 60 * 10**9
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + later))
+
+
+def run_command(lab: Lab, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, [*arguments, "--config", str(lab.yaml)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def record_of(lab: Lab, name: str) -> Record:
+    record = lab.plan().by_name[name].record
+    assert record is not None
+    return record
+
+
+def folder_of(lab: Lab, name: str) -> Path:
+    return lab.project().store.folder(record_of(lab, name))
+
+
+# ---------------------------------------------------------------- the store
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> tuple[Store, Record]:
+    store = Store(tmp_path / "store")
+    with store.write("stage", "p", digest_of(1), **ABOUT) as writing:
+        (writing.folder / "deep").mkdir()
+        (writing.folder / "a").write_bytes(b"a" * 100)
+        (writing.folder / "deep" / "b").write_bytes(b"b" * 100)
+    record = store.current("stage", "p")
+    assert record is not None
+    return store, record
+
+
+def test_a_glance_sees_what_is_missing_shorter_or_written_to(entry: tuple[Store, Record]) -> None:
+    store, record = entry
+    assert store.glance(record) is None
+    flip(store.folder(record) / "a")
+    assert str(store.glance(record)).startswith("a has sha256 ")
+    (store.folder(record) / "a").write_bytes(b"a" * 99)
+    assert store.glance(record) == "a has 99 bytes, expected 100"
+    (store.folder(record) / "a").unlink()
+    assert store.glance(record) == "a missing"
+
+
+def test_a_copy_that_lost_its_times_is_read_once(entry: tuple[Store, Record]) -> None:
+    store, record = entry
+    path = store.folder(record) / "deep" / "b"
+    seconds = int(path.stat().st_mtime)
+    os.utime(path, (5, 5))
+    assert store.glance(record) is None
+    assert path.stat().st_mtime == seconds
+
+
+def test_a_checked_file_is_handed_out_only_with_its_content(entry: tuple[Store, Record]) -> None:
+    store, record = entry
+    folder = store.folder(record)
+    flip(folder / "deep" / "b", keep_time=True)  # no glance can see it
+    assert store.glance(record) is None
+    assert store.checked(record, "a") == folder / "a"
+    with pytest.raises(InputError, match="stage/p is damaged: deep/b: found .*, run again"):
+        store.checked(record, "deep")
+    assert store.find("stage", "p", record.fingerprint) is None
+
+
+def test_a_record_of_earlier_code_is_still_read(entry: tuple[Store, Record]) -> None:
+    store, record = entry
+    path = store.folder(record) / "record.json"
+    values = json.loads(path.read_text())
+    for name in ("stamps", "commit", "config", "seal"):
+        del values[name]
+    from clipcov_pipeline import store as module
+
+    path.write_text(json.dumps({**values, "seal": module._seal(values)}))
+    old = store.current("stage", "p")
+    assert old is not None
+    assert (old.stamps, old.commit, old.config) == ({}, "", "")
+    assert store.glance(old) is None
+    (store.folder(old) / "a").unlink()
+    assert store.glance(old) == "a missing"
+
+
+def test_a_record_names_the_commit_and_keeps_the_yaml(tmp_path: Path) -> None:
+    yaml = tmp_path / "e.yaml"
+    yaml.write_text("name: one\n")
+    store = Store(tmp_path / "store", yaml)
+    with store.write("stage", "p", digest_of(1), **ABOUT):
+        pass
+    record = store.current("stage", "p")
+    assert record is not None
+    assert record.commit == git_commit() != ""
+    yaml.write_text("name: two\n")
+    kept = store.config(record)
+    assert kept is not None
+    assert kept.read_text() == "name: one\n"
+
+
+# ---------------------------------------------------------------- the whole graph
+
+
+@pytest.mark.slow
+def test_what_was_built_verifies(built_lab: Lab) -> None:
+    report = verify(built_lab.project(), deep=True)
+    assert report.lines() == []
+    assert report.checked["entries"] == 23
+    assert report.checked["LanceDB rows"] >= 240
+    assert report.checked["LanceDB tags"] == 1
+    assert report.checked["subsets cut again"] == 3
+    code, text = run_command(built_lab, "verify")
+    assert code == 0
+    assert text.startswith("0 problems; checked 23 entries")
+
+
+@pytest.mark.slow
+def test_everything_damaged_is_reported_and_rebuilt(lab: Lab) -> None:
+    before = {step.node.name: step.record for step in lab.plan().steps}
+    flip(folder_of(lab, "rankings/clipcov") / "ranking.parquet")
+    flip(folder_of(lab, "subsets/full-f1") / "shards" / "00000.tar")
+    flip(folder_of(lab, "checkpoints/random-f0.5-s0") / "open_clip_pytorch_model.bin")
+    (folder_of(lab, "raw_shards/00001") / "manifest.parquet").unlink()
+    assert len(verify(lab.project()).lines()) == 4
+    assert run_command(lab, "verify")[0] == 1
+    damaged = lab.plan().by_name["raw_shards/00001"]
+    assert (damaged.status, damaged.why) == (Status.BUILD, ("damaged: manifest.parquet missing",))
+    executed = lab.run()
+    expected = {"raw_shards": 1, "rankings": 1, "subsets": 1, "checkpoints": 1}
+    assert {stage: executed[stage] for stage in expected} == expected
+    assert executed["embeddings"] == executed["pseudo_labels"] == 0  # built again as it was: cut off
+    assert not lab.plan().todo
+    assert verify(lab.project(), deep=True).lines() == []
+    for name in ("rankings/clipcov", "subsets/full-f1", "raw_shards/00001"):
+        old, new = before[name], record_of(lab, name)
+        assert old is not None
+        assert new.digests == old.digests
+
+
+@pytest.mark.slow
+def test_damage_that_no_time_shows_is_found_at_use_and_mended_in_the_same_run(lab: Lab) -> None:
+    path = folder_of(lab, "rankings/random") / "ranking.parquet"
+    intact = path.read_bytes()
+    flip(path, keep_time=True)
+    assert not lab.plan().todo
+    assert any("rankings/random" in line for line in verify(lab.project()).lines())
+    lab.edit(lambda s: s["select"].update(fractions=[0.5, 0.25]))
+    executed = lab.run(only=("rankings", "subsets"))
+    assert dict(executed) == {"rankings": 1, "subsets": 2}
+    assert path.read_bytes() == intact
+    assert verify(lab.project(), deep=True).lines() == []
+
+
+@pytest.mark.slow
+def test_verify_sees_other_rows_a_lost_tag_and_another_record(lab: Lab) -> None:
+    project = lab.project()
+    labels, embedded = record_of(lab, "pseudo_labels"), record_of(lab, "embeddings/00001")
+    table = project.vectors.open(labels.stats["table"])
+    table.update(where="shard = '00001'", values={"caption": "another caption"})
+    table.tags.delete(next(iter(table.tags.list())))
+    text = "\n".join(verify(project).lines())
+    assert f"embeddings/00001 {embedded.fingerprint[:12]}: 80 rows in version" in text
+    assert "is on version none, expected" in text
+    code, output = run_command(lab, "verify", "--discard")
+    assert code == 1
+    assert "removed 2 entries" in output
+    assert lab.run(only=("embeddings", "pseudo_labels")) == {"embeddings": 1, "pseudo_labels": 1}
+    assert verify(lab.project()).lines() == []
+    assert not lab.plan().todo
+
+
+@pytest.mark.slow
+def test_a_work_folder_that_moved_still_works(lab: Lab, tmp_path: Path) -> None:
+    from assets.tracking import Tracking
+
+    moved = lab.copy(tmp_path / "elsewhere")
+    shutil.rmtree(lab.folder)
+    assert dict(moved.run()) == {}
+    assert verify(moved.project(), deep=True).lines() == []
+    moved.edit(lambda s: s["select"]["methods"].update(random={"seed": 1}))
+    executed = moved.run()
+    assert executed["checkpoints"] == 1
+    assert not lab.folder.exists()
+    tracking = Tracking(moved.project().config)
+    for arm in ("full-f1-s0", "random-f0.5-s0"):  # of before and after
+        run_id = record_of(moved, f"checkpoints/{arm}").stats["mlflow_run_id"]
+        path = tracking.client().download_artifacts(run_id, "training.json")
+        assert Path(path).is_relative_to(moved.folder)
