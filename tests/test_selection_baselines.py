@@ -81,6 +81,9 @@ def test_c_rho_and_its_column(pool, arrays):
     ranking = rank(pool, "c_rho")
     gain = pair_similarity(arrays) - pool.early_similarity
     assert (np.diff(gain[ranking.rows]) <= 1e-6).all()
+    early = np.where(np.arange(N) == 7, np.nan, pool.early_similarity)
+    with pytest.raises(InputError, match="early_similarity: found nan for uid 7"):
+        rank(Pool.from_arrays(*arrays, early_similarity=early), "c_rho")
     with pytest.raises(InputError, match="c_rho: needs the column early_similarity"):
         rank(Pool.from_arrays(*arrays), "c_rho")
 
@@ -109,6 +112,12 @@ def test_dedup_puts_copies_last(pool, by):
     unique = {"image": len(seen_image), "caption": len(seen_caption), "pair": len(seen_pair)}
     if by in unique:
         assert copies.count(False) == unique[by]
+
+
+def test_hashes_of_any_kind(pool, arrays):
+    expected = rank(pool, "dedup", seed=4).rows
+    kinds = {"image_hash": pool.image_hash.astype(str), "caption_hash": pool.caption_hash.astype(object)}
+    np.testing.assert_array_equal(rank(Pool.from_arrays(*arrays, **kinds), "dedup", seed=4).rows, expected)
 
 
 def test_dedup_needs_hashes(arrays):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.merge import proportional_order
 from clipcov_pipeline.selection.parallel import over_classes, single_blas
 from clipcov_pipeline.selection.pool import Pool
@@ -42,7 +43,12 @@ def clip_score_per_class(pool: Pool, count: int, params: dict[str, Any], threads
 def c_rho(pool: Pool, count: int, params: dict[str, Any], threads: int | None) -> Ranked:  # noqa: ARG001
     """Largest gain in pair similarity from an early proxy to the final one first (C-RHO, the ClipCov
     paper)."""
-    early = pool.column("early_similarity", "c_rho")
+    early = pool.column("early_similarity", "c_rho").astype(np.float64)
+    if not np.isfinite(early).all():
+        row = int(np.argmin(np.isfinite(early)))
+        raise InputError(
+            f"early_similarity: found {early[row]} for uid {pool.names([row])[0]}, expected a number"
+        )
     return top(pool.pair_similarity().astype(np.float64) - early, count)
 
 

@@ -42,8 +42,8 @@ class Pool:
         self.pairs, self.order, self.starts = pairs, order, starts
         self.latent_class, self.label_similarity = latent_class, label_similarity
         self.uid = columns.get("uid")
-        self.image_hash = columns.get("image_hash")
-        self.caption_hash = columns.get("caption_hash")
+        self.image_hash = _sortable(columns.get("image_hash"))
+        self.caption_hash = _sortable(columns.get("caption_hash"))
         self.caption_length = columns.get("caption_length")
         self.early_similarity = columns.get("early_similarity")
         self._scratch_dir = scratch.parent if scratch else None
@@ -381,6 +381,15 @@ def array_blocks(image: np.ndarray, text: np.ndarray) -> Iterator[tuple[np.ndarr
     for at in range(0, len(image), step):
         stop = min(at + step, len(image))
         yield np.arange(at, stop), image[at:stop], text[at:stop]
+
+
+def _sortable(values: np.ndarray | None) -> np.ndarray | None:
+    """Hashes as numbers or bytes; text and Python objects become bytes (a missing one is its own value)."""
+    if values is None or values.dtype.kind not in "OU":
+        return values
+    return np.asarray(
+        [value if isinstance(value, bytes) else str(value).encode() for value in values.tolist()]
+    )
 
 
 def _unlink(path: Path) -> None:
