@@ -87,7 +87,7 @@ def test_a_checked_file_is_handed_out_only_with_its_content(entry: tuple[Store, 
     flip(folder / "deep" / "b", keep_time=True)  # no glance can see it
     assert store.glance(record) is None
     assert store.checked(record, "a") == folder / "a"
-    with pytest.raises(InputError, match="stage/p is damaged: deep/b: found .*, run again"):
+    with pytest.raises(InputError, match=r"stage/p is damaged: deep/b: found .*, run again"):
         store.checked(record, "deep")
     assert store.find("stage", "p", record.fingerprint) is None
 
