@@ -210,5 +210,8 @@ def test_a_work_folder_that_moved_still_works(lab: Lab, tmp_path: Path) -> None:
     tracking = Tracking(moved.project().config)
     for arm in ("full-f1-s0", "random-f0.5-s0"):  # of before and after
         run_id = record_of(moved, f"checkpoints/{arm}").stats["mlflow_run_id"]
-        path = tracking.client().download_artifacts(run_id, "training.json")
-        assert Path(path).is_relative_to(moved.folder)
+        run = tracking.client().get_run(run_id)
+        assert run.info.artifact_uri is not None
+        assert run.info.artifact_uri.startswith((moved.folder / "work" / "mlflow" / "artifacts").as_uri())
+        path = tracking.client().download_artifacts(run_id, "training.json", str(tmp_path))
+        assert json.loads(Path(path).read_text())["samples_seen"] == 192
