@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.config import FULL, Config, EvaluationSet
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import validate_method
 from clipcov_pipeline.shards import Shard
 from clipcov_pipeline.store import (
@@ -472,7 +473,10 @@ def _file_tokens(config: Config) -> dict[str, str]:
     tokens: dict[str, str] = {}
     for section, settings in (("proxy", config.proxy), ("train", config.train)):
         checkpoint = checkpoint_path(config, settings.pretrained)
-        check_model(ModelSpec(settings.model, checkpoint))
+        try:
+            check_model(ModelSpec(settings.model, checkpoint))
+        except InputError as error:
+            raise InputError(f"{section}.{error}") from error
         description = MODEL_CONFIGS / f"{settings.model}.json"
         if description.is_file():
             tokens[f"{section}.model"] = digest_of_file(description)
