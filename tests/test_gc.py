@@ -92,6 +92,7 @@ def test_earlier_entries_are_kept_in_number_and_removed_when_told(lab: Lab) -> N
     assert verify(lab.project()).lines() == []
     lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 1.0}}))  # what was kept
     assert {s.status for s in lab.plan().todo if s.node.stage in ("rankings", "subsets")} == {"restore"}
+    lab.run(only=("rankings", "subsets"))
     gone = [item for item in all_items(lab, keep=0) if item.kind == "entry"]
     assert {item.name.partition(" ")[0] for item in gone} == {"rankings/clipcov", "subsets/clipcov-f0.5"}
 
