@@ -1,0 +1,169 @@
+"""The package as it is installed and as Dagster loads it: names, imports, files."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+import assets
+import clipcov_pipeline
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("assets", "clipcov_pipeline")
+HEAVY = ("torch", "open_clip", "lancedb", "mlflow", "numba", "sklearn", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_the_packages_that_are_imported_are_ours():
+    """A folder `tests/assets` or another package of that name would shadow the code location."""
+    assert Path(str(assets.__file__)) == ROOT / "assets" / "__init__.py"
+    assert Path(str(clipcov_pipeline.__file__)) == ROOT / "clipcov_pipeline" / "__init__.py"
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    assert [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+def test_workspace_and_project_name_the_same_code_location(pyproject):
+    (location,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    module = location["python_module"]
+    project = pyproject["tool"]["dg"]["project"]
+    assert project["root_module"] == "assets"
+    assert project["code_location_target_module"] == module["module_name"] == "assets.definitions"
+    assert project["code_location_name"] == module["location_name"] == "clipcov"
+    assert (ROOT / "assets" / "definitions.py").is_file()
+
+
+PROBE = """
+import json, sys, time
+import assets.definitions as module
+import dagster
+found = {name: value for name, value in vars(module).items() if isinstance(value, dagster.Definitions)}
+seconds = time.process_time()
+print(json.dumps([list(found), sorted(sys.modules), seconds]))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[list[str], set[str], float]:
+    """What a fresh process has after it loaded the code location: definitions, modules, CPU seconds."""
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, cwd=ROOT)
+    definitions, found, seconds = json.loads(done.stdout)
+    return definitions, set(found), seconds
+
+
+def test_the_module_that_they_name_holds_the_definitions(loaded):
+    assert loaded[0] == ["defs"]
+
+
+def test_the_code_location_loads_without_heavy_imports(loaded):
+    assert sorted(loaded[1] & set(HEAVY)) == []
+
+
+def test_the_code_location_loads_in_under_3_seconds_of_cpu(loaded):
+    print(f"\nassets.definitions: {loaded[2]:.2f} s of CPU")
+    assert loaded[2] < 3
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", modules("clipcov_pipeline"), ids=lambda path: path.stem)
+def test_the_library_knows_neither_dagster_nor_mlflow_nor_assets(path):
+    assert imported(path) & {"dagster", "mlflow", "assets", "tests"} == set()
+
+
+def test_stages_know_each_other_only_by_their_dependencies():
+    """definitions -> stage files -> shared modules -> clipcov_pipeline."""
+    definitions = ast.parse((ROOT / "assets" / "definitions.py").read_text())
+    stages = {path.stem for path in modules("assets")} & set(clipcov_pipeline_stages())
+    assert len(stages) >= 9
+    assert stages <= {
+        str(node.module).rpartition(".")[2]
+        for node in ast.walk(definitions)
+        if isinstance(node, ast.ImportFrom)
+    }
+    for path in modules("assets"):
+        if path.stem == "definitions":
+            continue
+        names = {
+            str(node.module).rpartition(".")[2]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("assets.")
+        }
+        assert names & stages == set(), f"{path.name} imports {names & stages}"
+
+
+def clipcov_pipeline_stages() -> tuple[str, ...]:
+    from clipcov_pipeline.plan import STAGES
+
+    return STAGES
+
+
+@pytest.mark.parametrize("path", modules("assets"), ids=lambda path: path.stem)
+def test_annotations_under_assets_are_real(path):
+    """Dagster cannot resolve the type of `context` from a string."""
+    assert "from __future__ import annotations" not in path.read_text()
+
+
+def test_every_module_says_what_it_is_for():
+    for package in PACKAGES:
+        for path in modules(package):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            assert text, path
+            assert len(text) > 20, path
+
+
+def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
+    """The sample, presets and model descriptions are data: setuptools leaves out what is not listed."""
+    if int(version("setuptools").partition(".")[0]) < 77:
+        pytest.skip("building without a network needs setuptools 77 in this environment")
+    source = tmp_path / "source"
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__", "*.tmp")
+        shutil.copytree(ROOT / package, source / package, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    expected = {
+        str(p.relative_to(source)) for pkg in PACKAGES for p in (source / pkg).rglob("*") if p.is_file()
+    }
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--wheel-dir", str(tmp_path / "out")]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, *offline], check=True, capture_output=True)
+    (wheel,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(wheel) as file:
+        sizes = {entry.filename: entry.file_size for entry in file.infolist()}
+    info = f"clipcov_pipeline-{clipcov_pipeline.__version__}.dist-info/"
+    assert {name for name in sizes if not name.startswith(info)} == expected
+    for name in ("clipart-train.tar.xz", "clipart-heldout-vendor.tar.xz", "LICENSES.md", "class_names.txt"):
+        path = f"clipcov_pipeline/sample_data/{name}"
+        assert sizes[path] == (ROOT / path).stat().st_size
+    assert "clipcov_pipeline/presets/sample.yaml" in sizes
+    assert f"{info}licenses/LICENSE" in sizes
+
+
+def test_the_version_is_one(pyproject):
+    assert pyproject["project"]["version"] == clipcov_pipeline.__version__ == version("clipcov-pipeline")
