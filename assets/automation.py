@@ -2,7 +2,7 @@
 
 Both read the YAML at every tick and are off until someone switches them on in the UI. The sensor asks for
 everything that can be built now, the schedule for the manifests of new and changed shards, with which the
-chain begins. A request's run key is made of the fingerprints that it would build: a second tick starts
+chain begins. A request's run key is made of what it would build and what stands there: a second tick starts
 nothing twice, and what has failed is left alone until something about it changes.
 """
 
@@ -14,9 +14,10 @@ from assets.partitions import chunks, range_tags, sync_partitions
 from assets.resources import Experiment
 from clipcov_pipeline.config import Automation, load_config
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import STAGES, Plan, Status
+from clipcov_pipeline.plan import STAGES, Plan, Status, Step
 from clipcov_pipeline.preflight import check_batches
-from clipcov_pipeline.store import digest_of
+from clipcov_pipeline.project import Project
+from clipcov_pipeline.store import Store, digest_of
 
 STAGE_TAG = "clipcov/stage"
 ACTIVE = [
@@ -52,7 +53,7 @@ JOBS = {
 
 
 def run_requests(
-    instance: dg.DagsterInstance, plan: Plan, stages: Sequence[str] = STAGES
+    instance: dg.DagsterInstance, project: Project, plan: Plan, stages: Sequence[str] = STAGES
 ) -> Iterator[dg.RunRequest]:
     """Yield a request for all that can be built or restored now, stage by stage, but for stages at work."""
     busy = stages_at_work(instance)
@@ -60,11 +61,23 @@ def run_requests(
         ready = [s for s in plan.of(stage) if s.status in (Status.BUILD, Status.RESTORE)]
         if not ready or stage in busy:
             continue
-        fingerprints = {step.key: step.fingerprint for step in ready}
-        for keys in chunks(instance, stage, list(fingerprints)):
-            run_key = f"{stage}-{digest_of([fingerprints[key] for key in keys])[:24]}"
+        states: dict[str, list[object]] = {}
+        for step in ready:
+            states.setdefault(step.key, []).append(_state(project.store, step))
+        for keys in chunks(instance, stage, list(states)):
+            run_key = f"{stage}-{digest_of([states[key] for key in keys])[:24]}"
             tags = {STAGE_TAG: stage, **range_tags(stage, keys)}
             yield dg.RunRequest(run_key=run_key, job_name=JOBS[stage].name, tags=tags)
+
+
+def _state(store: Store, step: Step) -> list[str | int | None]:
+    """What a request is for: the fingerprint, and what stood there and what it reads since when.
+
+    Without the times a setting changed there, back and there again, or a damaged entry, would be asked for by a
+    key that Dagster has seen. A failed build changes none of them.
+    """
+    read = [store.current_since(item.stage, item.partition) for item in step.node.inputs]
+    return [step.fingerprint, store.current_since(step.node.stage, step.node.partition), max(read, default=0)]
 
 
 def stages_at_work(instance: dg.DagsterInstance) -> set[str]:
@@ -85,7 +98,7 @@ def _tick(
     except InputError as error:
         return dg.SkipReason(str(error))
     sync_partitions(instance, plan)
-    requests = list(run_requests(instance, plan, stages))
+    requests = list(run_requests(instance, project, plan, stages))
     if requests:
         return dg.SensorResult(run_requests=requests)
     if not plan.todo:

@@ -29,7 +29,11 @@ def main(config: str | None, only: tuple[str, ...]) -> None:
     project = Project.open(config)
     _check_stages(project.plan(), only)
     instance = project_instance(project.config)
-    executed, failed = run_plan(instance, config, only)
+    try:
+        executed, failed = run_plan(instance, config, only)
+    except KeyboardInterrupt:
+        click.echo("Interrupted. What is finished is kept; run again to go on where it was.", err=True)
+        sys.exit(130)
     click.echo(summary(executed, failed, time.monotonic() - started))
     show_result(Project.open(config))
     if failed:
@@ -75,8 +79,12 @@ def run_plan(
                 failed[stage, key] = None
 
 
-def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> bool:
-    """Execute one Dagster run: a stage, and of a partitioned one the keys from the first to the last."""
+def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> None:
+    """Execute one Dagster run: a stage, and of a partitioned one the keys from the first to the last.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted; Dagster itself only notes a failed run.
+    """
     job = defs.resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance,
@@ -85,7 +93,17 @@ def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> bo
         run_config=TERMINAL,
         raise_on_error=False,
     )
-    return result.success
+    if any(map(_is_interruption, result.all_events)):
+        raise KeyboardInterrupt
+
+
+def _is_interruption(event: dg.DagsterEvent) -> bool:
+    if event.event_type is dg.DagsterEventType.PIPELINE_CANCELED:
+        return True
+    if event.event_type is not dg.DagsterEventType.PIPELINE_FAILURE:
+        return False
+    error = event.job_failure_data.error
+    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> str:

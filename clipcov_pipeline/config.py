@@ -23,6 +23,8 @@ DEFAULT_PRESET = "sample"
 LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
 # strict: otherwise `true` counts as 1 and "128" as 128
+CRON = r"^([0-9*,/-]+ ){4}[0-9A-Za-z*,/-]+$"
+
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
@@ -296,7 +298,8 @@ class Evaluate(Section):
 class Automation(Section):
     """Unattended rebuilds; both are switched on in the Dagster UI."""
 
-    cron: Annotated[str, KNOB] = "0 3 * * *"
+    cron: Annotated[str, Field(pattern=CRON), KNOB] = "0 3 * * *"
+    """When the shard source is listed again: minute, hour, day of month, month, day of week."""
     sensor_seconds: Annotated[PositiveInt, KNOB] = 30
     max_retries: Annotated[Count, KNOB] = 2
     """How often a failed run of the sensor or schedule is tried again."""

@@ -169,7 +169,7 @@ def plot(board: pl.DataFrame, primary: str, path: Path) -> None:
     axes.set(
         xlabel="share of the pool trained on (%)", ylabel=f"{name}: {short_name(primary)} (%)", ylim=(0, None)
     )
-    axes.set_title("Higher is better; every arm sees the same number of samples", fontsize=9)
+    axes.set_title("Higher is better; bars are one standard deviation over the seeds", fontsize=9)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path)

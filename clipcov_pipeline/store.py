@@ -149,6 +149,13 @@ class Store:
         record = _read_record(self._partition(stage, partition) / fingerprint[:24] / RECORD)
         return record if record is not None and record.fingerprint == fingerprint else None
 
+    def current_since(self, stage: str, partition: str) -> int:
+        """Return when the entry that stands for the partition was put there (ns); 0 when none was."""
+        try:
+            return (self._partition(stage, partition) / CURRENT).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def current_fingerprint(self, stage: str, partition: str) -> str | None:
         """Return the fingerprint that stands for the partition now, or None."""
         try:

@@ -15,7 +15,7 @@ import pytest
 
 from clipcov_pipeline.plan import Step
 from clipcov_pipeline.store import WHOLE
-from lab import Lab, copy_samples
+from lab import SELECTION, Lab, copy_samples
 
 REPO = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -52,6 +52,28 @@ def test_two_ticks_in_a_row_ask_for_the_same_runs_by_the_same_keys(lab: Lab) -> 
         assert requests(first) == requests(second)  # Dagster starts a run key once
         lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 1.0}}))
         assert requests(tick(lab, instance)) != requests(first)
+
+
+def test_a_setting_changed_there_and_back_and_there_again_is_asked_for_each_time(lab: Lab) -> None:
+    keys = []
+    with lab.instance() as instance:
+        for weight in (0.0, 2.0, 0.0):
+            lab.edit(lambda s, w=weight: s["select"]["methods"].update(clipcov={"weights": {"self": w}}))
+            keys += [key for stage, key in requests(tick(lab, instance)) if stage == "rankings"]
+            lab.run(only=SELECTION)
+    assert len(set(keys)) == 3
+
+
+def test_a_damaged_entry_is_asked_for_again(lab: Lab) -> None:
+    with lab.instance() as instance:
+        lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+        [(stage, first)] = requests(tick(lab, instance))
+        assert stage == "rankings"
+        lab.run(only=SELECTION)
+        project = lab.project()
+        (project.store.folder(project.plan().by_name["rankings/clipcov"].record) / "ranking.parquet").unlink()
+        again = dict(requests(tick(lab, instance)))
+    assert again["rankings"] != first
 
 
 def test_a_half_written_yaml_skips_the_tick_and_the_next_valid_one_goes_on(lab: Lab) -> None:
