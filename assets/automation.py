@@ -73,8 +73,8 @@ def run_requests(
 def _state(store: Store, step: Step) -> list[str | int | None]:
     """What a request is for: the fingerprint, and what stood there and what it reads since when.
 
-    Without the times a setting changed there, back and there again, or a damaged entry, would be asked for by a
-    key that Dagster has seen. A failed build changes none of them.
+    Without the times a setting changed there, back and there again, or a damaged entry, would be asked for by
+    a key that Dagster has seen. A failed build changes none of them.
     """
     read = [store.current_since(item.stage, item.partition) for item in step.node.inputs]
     return [step.fingerprint, store.current_since(step.node.stage, step.node.partition), max(read, default=0)]
