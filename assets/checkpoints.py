@@ -67,7 +67,6 @@ def checkpoints(
             model=settings.model,
             subset=recipe.subset,
             mlflow_run_id=run_id,
-            mlflow_run=tracking.url(run_id),
             **stats,
         )
 
@@ -107,6 +106,7 @@ def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task
         "shards.source": config.shards.source,
         "evaluate.holdout_fraction": config.evaluate.holdout_fraction,
     }
+    run_url = dagster_run_url(config, context.run.run_id)
     tags = {
         "clipcov.recipe": recipe.key,
         "clipcov.subset_digest": task.record("subsets", recipe.subset).digests["samples"],
@@ -116,7 +116,9 @@ def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task
         "dagster.asset": "checkpoints",
         "dagster.partition": recipe.key,
         "dagster.run_id": context.run.run_id,
-        "dagster.run_url": dagster_run_url(config, context.run.run_id),
+        "dagster.run_url": run_url,
+        # the description is the one place of the run's page where an address is a link
+        "mlflow.note.content": f"Trained by [Dagster run {context.run.run_id[:8]}]({run_url}).",
     }
     return tracking.start(recipe.key, step.fingerprint, params, tags)
 

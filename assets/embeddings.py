@@ -5,6 +5,7 @@ import dagster as dg
 from assets.encoders import proxy_encoder
 from assets.materialize import Events, materialize_partitions
 from assets.partitions import partitions_of, same_key
+from assets.preview import COLUMN_SCHEMA, columns
 from assets.resources import Experiment
 from clipcov_pipeline.embed import embed_samples
 from clipcov_pipeline.errors import InputError
@@ -14,7 +15,10 @@ from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.project import Project, Task
 from clipcov_pipeline.shards import iter_samples
 from clipcov_pipeline.store import Record
-from clipcov_pipeline.vectors import digest_of_rows, make_rows, table_name
+from clipcov_pipeline.vectors import VECTORS, digest_of_rows, make_rows, table_name
+
+TEXT_COLUMNS = ("uid", "shard", "key", "caption", "image_sha256")
+TYPES = {**dict.fromkeys(TEXT_COLUMNS, "string"), **dict.fromkeys(VECTORS, "fixed_size_list<float16>")}
 
 
 @dg.asset(
@@ -26,6 +30,7 @@ from clipcov_pipeline.vectors import digest_of_rows, make_rows, table_name
     kinds={"lancedb", "pytorch"},
     owners=["team:data"],
     code_version=CODE_VERSIONS["embeddings"],
+    metadata={COLUMN_SCHEMA: columns(TYPES.items())},
     pool="embed",
 )
 def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:

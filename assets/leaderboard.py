@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 
 from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
-from assets.preview import image
+from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
 from assets.resources import Experiment
 from clipcov_pipeline import report
 from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, recipes
@@ -49,7 +50,10 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
 
 def show(folder: Path) -> Metadata:
     """Return the table and the plot as Dagster shows them."""
+    board = pl.read_csv(folder / "leaderboard.csv", schema_overrides={"std": pl.Float64})
     return {
+        COLUMN_SCHEMA: columns(board.schema.items()),
+        ROW_COUNT: board.height,
         "table": dg.MetadataValue.md((folder / "leaderboard.md").read_text()),
         "plot": image(folder / "leaderboard.png"),
     }

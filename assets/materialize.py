@@ -10,7 +10,9 @@ from typing import Any
 
 import dagster as dg
 
+from assets.preview import COLUMN_SCHEMA, ROW_COUNT
 from assets.resources import Experiment
+from assets.tracking import mlflow_run_url
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import CODE_VERSIONS, Plan, Status, Step
 from clipcov_pipeline.project import Project, Task
@@ -123,8 +125,11 @@ class _Work:
             fingerprints.append(record.fingerprint[:16])
             part = step.node.partition.partition("@")[2]
             prefix = f"{part}/" if part else ""
-            described = self._describe(step, record, outcome)
-            metadata |= {f"{prefix}{name}": value for name, value in described.items()}
+            for name, value in self._describe(step, record, outcome).items():
+                if name == ROW_COUNT:
+                    metadata[name] = metadata.get(name, 0) + value
+                else:  # Dagster looks for the columns of the whole under their own name
+                    metadata[name if name == COLUMN_SCHEMA else f"{prefix}{name}"] = value
             why = f" ({'; '.join(step.why)})" if step.why else ""
             self.context.log.info(f"{step.node.name}: {outcome}{why}")
         return metadata, "-".join(fingerprints)
@@ -175,12 +180,26 @@ class _Work:
         metadata: dict[str, Any] = {"outcome": outcome, "seconds": record.seconds}
         if step.why:
             metadata["why"] = "; ".join(step.why)
-        metadata |= {name: _link(v) for name, v in record.stats.items() if not isinstance(v, (dict, list))}
-        metadata["fingerprint"] = record.fingerprint
+        metadata |= self.show(folder) if self.show is not None else {}
+        metadata |= {name: _shown_value(v) for name, v in record.stats.items() if v not in ("", None)}
+        if "rows" in record.stats:
+            metadata[ROW_COUNT] = record.stats["rows"]
+        if "mlflow_run_id" in record.stats:
+            url = mlflow_run_url(self.project.config, record.stats["mlflow_run_id"])
+            metadata["mlflow_run"] = dg.MetadataValue.url(url)
+        metadata["fingerprint"] = record.fingerprint[:16]
         metadata["folder"] = dg.MetadataValue.path(str(folder))
-        return metadata | dict(self.show(folder) if self.show is not None else {})
+        return metadata
 
 
-def _link(value: Any) -> Any:
-    """Make addresses links."""
-    return dg.MetadataValue.url(value) if str(value).startswith(("http://", "https://")) else value
+def _shown_value(value: Any) -> Any:
+    """Make addresses links, and leave digits out that mean nothing."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case str() if value.startswith(("http://", "https://")):
+            return dg.MetadataValue.url(value)
+        case dict() | list():
+            return dg.MetadataValue.json(value)
+        case _:
+            return value

@@ -1,12 +1,70 @@
 """Tables and plots as Dagster shows them on an asset's page."""
 
 from base64 import b64encode
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import polars as pl
+
+COLUMN_SCHEMA, ROW_COUNT = "dagster/column_schema", "dagster/row_count"
+DESCRIPTIONS = {
+    "uid": "global id of the sample, 32 hex digits",
+    "key": "the sample's key within its shard (WebDataset `__key__`)",
+    "shard": "name of the shard that holds the sample",
+    "image_sha256": "sha256 of the image's bytes",
+    "image_embedding": "unit norm",
+    "text_embedding": "unit norm",
+    "latent_class": "number of the sample's latent class",
+    "label_similarity": "similarity of the sample and its class",
+    "margin": "by how much the class is ahead of the next best",
+    "rank": "place in the method's order, from 0",
+    "gain": "what the sample adds to the method's objective when it is taken",
+    "mean": "mean over the seeds, a share between 0 and 1",
+    "std": "standard deviation over the seeds",
+    "value": "a share between 0 and 1",
+    "chance": "what a model that knows nothing scores",
+}
 
 
 def image(png: Path) -> dg.MarkdownMetadataValue:
     """Return a PNG within the metadata itself, so that the page needs no file server."""
     data = b64encode(png.read_bytes()).decode()
     return dg.MetadataValue.md(f"![{png.stem}](data:image/png;base64,{data})")
+
+
+def columns(types: Iterable[tuple[str, Any]]) -> dg.TableSchema:
+    """Return a table's columns, given as (name, type), as Dagster lists them."""
+    return dg.TableSchema([dg.TableColumn(name, str(kind), DESCRIPTIONS.get(name)) for name, kind in types])
+
+
+def table_metadata(
+    table: pl.DataFrame | pl.LazyFrame, name: str = "first_rows", rows: int = 5
+) -> dict[str, Any]:
+    """Return the columns, the number of rows, and under ``name`` the first rows.
+
+    A lazy frame is not read as a whole.
+    """
+    lazy = table.lazy()
+    return {
+        COLUMN_SCHEMA: columns(lazy.collect_schema().items()),
+        ROW_COUNT: lazy.select(pl.len()).collect().item(),
+        name: dg.MetadataValue.md(markdown(lazy.head(rows).collect())),
+    }
+
+
+def markdown(frame: pl.DataFrame) -> str:
+    """Return every row as a Markdown table; long texts are cut."""
+    text = pl.col(pl.String).str.replace_all(r"[\s|]+", " ")  # a table's row is one line of cells between |
+    with pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=-1,
+        fmt_str_lengths=32,
+        float_precision=4,
+    ):
+        return str(frame.with_columns(text))

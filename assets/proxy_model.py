@@ -5,17 +5,21 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.materialize import materialize_whole
+from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
+from assets.preview import image
 from assets.resources import Experiment
 from assets.training import train, train_spec
 from clipcov_pipeline.plan import CODE_VERSIONS, checkpoint_path
 from clipcov_pipeline.pool import pool_keys
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.project import Task
+from clipcov_pipeline.report import plot_learning_curve
 from clipcov_pipeline.store import digest_of, digest_of_file
 from clipcov_pipeline.subset_files import write_subset_tars
 from clipcov_pipeline.train import CHECKPOINT
+
+CURVE = "learning_curve.png"
 
 
 @dg.asset(
@@ -50,6 +54,7 @@ def proxy_model(
             scratch=task.scratch,
         )
         record = train(context, pipes, spec, task.entry.folder, gpus=proxy.train.gpus)
+        plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
         weights = digest_of_file(task.entry.folder / CHECKPOINT)
         shutil.rmtree(task.scratch)
         task.done(
@@ -61,7 +66,13 @@ def proxy_model(
             last_loss=record["last_loss"],
         )
 
-    return materialize_whole(context, experiment, build)
+    return materialize_whole(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the learning curve of a proxy that was trained here."""
+    curve = folder / CURVE
+    return {"learning_curve": image(curve)} if curve.exists() else {}
 
 
 def _training_tars(context: dg.AssetExecutionContext, task: Task) -> tuple[list[Path], int]:

@@ -10,6 +10,7 @@ import polars as pl
 from assets.encoders import proxy_encoder
 from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
+from assets.preview import markdown, table_metadata
 from assets.resources import Experiment
 from clipcov_pipeline.label import label_by_clusters, label_by_prompts, label_pool, members
 from clipcov_pipeline.plan import CODE_VERSIONS, class_names
@@ -86,8 +87,8 @@ def _labeller(task: Task) -> Callable[[pl.DataFrame, Iterator[Any]], pl.DataFram
 
 
 def show(folder: Path) -> Metadata:
-    """Return the largest classes."""
-    sizes = pl.read_parquet(folder / "labels.parquet")["latent_class"].value_counts(sort=True)
-    lines = [f"| {latent_class} | {count:,} |" for latent_class, count in sizes.head(10).iter_rows()]
-    table = "\n".join(["| latent class | samples |", "| ---: | ---: |", *lines])
-    return {"largest_classes": dg.MetadataValue.md(table)}
+    """Return the labels' columns and first samples, and the largest classes."""
+    labels = pl.scan_parquet(folder / "labels.parquet")
+    sizes = labels.group_by("latent_class").agg(samples=pl.len()).sort("samples", "latent_class").tail(10)
+    largest = markdown(sizes.collect().reverse())
+    return {**table_metadata(labels), "largest_classes": dg.MetadataValue.md(largest)}

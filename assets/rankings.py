@@ -1,10 +1,13 @@
 """Asset: the whole pool in the order in which a method takes it."""
 
+from pathlib import Path
+
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Events, materialize_partitions
+from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
+from assets.preview import table_metadata
 from assets.resources import Experiment
 from clipcov_pipeline.plan import CODE_VERSIONS
 from clipcov_pipeline.project import Task
@@ -38,4 +41,9 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
         frame.with_columns(pl.Series("gain", ranking.gains)).write_parquet(path)
         task.done({"ranking": digest_of_file(path)}, method=method, ranked=frame.height, pool=members.height)
 
-    yield from materialize_partitions(context, experiment, build)
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the samples that the method takes first."""
+    return table_metadata(pl.scan_parquet(folder / "ranking.parquet"))

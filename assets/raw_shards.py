@@ -1,9 +1,13 @@
 """Asset: every shard's manifest, with a status for every sample."""
 
-import dagster as dg
+from pathlib import Path
 
-from assets.materialize import Events, materialize_partitions
+import dagster as dg
+import polars as pl
+
+from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of
+from assets.preview import table_metadata
 from assets.resources import Experiment
 from clipcov_pipeline.plan import CODE_VERSIONS
 from clipcov_pipeline.progress import Progress
@@ -55,4 +59,9 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             statuses=statuses,
         )
 
-    yield from materialize_partitions(context, experiment, build)
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the manifest's columns and first samples."""
+    return table_metadata(pl.scan_parquet(folder / "manifest.parquet"))

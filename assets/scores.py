@@ -2,13 +2,15 @@
 
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Events, materialize_partitions
+from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of, same_key
+from assets.preview import table_metadata
 from assets.resources import Experiment
 from assets.tracking import Tracking
 from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
@@ -48,9 +50,25 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
         tracking.log_metrics(run_id, metrics)
         tracking.log_artifact(run_id, path, f"scores/{name}")
         values = {metric.partition("/")[2]: value for metric, value in metrics.items()}
-        task.done({"scores": digest_of_file(path)}, **values, mlflow_run=tracking.url(run_id))
+        task.done({"scores": digest_of_file(path)}, **values, mlflow_run_id=run_id)
 
-    yield from materialize_partitions(context, experiment, build)
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the scores as a table with chance level beside them."""
+    rows = [
+        {
+            "task": record["task"],
+            "metric": metric,
+            "value": value,
+            "chance": record["chance"][metric],
+            "n_samples": record["n_samples"],
+        }
+        for record in json.loads((folder / "scores.json").read_text())
+        for metric, value in record["metrics"].items()
+    ]
+    return table_metadata(pl.DataFrame(rows), "scores", rows=len(rows))
 
 
 def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, Any]]:

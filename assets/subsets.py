@@ -1,10 +1,13 @@
 """Asset: the first share of a ranking, in the forms that other tools read."""
 
+from pathlib import Path
+
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Events, materialize_partitions
+from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
+from assets.preview import table_metadata
 from assets.resources import Experiment
 from clipcov_pipeline.config import FULL
 from clipcov_pipeline.errors import InputError
@@ -62,7 +65,12 @@ def subsets(context: dg.AssetExecutionContext, experiment: Experiment) -> Events
             bytes=sum(tar.stat().st_size for tar in tars),
         )
 
-    yield from materialize_partitions(context, experiment, build)
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the subset's columns and first samples."""
+    return table_metadata(pl.scan_parquet(folder / "subset.parquet"))
 
 
 def chosen(task: Task, labels: pl.DataFrame) -> pl.DataFrame:

@@ -98,11 +98,6 @@ class Tracking:
         """Close a run: FINISHED, FAILED or KILLED."""
         self.client().set_terminated(run_id, status)
 
-    def url(self, run_id: str) -> str:
-        """Return the address of a run's page."""
-        ui = self.config.ui
-        return f"http://{ui.host}:{ui.mlflow_port}/#/experiments/{self.experiment_id()}/runs/{run_id}"
-
 
 @lru_cache(maxsize=8)  # once a process
 def _follow_moved_artifacts(folder: Path) -> None:
@@ -121,6 +116,11 @@ def _follow_moved_artifacts(folder: Path) -> None:
                 end = len(old) + 1
                 moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
                 connection.execute(f"{moved} WHERE substr({column}, 1, ?) = ?", (place, end, end, f"{old}/"))
+
+
+def mlflow_run_url(config: Config, run_id: str) -> str:
+    """Return the address of an MLflow run's page."""
+    return f"http://{config.ui.host}:{config.ui.mlflow_port}/#/runs/{run_id}"
 
 
 def dagster_run_url(config: Config, run_id: str) -> str:

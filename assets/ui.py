@@ -34,8 +34,11 @@ def main(config: str | None) -> None:
     check_ports(ui)
     with project_instance(project.config) as instance:
         sync_partitions(instance, project.plan())
-    Tracking(project.config).experiment_id()  # creates the store, which the server then finds up to date
-    click.echo(f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   http://{ui.host}:{ui.mlflow_port}")
+    # this creates the store, which the server then finds up to date
+    runs = f"/#/experiments/{Tracking(project.config).experiment_id()}/runs?workflowType=machine_learning"
+    click.echo(
+        f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   http://{ui.host}:{ui.mlflow_port}{runs}"
+    )
     sys.exit(serve(commands(project.config)))
 
 
