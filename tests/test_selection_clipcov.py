@@ -132,8 +132,10 @@ def test_properties(data, draw):
     whole, part = rank(pool, **options), rank(pool, budget=count, **options)
     assert len(part) == count
     assert sorted(whole.rows) == list(range(n))
-    np.testing.assert_array_equal(part.rows, whole.rows[:count])
-    np.testing.assert_array_equal(part.gains, whole.gains[:count])
+    np.testing.assert_allclose(part.gains, whole.gains[:count], atol=2e-6)
+    for at in np.flatnonzero(part.rows != whole.rows[:count]):
+        near = np.abs(whole.gains - whole.gains[at]) < 4e-6
+        assert near.sum() > 1, f"rank {at} differs without a tie"
     for threads in (1, 2, 3):
         again = rank(pool, budget=count, threads=threads, **options)
         np.testing.assert_array_equal(again.rows, part.rows)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.selection.merge import merge_by_gain, proportional_counts, proportional_order
-from clipcov_pipeline.selection.objective import Scores, redundancy_sizes, scores
+from clipcov_pipeline.selection.objective import Bounds, Scores, redundancy_sizes, scores
 from clipcov_pipeline.selection.parallel import over_classes
 from clipcov_pipeline.selection.pool import Pool
 
@@ -31,15 +31,15 @@ class ClassGreedy:
     """
 
     def __init__(
-        self, pool: Pool, base: np.ndarray, scale: np.ndarray, lower: np.ndarray, clip_negative: bool,
+        self, pool: Pool, base: np.ndarray, scale: np.ndarray, bounds: Bounds, clip_negative: bool,
         threads: int | None,
     ) -> None:  # fmt: skip
         n, k = len(pool), pool.n_classes
-        self.pool, self.base, self.scale, self.lower = pool, base, scale, lower
+        self.pool, self.base, self.scale, self.known = pool, base, scale, bounds
         self.clip, self.threads = clip_negative, threads
         self.fallen = np.zeros(k)
         self.seen = np.empty(n, np.int32)
-        self.total = np.zeros(n if clip_negative else 0)
+        self.total = np.empty(n)
         self.chosen = np.zeros((k, pool.pairs.shape[1]))
         self.key, self.row = np.empty(n), np.empty(n, np.int32)
         self.size, self.taken = np.full(k, -1), np.zeros(k, np.int64)
@@ -55,9 +55,9 @@ class ClassGreedy:
 
         def work(classes: np.ndarray) -> int:
             return kernels.greedy_classes(
-                pairs, starts, classes, self.base, self.scale, self.lower, self.fallen, self.clip, self.seen,
-                self.total, self.chosen, self.key, self.row, self.size, self.taken, floor,
-                most, self.rows, self.gains,
+                pairs, starts, classes, self.base, self.scale, self.known.lower, self.known.apart,
+                self.known.farthest, self.known.centres, self.fallen, self.clip, self.seen, self.total,
+                self.chosen, self.key, self.row, self.size, self.taken, floor, most, self.rows, self.gains,
             )  # fmt: skip
 
         self.evaluated += sum(over_classes(work, self.pool.class_sizes, self.threads))
@@ -88,8 +88,8 @@ def rank_clipcov(
         taken = most
     else:
         # what the class's geometry says at least, or (strict) nothing but that embeddings are of unit norm
-        lower = start.lower if params["mode"] == "greedy" else np.full_like(start.lower, LEAST_SIMILARITY)
-        greedy = ClassGreedy(pool, start.base, scale, lower, clip, threads)
+        known = start.bounds if params["mode"] == "greedy" else Bounds.flat(pool, LEAST_SIMILARITY)
+        greedy = ClassGreedy(pool, start.base, scale, known, clip, threads)
         if proportional or count == len(pool):
             greedy.advance(-np.inf, most)
         else:

@@ -125,7 +125,8 @@ def _keys(names: np.ndarray, kind: np.dtype) -> np.ndarray:
 
 
 def text_bytes(column: Any) -> np.ndarray:
-    """A pyarrow column of text as numpy bytes [n], with no Python object for each where all have one length."""
+    """A pyarrow column of text as numpy bytes [n], with no Python object for each where all have one
+    length."""
     import pyarrow as pa
 
     column = column.cast(pa.large_string())

@@ -67,12 +67,39 @@ class Scores:
 
     Attributes:
         base: float64 [N], weighted; class_term: float64 [N], m_i, not weighted.
-        lower: float32 [N], no similarity s_ij of a row i of the class to row j is below lower[j].
+        bounds: what similarities are at least.
     """
 
     base: np.ndarray
     class_term: np.ndarray
+    bounds: "Bounds"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How low similarities inside a class can be. With c the class mean, a_i = c + x_i, and the same swapped,
+
+        s_ij = m_i + m_j - mean(m) + <x_i, swapped x_j>,
+
+    and Cauchy-Schwarz bounds the last part.
+
+    Attributes:
+        lower: float32 [N], no similarity s_ij of a row i of the class to row j is below lower[j].
+        apart: float32 [N], |x_j|; farthest: float64 [K], the largest of the class, -1 where ``lower`` is all.
+        centres: float32 [K, 2d], the mean swapped row.
+    """
+
     lower: np.ndarray
+    apart: np.ndarray
+    farthest: np.ndarray
+    centres: np.ndarray
+
+    @classmethod
+    def flat(cls, pool: Pool, least: float) -> "Bounds":
+        """Nothing is known but one least similarity."""
+        n, k = len(pool), pool.n_classes
+        unused = np.zeros((k, pool.pairs.shape[1]), np.float32)
+        return cls(np.full(n, least, np.float32), np.zeros(n, np.float32), np.full(k, -1.0), unused)
 
 
 def scores(
@@ -84,35 +111,35 @@ def scores(
     centre = sums / np.maximum(pool.class_sizes, 1)[:, None]
     mean_term, inter, own = project(pool, class_direction, inter_direction, centre, threads=threads)
     if clip_negative:
-        class_term, lower = clipped_class_term(pool, threads), np.zeros(len(pool), np.float32)
+        class_term, bounds = clipped_class_term(pool, threads), Bounds.flat(pool, 0.0)
     else:
         class_term = mean_term.astype(np.float64)
-        lower = _lower_bounds(pool, mean_term, own, centre, class_direction, largest)
+        bounds = _bounds(pool, mean_term, own, centre, class_direction, largest)
     base = weights["class"] * class_term - weights["inter"] * inter.astype(np.float64)
     base += weights["self"] * similarity.astype(np.float64)
     base += weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
-    return Scores(base, class_term, lower)
+    return Scores(base, class_term, bounds)
 
 
-def _lower_bounds(
+def _bounds(
     pool: Pool, mean_term: np.ndarray, own: np.ndarray, centre: np.ndarray, class_direction: np.ndarray,
     largest: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """A bound below min_i s_ij for every row j, float32 [N].
-
-    With a_i = c + x_i (c the class centre) and the same swapped, s_ij = m_i + m_j - mean(m) + <x_i, swapped
-    x_j>,
-    and Cauchy-Schwarz bounds the last part.
-    """
+) -> Bounds:  # fmt: skip
     sizes, filled = pool.class_sizes, np.flatnonzero(pool.class_sizes)
     norms = (centre**2).sum(axis=1)
-    apart = np.sqrt(np.maximum(np.repeat(largest + norms, sizes) - 2.0 * own, 0.0))
-    starts = pool.starts[filled]
-    farthest = np.maximum.reduceat(apart, starts)
-    least = np.minimum.reduceat(mean_term, starts) - (centre * class_direction).sum(axis=1)[filled]
-    lower = mean_term + np.repeat(least, sizes[filled]) - apart * np.repeat(farthest, sizes[filled])
     # what float32 rounding can add up to, many times over
-    return (lower - 1e-5).astype(np.float32)
+    apart = np.sqrt(np.maximum(np.repeat(largest + norms, sizes) - 2.0 * own, 0.0) + 1e-5)
+    starts = pool.starts[filled]
+    farthest = np.full(pool.n_classes, -1.0)
+    farthest[filled] = np.maximum.reduceat(apart, starts)
+    least = np.minimum.reduceat(mean_term, starts) - (centre * class_direction).sum(axis=1)[filled]
+    lower = mean_term + np.repeat(least, sizes[filled]) - apart * np.repeat(farthest[filled], sizes[filled])
+    return Bounds(
+        (lower - 1e-5).astype(np.float32),
+        apart.astype(np.float32),
+        farthest,
+        class_direction.astype(np.float32),
+    )
 
 
 def clipped_class_term(pool: Pool, threads: int | None = None) -> np.ndarray:
