@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from make_shards import image_bytes, tar_bytes, write_tar
 from PIL import Image
 
 from clipcov_pipeline.errors import InputError
@@ -26,6 +25,7 @@ from clipcov_pipeline.evaluate import (
     zero_shot_metrics,
 )
 from clipcov_pipeline.shards import read_shard, scan
+from make_shards import image_bytes, tar_bytes, write_tar
 
 KS = (1, 2, 5, 10)
 

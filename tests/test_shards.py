@@ -16,7 +16,6 @@ from pathlib import Path
 import fsspec
 import polars as pl
 import pytest
-from make_shards import image_bytes, sample_members, tar_bytes, write_pool, write_tar
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.shards import (
@@ -29,6 +28,7 @@ from clipcov_pipeline.shards import (
     scan,
     uid_of,
 )
+from make_shards import image_bytes, sample_members, tar_bytes, write_pool, write_tar
 
 MAX_PIXELS = 10_000
 

@@ -7,11 +7,11 @@ import tarfile
 import numpy as np
 import polars as pl
 import pytest
-from make_shards import image_bytes, sample_members, write_pool, write_tar
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.shards import scan
 from clipcov_pipeline.subset_files import write_datacomp_npy, write_subset_parquet, write_subset_tars
+from make_shards import image_bytes, sample_members, write_pool, write_tar
 
 
 def members_of(paths) -> dict[str, bytes]:

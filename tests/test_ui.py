@@ -235,6 +235,14 @@ def test_materialize_all_with_nothing_changed(served: Served, browser: webdriver
     assert served.outcomes() == dict.fromkeys(partitions, "cached")
 
 
+@pytest.mark.parametrize(
+    "asset", ["raw_shards", "embeddings", "pseudo_labels", "rankings", "subsets", "scores", "leaderboard"]
+)
+def test_a_table_shows_its_columns_and_rows(served: Served, browser: webdriver.Chrome, asset: str) -> None:
+    browser.get(f"{served.dagster}/assets/{asset}")
+    shows(browser, "Column name", "Row count", {"scores": "value", "leaderboard": "mean"}.get(asset, "uid"))
+
+
 # ---------------------------------------------------------------- MLflow
 
 
