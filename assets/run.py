@@ -11,6 +11,7 @@ import dagster as dg
 from assets.definitions import defs
 from assets.instance import project_instance
 from assets.partitions import chunks, range_tags, sync_partitions
+from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import Plan, Status
 from clipcov_pipeline.preflight import check_batches
@@ -134,8 +135,4 @@ def show_result(project: Project) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(prog_name="clipcov run")
-    except InputError as error:
-        click.echo(f"clipcov: {error}", err=True)
-        sys.exit(2)
+    guarded(main, "clipcov run")

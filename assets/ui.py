@@ -15,6 +15,7 @@ import click
 from assets.instance import project_instance
 from assets.partitions import sync_partitions
 from assets.tracking import Tracking, tracking_uri
+from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.config import Config, Ui
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.project import Project
@@ -107,8 +108,4 @@ def stop(servers: list[subprocess.Popen[bytes]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(prog_name="clipcov ui")
-    except InputError as error:
-        click.echo(f"clipcov: {error}", err=True)
-        sys.exit(2)
+    guarded(main, "clipcov ui")

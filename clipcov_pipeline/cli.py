@@ -49,13 +49,18 @@ def cli() -> None:
     """Choose the part of an image-caption pool that is worth training CLIP on."""
 
 
-def main() -> None:
-    """Entry point of the ``clipcov`` command."""
+def guarded(command: click.Command, prog_name: str) -> None:
+    """Run a command; a user's mistake is one line on stderr and exit code 2."""
     try:
-        cli(prog_name="clipcov")
+        command(prog_name=prog_name)
     except InputError as error:
         click.echo(f"clipcov: {error}", err=True)
         sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of the ``clipcov`` command."""
+    guarded(cli, "clipcov")
 
 
 if __name__ == "__main__":
