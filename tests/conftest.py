@@ -1,6 +1,5 @@
 """Fixtures shared by several test files."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,3 @@ def lab(built_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     for name in ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     return built_lab.copy(tmp_path / "lab")
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nothing listens on just now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import socket
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +35,15 @@ SETTINGS: dict[str, Any] = {
     },
 }
 SELECTION = ("raw_shards", "proxy_model", "embeddings", "pseudo_labels", "rankings", "subsets")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [some.getsockname()[1] for some in sockets]
+    for some in sockets:
+        some.close()
+    return ports
 
 
 def copy_samples(source: Path, target: Path, start: int, count: int) -> None:

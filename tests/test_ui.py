@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from clipcov_pipeline.plan import STAGES
-from lab import Lab
+from lab import Lab, free_ports
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -88,15 +87,6 @@ class Served:
                 }
                 found[node["assetKey"]["path"][-1], event["partition"]] = " ".join(sorted(texts))
         return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [some.getsockname()[1] for some in sockets]
-    for some in sockets:
-        some.close()
-    return ports
 
 
 def answers(url: str) -> bool:

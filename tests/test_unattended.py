@@ -1,11 +1,13 @@
 """Rebuilds without anyone: the sensor and the schedule, by calling them and with the real daemon."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 
 from clipcov_pipeline.plan import Step
 from clipcov_pipeline.store import WHOLE
-from lab import SELECTION, Lab, copy_samples
+from lab import SELECTION, Lab, copy_samples, free_ports
 
 REPO = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -132,28 +134,105 @@ def daemon(lab: Lab) -> Iterator[dg.DagsterInstance]:
         log.close()
 
 
-def test_a_dropped_shard_reaches_the_leaderboard_through_the_real_daemon(lab: Lab, free_port: int) -> None:
-    def small(settings: dict[str, Any]) -> None:
-        settings["select"]["methods"] = {"random": {}}
-        settings["automation"] = {"sensor_seconds": 5}
-        settings["ui"] = {"dagster_port": free_port}
+@pytest.fixture(scope="module")
+def watched(
+    built_lab: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Lab, dg.DagsterInstance]]:
+    """A lab of two arms, up to date, with the daemon looking after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME"):
+            patch.delenv(name, raising=False)
+        lab = built_lab.copy(tmp_path_factory.mktemp("watched") / "lab")
 
-    lab.edit(small)
-    lab.run()
+        def small(settings: dict[str, Any]) -> None:
+            settings["select"]["methods"] = {"random": {}}
+            settings["automation"] = {"sensor_seconds": 5, "max_retries": 1, "retry_seconds": 1}
+            settings["ui"] = {"dagster_port": free_ports(1)[0]}
+
+        lab.edit(small)
+        lab.run()
+        with daemon(lab) as instance:
+            yield lab, instance
+
+
+def wait_until(lab: Lab, what: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait for something that the daemon brings about; fail with the end of its log."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, (lab.folder / "daemon.log").read_text()[-3000:]
+        time.sleep(2)
+
+
+def training_runs(instance: dg.DagsterInstance, *statuses: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+    filters = dg.RunsFilter(tags={"clipcov/stage": "checkpoints"}, statuses=list(statuses) or None)
+    return list(instance.get_runs(filters))
+
+
+def slots_taken(instance: dg.DagsterInstance, pool: str) -> int:
+    return instance.event_log_storage.get_concurrency_info(pool).active_slot_count
+
+
+def test_a_dropped_shard_reaches_the_leaderboard_through_the_real_daemon(
+    watched: tuple[Lab, dg.DagsterInstance],
+) -> None:
+    lab, instance = watched
     before = lab.plan().by_name["leaderboard"].record
     assert before is not None
     source = next(lab.folder.parent.parent.rglob("clipart-train"))
-    with daemon(lab) as instance:
-        copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
-        deadline = time.monotonic() + 400
-        while time.monotonic() < deadline and (lab.plan().todo or not lab.plan().by_name["raw_shards/00003"]):
-            time.sleep(3)
-        assert not lab.plan().todo, (lab.folder / "daemon.log").read_text()[-3000:]
-        stages = [run.tags.get("clipcov/stage") for run in instance.get_runs()]
-        for step in lab.plan().steps:
-            assert times_materialized(instance, step) == 1, step.node.name  # no tick started anything twice
+    copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
+    wait_until(lab, lambda: not lab.plan().todo)
+    stages = [run.tags.get("clipcov/stage") for run in instance.get_runs()]
+    for step in lab.plan().steps:
+        assert times_materialized(instance, step) == 1, step.node.name  # no tick started anything twice
     after = lab.plan().by_name["leaderboard"].record
     assert after is not None
     assert after.fingerprint != before.fingerprint
     assert stages.count("raw_shards") == stages.count("embeddings") == stages.count("rankings") == 1
     assert stages.count("checkpoints") == 2  # a run each
+
+
+def test_a_failing_training_is_tried_again_and_then_left_alone(
+    watched: tuple[Lab, dg.DagsterInstance],
+) -> None:
+    lab, instance = watched
+    (lab.folder / "broken.pt").write_bytes(b"no checkpoint")
+    lab.edit(lambda s: s["train"].update(pretrained="./broken.pt"))
+    wait_until(lab, lambda: len(training_runs(instance, dg.DagsterRunStatus.FAILURE)) == 2)
+    for run in training_runs(instance, dg.DagsterRunStatus.FAILURE):
+        restarts = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_RESTARTED)
+        assert len(restarts) == 1
+    started = len(training_runs(instance))
+    time.sleep(20)  # several ticks
+    assert len(training_runs(instance)) == started
+    assert slots_taken(instance, "gpu") == 0
+    lab.edit(lambda s: s["train"].pop("pretrained"))
+    wait_until(lab, lambda: not lab.plan().todo)
+
+
+def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
+    watched: tuple[Lab, dg.DagsterInstance],
+) -> None:
+    lab, instance = watched
+    lab.edit(lambda s: s["train"].update(samples_seen=1_000_000))
+    running = dg.DagsterRunStatus.STARTED
+    wait_until(lab, lambda: len(training_runs(instance, running)) == 2 and slots_taken(instance, "gpu") == 1)
+    for run in training_runs(instance, running):
+        terminate(lab, run.run_id)
+    wait_until(lab, lambda: len(training_runs(instance, dg.DagsterRunStatus.CANCELED)) == 2)
+    wait_until(lab, lambda: slots_taken(instance, "gpu") == 0)
+    workers = subprocess.run(
+        ["pgrep", "-f", "assets.train_worker"], capture_output=True, text=True, check=False
+    )
+    environments = [Path(f"/proc/{pid}/environ") for pid in workers.stdout.split()]
+    assert not any(str(lab.folder) in path.read_text() for path in environments if path.exists())
+
+
+def terminate(lab: Lab, run_id: str) -> None:
+    """Cancel a run as the UI's button does."""
+    query = "mutation Stop($id: String!) { terminateRun(runId: $id) { __typename } }"
+    body = json.dumps({"query": query, "variables": {"id": run_id}}).encode()
+    port = lab.project().config.ui.dagster_port
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert json.load(response)["data"]["terminateRun"]["__typename"] == "TerminateRunSuccess"
