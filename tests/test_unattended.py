@@ -214,9 +214,10 @@ def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
 ) -> None:
     lab, instance = watched
     lab.edit(lambda s: s["train"].update(samples_seen=1_000_000))
-    running = dg.DagsterRunStatus.STARTED
-    wait_until(lab, lambda: len(training_runs(instance, running)) == 2 and slots_taken(instance, "gpu") == 1)
-    for run in training_runs(instance, running):
+    started, queued = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED
+    wait_until(lab, lambda: len(training_runs(instance, started)) == 1 and slots_taken(instance, "gpu") == 1)
+    assert len(training_runs(instance, queued)) == 1
+    for run in training_runs(instance, queued) + training_runs(instance, started):
         terminate(lab, run.run_id)
     wait_until(lab, lambda: len(training_runs(instance, dg.DagsterRunStatus.CANCELED)) == 2)
     wait_until(lab, lambda: slots_taken(instance, "gpu") == 0)
