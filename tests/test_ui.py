@@ -14,6 +14,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -125,18 +126,20 @@ def served(built_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             assert process.poll() is None, log.read_text()[-3000:]
         yield served
     finally:
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
+        # each server leads a process group of its own
+        groups = [child.pid for child in psutil.Process(process.pid).children()]
         process.send_signal(signal.SIGINT)
         try:
             process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
-        left = [int(child) for child in children if not group_is_gone(int(child))]
+        deadline = time.monotonic() + 10  # what was killed is gone when the system has noticed
+        while time.monotonic() < deadline and not all(map(group_is_gone, groups)):
+            time.sleep(0.1)
+        left = [group for group in groups if not group_is_gone(group)]
         for group in left:
             os.killpg(group, signal.SIGKILL)
-    assert len(children) == 3
+    assert len(groups) == 3
     assert not left, f"{len(left)} servers outlived `clipcov ui`"
     assert process.returncode == 0, log.read_text()[-3000:]
 
