@@ -127,7 +127,8 @@ def served(built_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield served
     finally:
         # each server leads a process group of its own
-        groups = [child.pid for child in psutil.Process(process.pid).children()]
+        running = process.poll() is None
+        groups = [child.pid for child in psutil.Process(process.pid).children()] if running else []
         process.send_signal(signal.SIGINT)
         try:
             process.wait(timeout=60)
