@@ -12,6 +12,7 @@ import dagster as dg
 
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.resources import Experiment
+from assets.staleness import report_staleness
 from clipcov_pipeline.config import Automation, load_config
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import STAGES, Plan, Status, Step
@@ -98,6 +99,7 @@ def _tick(
     except InputError as error:
         return dg.SkipReason(str(error))
     sync_partitions(instance, plan)
+    report_staleness(instance, plan)
     requests = list(run_requests(instance, project, plan, stages))
     if requests:
         return dg.SensorResult(run_requests=requests)

@@ -11,6 +11,7 @@ import dagster as dg
 from assets.definitions import defs
 from assets.instance import project_instance
 from assets.partitions import chunks, range_tags, sync_partitions
+from assets.staleness import report_staleness
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import Plan, Status
@@ -65,6 +66,7 @@ def run_plan(
         sync_partitions(instance, plan)
         ready = plan.ready(skip=failed, only=only)
         if ready is None:
+            report_staleness(instance, plan)
             return executed, [node_name(stage, key) for stage, key in failed]
         stage, keys = ready
         for chunk in chunks(instance, stage, keys):

@@ -14,6 +14,7 @@ import click
 
 from assets.instance import project_instance
 from assets.partitions import sync_partitions
+from assets.staleness import report_staleness
 from assets.tracking import Tracking, tracking_uri
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.config import Config, Ui
@@ -34,7 +35,9 @@ def main(config: str | None) -> None:
     ui = project.config.ui
     check_ports(ui)
     with project_instance(project.config) as instance:
-        sync_partitions(instance, project.plan())
+        plan = project.plan()
+        sync_partitions(instance, plan)
+        report_staleness(instance, plan)
     # this creates the store, which the server then finds up to date
     runs = f"/#/experiments/{Tracking(project.config).experiment_id()}/runs?workflowType=machine_learning"
     click.echo(

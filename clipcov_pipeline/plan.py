@@ -336,7 +336,7 @@ def fingerprint_of(node: Node, inputs: Mapping[str, str]) -> str:
 def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     blocking = _unreadable(node.inputs, done)
     if blocking:
-        return Step(node, Status.WAIT, why=(_waits(blocking),))
+        return Step(node, Status.WAIT, why=(*_own_reasons(node, store), _waits(blocking)))
     inputs = {item.name: _digest(done, item) for item in node.inputs}
     fingerprint = fingerprint_of(node, inputs)
     record = store.find(node.stage, node.partition, fingerprint)
@@ -353,6 +353,13 @@ def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     why = (f"damaged: {damage}",) if damage is not None else tuple(_reasons(node, inputs, previous))
     status = Status.RESTORE if record is not None else Status.BUILD
     return Step(node, status, why, fingerprint, inputs, record)
+
+
+def _own_reasons(node: Node, store: Store) -> Iterator[str]:
+    """Say what is known already of a node that waits: its settings and code, not yet what it reads."""
+    previous = store.current(node.stage, node.partition)
+    if previous is not None:
+        yield from _reasons(node, previous.inputs, previous)
 
 
 def _unreadable(inputs: Sequence[Input], done: Mapping[str, Step]) -> list[str]:

@@ -309,3 +309,25 @@ def test_a_pool_smaller_than_the_batch_is_refused_before_training(lab: Lab) -> N
         run_plan(instance, str(lab.yaml))
     lab.edit(lambda s: s["train"].update(batch_size=32, samples_seen=192))
     assert {step.node.name: step.record for step in lab.plan().steps} == before
+
+
+def test_what_is_out_of_date_is_on_the_assets_page_with_its_reason(lab: Lab) -> None:
+    from assets.staleness import report_staleness
+
+    def observed(instance: dg.DagsterInstance, stage: str) -> list[dict]:
+        records = instance.fetch_observations(dg.AssetKey(stage), limit=10).records
+        found = [record.asset_observation for record in records]
+        return [{name: value.value for name, value in one.metadata.items()} for one in found if one]
+
+    lab.edit(lambda s: s["train"].update(lr=0.002))
+    with lab.instance() as instance:
+        for _ in range(2):
+            report_staleness(instance, lab.plan())
+        [told] = observed(instance, "checkpoints")  # once, though it was looked at twice
+        assert told["out_of_date"] == 3
+        assert "| full-f1-s0 | build | train.lr 0.001 -> 0.002 |" in told["why_out_of_date"]
+        assert observed(instance, "scores")[0]["out_of_date"] == 6
+        assert not observed(instance, "rankings")
+        lab.edit(lambda s: s["train"].pop("lr"))
+        report_staleness(instance, lab.plan())
+        assert observed(instance, "checkpoints")[0]["out_of_date"] == 0
