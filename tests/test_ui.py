@@ -17,8 +17,8 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 
 from clipcov_pipeline.plan import STAGES
 from lab import Lab, free_ports
@@ -165,14 +165,20 @@ def shows(browser: webdriver.Chrome, *texts: str) -> None:
     wait_for(f"{texts} on {browser.current_url}", lambda: all(text in page_text(browser) for text in texts))
 
 
-def button(browser: webdriver.Chrome, text: str) -> WebElement:
-    """Wait for a button that can be clicked and whose whole text is ``text``."""
+def click(browser: webdriver.Chrome, text: str) -> None:
+    """Wait for a button whose whole text is ``text`` and click it; the page may redraw it in between."""
 
-    def find() -> WebElement | None:
-        found = browser.find_elements(By.XPATH, f"//button[normalize-space(.)='{text}']")
-        return next((one for one in found if one.is_displayed() and one.is_enabled()), None)
+    def clicked() -> bool:
+        try:
+            for one in browser.find_elements(By.XPATH, f"//button[normalize-space(.)='{text}']"):
+                if one.is_displayed() and one.is_enabled():
+                    one.click()
+                    return True
+        except (StaleElementReferenceException, ElementClickInterceptedException):
+            pass
+        return False
 
-    return wait_for(f"the button {text!r} on {browser.current_url}", find)
+    wait_for(f"the button {text!r} on {browser.current_url}", clicked)
 
 
 # ---------------------------------------------------------------- Dagster
@@ -187,7 +193,7 @@ def test_asset_graph_shows_every_asset(served: Served, browser: webdriver.Chrome
 def test_an_asset_materialized_by_clicking_is_cached(served: Served, browser: webdriver.Chrome) -> None:
     browser.get(f"{served.dagster}/assets/leaderboard")
     shows(browser, "built in")
-    button(browser, "Materialize").click()
+    click(browser, "Materialize")
 
     def finished() -> str | None:
         runs = served.query(
@@ -205,10 +211,10 @@ def test_an_asset_materialized_by_clicking_is_cached(served: Served, browser: we
 
 def test_materialize_all_with_nothing_changed(served: Served, browser: webdriver.Chrome) -> None:
     browser.get(f"{served.dagster}/asset-groups")
-    button(browser, "Materialize all…").click()
-    button(browser, "All").click()
+    click(browser, "Materialize all…")
+    click(browser, "All")
     started = time.monotonic()
-    button(browser, "Launch backfill").click()
+    click(browser, "Launch backfill")
     text = (
         "{ partitionBackfillsOrError(limit: 1) { ... on PartitionBackfills"
         " { results { status runs(limit: 50) { status assetSelection { path } } } } } }"
