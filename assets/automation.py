@@ -6,7 +6,9 @@ chain begins. A request's run key is made of what it would build and what stands
 nothing twice, and what has failed is left alone until something about it changes.
 """
 
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import dagster as dg
 
@@ -88,6 +90,13 @@ def stages_at_work(instance: dg.DagsterInstance) -> set[str]:
     return named | {key.path[-1] for run in runs for key in run.asset_selection or ()}
 
 
+def _still_written(project: Project) -> list[str]:
+    """Return the names of local shards that were written to a moment ago."""
+    since = time.time() - project.config.automation.settle_seconds
+    paths = {shard.name: Path(shard.url) for shard in project.world.shards}
+    return [name for name, path in paths.items() if path.is_file() and path.stat().st_mtime > since]
+
+
 def _tick(
     instance: dg.DagsterInstance, experiment: Experiment, stages: Sequence[str]
 ) -> dg.SensorResult | dg.SkipReason:
@@ -98,6 +107,8 @@ def _tick(
         check_batches(project, plan)
     except InputError as error:
         return dg.SkipReason(str(error))
+    if growing := _still_written(project):
+        return dg.SkipReason(f"waiting for shards that are still being written: {', '.join(growing)}")
     sync_partitions(instance, plan)
     report_staleness(instance, plan)
     requests = list(run_requests(instance, project, plan, stages))

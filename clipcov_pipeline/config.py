@@ -301,6 +301,8 @@ class Automation(Section):
     cron: Annotated[str, Field(pattern=CRON), KNOB] = "0 3 * * *"
     """When the shard source is listed again: minute, hour, day of month, month, day of week."""
     sensor_seconds: Annotated[PositiveInt, KNOB] = 30
+    settle_seconds: Annotated[NonNegativeFloat, KNOB] = 10.0
+    """A tick waits while a local shard was written to within this time: it may still be growing."""
     max_retries: Annotated[Count, KNOB] = 2
     """How often a failed run of the sensor or schedule is tried again."""
     retry_seconds: Annotated[PositiveInt, KNOB] = 30

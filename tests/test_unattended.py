@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,31 @@ def times_materialized(instance: dg.DagsterInstance, step: Step) -> int:
         for record in instance.fetch_materializations(filters, limit=50).records
         if record.asset_materialization is not None
     )
+
+
+def test_a_tick_waits_for_a_shard_that_is_still_growing(lab: Lab) -> None:
+    with lab.instance() as instance:
+        lab.shard(3).write_bytes(lab.shard(0).read_bytes()[:20_000])
+        result = tick(lab, instance)
+        assert isinstance(result, dg.SkipReason)
+        assert "still being written: 00003" in str(result.skip_message)
+        shutil.copy2(lab.shard(0), lab.shard(3))  # whole now, and written a while ago
+        assert [stage for stage, _ in requests(tick(lab, instance))] == ["raw_shards"]
+
+
+def test_the_schedule_asks_for_new_and_changed_shards_only(lab: Lab) -> None:
+    from assets.automation import rescan
+    from assets.resources import Experiment
+
+    shutil.copy2(lab.shard(0), lab.shard(3))
+    lab.edit(lambda s: s["select"].update(fractions=[0.25]))
+    with lab.instance() as instance:
+        resources = {"experiment": Experiment(config=str(lab.yaml))}
+        found = rescan(dg.build_schedule_context(instance=instance, resources=resources))
+    assert isinstance(found, list)
+    [request] = found
+    assert request.tags["clipcov/stage"] == "raw_shards"
+    assert request.tags["dagster/asset_partition_range_start"] == "00003"
 
 
 @contextmanager
