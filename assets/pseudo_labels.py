@@ -16,7 +16,7 @@ from clipcov_pipeline.label import label_by_clusters, label_by_prompts, label_po
 from clipcov_pipeline.plan import CODE_VERSIONS, class_names
 from clipcov_pipeline.project import Task
 from clipcov_pipeline.store import digest_of, digest_of_file
-from clipcov_pipeline.vectors import table_name
+from clipcov_pipeline.vectors import label_tag, table_name
 
 
 @dg.asset(
@@ -66,7 +66,7 @@ def _pin(task: Task) -> tuple[str, int]:
     for shard in vectors.remove_other_shards(table, task.project.shards):
         task.project.store.clear_current("embeddings", shard)
     version = vectors.open(table).version
-    vectors.pin(table, version, f"pseudo_labels-{task.step.fingerprint[:16]}")
+    vectors.pin(table, version, label_tag(task.step.fingerprint))
     return table, version
 
 

@@ -13,7 +13,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import Plan, Status
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import CONFIGS, Record
-from clipcov_pipeline.verify import label_tag
+from clipcov_pipeline.vectors import label_tag
 
 Kind = Literal["entry", "unfinished", "config", "table", "tag", "versions"]
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")

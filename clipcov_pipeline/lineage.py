@@ -11,7 +11,8 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import STAGES, flat
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import Record, Store, digest_of
-from clipcov_pipeline.verify import Index, label_tag
+from clipcov_pipeline.vectors import label_tag
+from clipcov_pipeline.verify import Index
 
 COLLAPSE = 4  # more entries of a shard stage than this are shown as one line
 PER_SHARD = ("raw_shards", "embeddings")

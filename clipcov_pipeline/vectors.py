@@ -25,6 +25,11 @@ def table_name(proxy_digest: str) -> str:
     return f"embeddings_{proxy_digest[:12]}"
 
 
+def label_tag(fingerprint: str) -> str:
+    """Return the tag that keeps the LanceDB version which an entry of pseudo_labels has read."""
+    return f"pseudo_labels-{fingerprint[:16]}"
+
+
 def table_schema(dim: int) -> "pa.Schema":
     """Return the table's columns; embeddings are fixed-size lists of ``dim`` float16 with unit norm."""
     import pyarrow as pa

@@ -21,12 +21,7 @@ from clipcov_pipeline.subset_files import (
     write_subset_tars,
 )
 from clipcov_pipeline.train import CHECKPOINT
-from clipcov_pipeline.vectors import digest_of_rows
-
-
-def label_tag(fingerprint: str) -> str:
-    """Return the tag that keeps the LanceDB version which an entry of pseudo_labels has read."""
-    return f"pseudo_labels-{fingerprint[:16]}"
+from clipcov_pipeline.vectors import digest_of_rows, label_tag
 
 
 @dataclass
