@@ -7,7 +7,7 @@ from assets.materialize import Events, materialize_partitions
 from assets.partitions import partitions_of, same_key
 from assets.preview import COLUMN_SCHEMA, columns
 from assets.resources import Experiment
-from clipcov_pipeline.embed import embed_samples
+from clipcov_pipeline.embed import embed_samples, pair_figures
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import CODE_VERSIONS
 from clipcov_pipeline.pool import good_samples
@@ -15,7 +15,7 @@ from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.project import Project, Task
 from clipcov_pipeline.shards import iter_samples
 from clipcov_pipeline.store import Record
-from clipcov_pipeline.vectors import VECTORS, digest_of_rows, make_rows, table_name
+from clipcov_pipeline.vectors import VECTORS, digest_of_rows, make_rows, table_name, vectors_of
 
 TEXT_COLUMNS = ("uid", "shard", "key", "caption", "image_sha256")
 TYPES = {**dict.fromkeys(TEXT_COLUMNS, "string"), **dict.fromkeys(VECTORS, "fixed_size_list<float16>")}
@@ -71,6 +71,7 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             images_per_second=round(progress.rate, 1),
             table=table,
             version=version,
+            **pair_figures(*(vectors_of(rows, name) for name in VECTORS)),
         )
 
     yield from materialize_partitions(context, experiment, build, restore=restore_rows)

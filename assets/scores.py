@@ -50,7 +50,13 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
         tracking.log_metrics(run_id, metrics)
         tracking.log_artifact(run_id, path, f"scores/{name}")
         values = {metric.partition("/")[2]: value for metric, value in metrics.items()}
-        task.done({"scores": digest_of_file(path)}, **values, mlflow_run_id=run_id)
+        task.done(
+            {"scores": digest_of_file(path)},
+            **values,
+            chance={metric: level for record in records for metric, level in record["chance"].items()},
+            n_scored={metric: record["n_samples"] for record in records for metric in record["metrics"]},
+            mlflow_run_id=run_id,
+        )
 
     yield from materialize_partitions(context, experiment, build, show=show)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors", ".npz"}
 
+MIN_PAIRS = 30  # fewer say nothing of whether matched pairs are ahead
 NO_IMAGE_EMBEDDING = "image_embedding_invalid"
 NO_TEXT_EMBEDDING = "text_embedding_invalid"
 
@@ -303,6 +304,46 @@ class Embedded(NamedTuple):
     image_embedding: np.ndarray
     text_embedding: np.ndarray
     refused: list[tuple[str, str]]
+
+
+def pair_figures(image: np.ndarray, text: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Return what the checks of stored embeddings look at.
+
+    Args:
+        image, text: [n, d], row i of both belongs to pair i.
+        seed: of the order in which captions are given to other images.
+
+    Returns:
+        norm_error: largest distance of a norm from 1 (NaN where a row is); matched_cosine, shuffled_cosine:
+        mean cosine of image and own caption, and of image and another's caption; matched_lead: mean of their
+        difference in standard errors, or ``matched_lead_undefined`` with the reason.
+    """
+    image, text = (np.asarray(side, np.float32) for side in (image, text))
+    n = len(image)
+    norms = [np.linalg.norm(side, axis=1) for side in (image, text)]
+    if n < MIN_PAIRS:
+        few = f"found {n} pairs, expected at least {MIN_PAIRS}"
+        error = (
+            {"norm_error": float(np.abs(np.stack(norms) - 1).max())} if n else {"norm_error_undefined": few}
+        )
+        return {**error, "matched_lead_undefined": few}
+    order = np.random.default_rng(seed).permutation(n)
+    other = np.empty_like(order)
+    other[order] = np.roll(order, 1)  # one cycle: nobody gets the own caption
+    with np.errstate(divide="ignore", invalid="ignore"):
+        units = [side / norm[:, None] for side, norm in zip((image, text), norms, strict=True)]
+        matched = np.einsum("ij,ij->i", units[0], units[1])
+        shuffled = np.einsum("ij,ij->i", units[0], units[1][other])
+        lead = (matched - shuffled).astype(np.float64)
+        error = lead.std(ddof=1) / np.sqrt(n)
+    found = {
+        "norm_error": float(np.abs(np.stack(norms) - 1).max()),
+        "matched_cosine": float(matched.mean()),
+        "shuffled_cosine": float(shuffled.mean()),
+    }
+    if error == 0 and lead.mean() > 0:
+        return {**found, "matched_lead_undefined": "the lead of matched pairs does not vary"}
+    return {**found, "matched_lead": float(lead.mean() / error) if error != 0 else 0.0}
 
 
 def embed_samples(

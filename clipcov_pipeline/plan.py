@@ -138,6 +138,12 @@ class Plan:
         """Return every step that is not current."""
         return [step for step in self.steps if step.status is not Status.CURRENT]
 
+    @property
+    def records(self) -> list[Record]:
+        """Return the records of everything that is current."""
+        current = (step.record for step in self.steps if step.status is Status.CURRENT)
+        return [record for record in current if record is not None]
+
     def keys(self, stage: str) -> list[str]:
         """Return the Dagster partitions of a stage, in order."""
         return list(dict.fromkeys(step.key for step in self.of(stage)))

@@ -396,6 +396,7 @@ def test_exactly_these_keys_are_knobs():
         "select.threads",
         *(f"evaluate.{name}" for name in ("batch_size", "device")),
         "evaluate.sets.storage_options",
+        "diagnostics.checks",
         *(f"automation.{name}" for name in ("cron", "sensor_seconds", "settle_seconds")),
         *(f"automation.{name}" for name in ("max_retries", "retry_seconds", "pools")),
         *(f"ui.{name}" for name in ("host", "dagster_port", "mlflow_port")),
