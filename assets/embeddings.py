@@ -71,7 +71,7 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             images_per_second=round(progress.rate, 1),
             table=table,
             version=version,
-            **pair_figures(*(vectors_of(rows, name) for name in VECTORS)),
+            **pair_figures(vectors_of(rows, VECTORS[0]), vectors_of(rows, VECTORS[1])),
         )
 
     yield from materialize_partitions(context, experiment, build, restore=restore_rows)
