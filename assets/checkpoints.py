@@ -40,7 +40,8 @@ def checkpoints(
 
     def build(task: Task) -> None:
         recipe = next(r for r in recipes(task.config) if r.key == task.partition)
-        settings, subset = task.config.train, task.record("subsets", recipe.subset)
+        settings = task.config.train.under(recipe.protocol)
+        subset = task.record("subsets", recipe.subset)
         spec = train_spec(
             settings,
             model=settings.model,
@@ -93,14 +94,16 @@ def _finish_run(tracking: Tracking, run_id: str, task: Task, recipe: Recipe, sta
 def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task, recipe: Recipe) -> str:
     """Open the recipe's MLflow run with all of the configuration that made it."""
     step, config = task.step, task.config
+    training = config.train.under(recipe.protocol).semantic()
     assert step.fingerprint is not None
     selection = config.select.methods.get(recipe.method, {})
     params: dict[str, Any] = {
         "method": recipe.method,
         "fraction": recipe.fraction,
         "seed": recipe.seed,
+        "protocol": recipe.protocol,
         **{f"select.{name}": value for name, value in selection.items()},
-        **{f"train.{name}": value for name, value in config.train.semantic().items() if name != "seeds"},
+        **{f"train.{name}": value for name, value in training.items() if name != "seeds"},
         **{f"labels.{name}": value for name, value in config.labels.semantic().items()},
         **_flat_proxy(config.proxy.semantic()),
         "shards.source": config.shards.source,

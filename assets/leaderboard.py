@@ -10,7 +10,7 @@ from assets.partitions import every_key
 from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
 from assets.resources import Experiment
 from clipcov_pipeline import report
-from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, recipes
+from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, method_names, recipes
 from clipcov_pipeline.project import Task
 from clipcov_pipeline.store import digest_of_file
 
@@ -33,13 +33,14 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
             for arm in arms
             for name in evaluation_sets(task.config)
         )
-        board = report.leaderboard(scores)
-        sizes = {(a.method, a.fraction): task.record("subsets", a.subset).stats["samples"] for a in arms}
-        table = report.to_rows(board, primary, sizes)
+        board = report.leaderboard(scores, method_names(task.config))
+        sizes = report.subset_sizes(task.plan)
         scores.write_parquet(folder / "scores.parquet")
+        board.write_parquet(folder / "leaderboard.parquet")
         board.write_csv(folder / "leaderboard.csv")
-        (folder / "leaderboard.txt").write_text(report.to_text(*table) + "\n")
-        (folder / "leaderboard.md").write_text(report.to_markdown(*table) + "\n")
+        (folder / "leaderboard.txt").write_text(report.as_text(board, primary, sizes))
+        table = report.to_markdown(*report.to_rows(board, primary, sizes))
+        (folder / "leaderboard.md").write_text(table + "\n")
         report.plot(board, primary, folder / "leaderboard.png")
         task.done(
             {"scores": digest_of_file(folder / "scores.parquet")}, arms=len(arms), primary_metric=primary
@@ -50,7 +51,7 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
 
 def show(folder: Path) -> Metadata:
     """Return the table and the plot as Dagster shows them."""
-    board = pl.read_csv(folder / "leaderboard.csv", schema_overrides={"std": pl.Float64})
+    board = pl.read_parquet(folder / "leaderboard.parquet")
     return {
         COLUMN_SCHEMA: columns(board.schema.items()),
         ROW_COUNT: board.height,

@@ -25,6 +25,17 @@ DESCRIPTIONS = {
     "std": "standard deviation over the seeds",
     "value": "a share between 0 and 1",
     "chance": "what a model that knows nothing scores",
+    "protocol": "what is the same for every arm: the samples seen, or the epochs",
+    "random_difference": "mean difference to the random subset of the same fraction, paired by seed",
+    "random_low": "lower end of its 95 % bootstrap interval over the seeds",
+    "random_high": "upper end of its 95 % bootstrap interval over the seeds",
+    "random_pairs": "seeds that both have",
+    "full_difference": "mean difference to the full pool, paired by seed",
+    "full_low": "lower end of its 95 % bootstrap interval over the seeds",
+    "full_high": "upper end of its 95 % bootstrap interval over the seeds",
+    "full_pairs": "seeds that both have",
+    "best_baseline": "for ClipCov: the best other method at the same fraction",
+    "baseline_ratio": "mean over the mean of that method",
 }
 
 

@@ -12,9 +12,10 @@ from assets.definitions import defs
 from assets.instance import project_instance
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.staleness import report_staleness
+from clipcov_pipeline import report
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import Plan, Status
+from clipcov_pipeline.plan import Plan, Status, method_names
 from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import node_name
@@ -123,17 +124,27 @@ def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> st
 
 def show_result(project: Project) -> None:
     """Print the leaderboard and how to open the user interfaces."""
-    record = project.store.current("leaderboard", "_")
-    if record is not None:
-        table = (project.store.folder(record) / "leaderboard.txt").read_text()
-        primary = project.config.evaluate.primary_metric
-        click.echo(f"\n{table}* {primary}, the primary metric (percent, higher is better)")
+    if table := standing(project):
+        click.echo(f"\n{table.rstrip()}")
     ui = project.config.ui
     click.echo(
         "\nOpen both user interfaces with:  make ui\n"
         f"  Dagster  http://{ui.host}:{ui.dagster_port}\n"
         f"  MLflow   http://{ui.host}:{ui.mlflow_port}"
     )
+
+
+def standing(project: Project) -> str:
+    """Return the leaderboard; while arms are missing, that of the others, and which ones are missing."""
+    step = project.plan().by_name["leaderboard"]
+    if step.status is Status.CURRENT and step.record is not None:
+        return (project.store.folder(step.record) / "leaderboard.txt").read_text()
+    scores, missing = report.scores_so_far(project)
+    primary = project.config.evaluate.primary_metric
+    if primary not in scores["metric"]:
+        return ""
+    board = report.leaderboard(scores, method_names(project.config))
+    return report.as_text(board, primary, report.subset_sizes(project.plan()), missing)
 
 
 if __name__ == "__main__":

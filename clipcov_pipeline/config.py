@@ -33,6 +33,9 @@ PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Port = Annotated[int, Field(gt=0, lt=65_536, strict=True)]
 
+# how the length of the arms' trainings is made comparable
+Protocol = Literal["samples_seen", "epochs"]
+
 # what an evaluation task gives, as CLIP_benchmark names it
 METRICS: dict[str, tuple[str, ...]] = {
     "retrieval": tuple(f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10)),
@@ -223,11 +226,33 @@ def _below(text: str, method: str) -> str:
 
 
 class Train(Training):
-    """How every arm is trained: the same model, schedule and length; only the subset and the seed differ."""
+    """How every arm is trained: the same model, schedule and length; only the subset and the seed differ.
+
+    With both ``samples_seen`` and ``epochs`` every arm is trained twice, once to each length.
+    """
 
     model: str
     pretrained: str | None = None
     seeds: tuple[Count, ...] = (0,)
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The lengths that are given: samples_seen (DataComp's protocol), epochs (the paper's), or both."""
+        given: tuple[tuple[Protocol, int | None], ...] = (
+            ("samples_seen", self.samples_seen),
+            ("epochs", self.epochs),
+        )
+        return tuple(name for name, value in given if value is not None)
+
+    def under(self, protocol: Protocol) -> Self:
+        """Return the settings of the arms under one protocol: the other length is left out."""
+        return self.model_copy(update={name: None for name in self.protocols if name != protocol})
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if not self.protocols:
+            raise ValueError("found neither samples_seen nor epochs, expected one of them, or both")
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import flat, setting_changes
+from clipcov_pipeline.plan import flat, recipe_key, setting_changes
 from clipcov_pipeline.store import Record, Store
 from clipcov_pipeline.verify import Index
 
@@ -199,7 +199,9 @@ def compare_boards(a: pl.DataFrame, b: pl.DataFrame) -> BoardDiff:
 
 def _scores(board: pl.DataFrame) -> dict[tuple[str, str], float]:
     return {
-        (f"{row['method']}-f{row['fraction']:g}-s{row['seed']}", row["metric"]): row["value"]
+        (row.get("arm") or recipe_key(row["method"], row["fraction"], row["seed"]), row["metric"]): row[
+            "value"
+        ]
         for row in board.iter_rows(named=True)
     }
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipcov_pipeline.config import FULL, Config, EvaluationSet
+from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import validate_method
 from clipcov_pipeline.shards import Shard
@@ -37,7 +37,7 @@ CODE_VERSIONS: dict[str, str] = {
     "subsets": "1",
     "checkpoints": "1",
     "scores": "1",
-    "leaderboard": "1",
+    "leaderboard": "2",
 }
 STAGES = tuple(CODE_VERSIONS)
 HOLDOUT = "holdout"
@@ -179,16 +179,19 @@ def recipe_key(method: str, fraction: float, seed: int) -> str:
 
 
 class Recipe(NamedTuple):
-    """One arm: a method, the fraction of the pool that it keeps, and the seed of its training."""
+    """One arm: a method, the fraction of the pool that it keeps, the seed and length of its training."""
 
     method: str
     fraction: float
     seed: int
+    protocol: Protocol = "samples_seen"
+    suffix: str = ""
+    """Ends the partition's name where the experiment has arms of both protocols."""
 
     @property
     def key(self) -> str:
         """The arm's partition."""
-        return recipe_key(*self)
+        return recipe_key(self.method, self.fraction, self.seed) + self.suffix
 
     @property
     def subset(self) -> str:
@@ -197,9 +200,24 @@ class Recipe(NamedTuple):
 
 
 def recipes(config: Config) -> list[Recipe]:
-    """Return every arm of the experiment, the full pool first."""
+    """Return every arm of the experiment, the full pool first.
+
+    The first protocol's arms are named as they are where it is the only one, so that giving the other one
+    as well trains nothing again.
+    """
     arms = [(FULL, 1.0), *((m, f) for m in config.select.methods for f in config.select.fractions)]
-    return [Recipe(method, fraction, seed) for method, fraction in arms for seed in config.train.seeds]
+    first = config.train.protocols[0]
+    return [
+        Recipe(method, fraction, seed, protocol, "" if protocol == first else f"-{protocol}")
+        for protocol in config.train.protocols
+        for method, fraction in arms
+        for seed in config.train.seeds
+    ]
+
+
+def method_names(config: Config) -> dict[str, str]:
+    """Return the method behind each label of ``select.methods``."""
+    return {label: params.get("method", label) for label, params in config.select.methods.items()}
 
 
 def evaluation_sets(config: Config) -> list[str]:
@@ -273,8 +291,9 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
             params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
             inputs=(source, pool),
         )
-    training = {key: value for key, value in config.train.semantic().items() if key != "seeds"}
     for arm in arms:
+        settings = config.train.under(arm.protocol).semantic()
+        training = {key: value for key, value in settings.items() if key != "seeds"}
         yield Node(
             "checkpoints",
             arm.key,
@@ -288,7 +307,11 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
     yield Node(
         "leaderboard",
         WHOLE,
-        params={"evaluate": {"primary_metric": config.evaluate.primary_metric}},
+        params={
+            "evaluate": {"primary_metric": config.evaluate.primary_metric},
+            # decides what is compared with what
+            "select": {"methods": {name: {"method": m} for name, m in method_names(config).items()}},
+        },
         inputs=tuple(
             Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in evaluation_sets(config)
         ),

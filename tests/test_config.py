@@ -134,6 +134,14 @@ def test_scientific_notation_works_inside_a_method_too(load):
     assert config.select.methods["clipcov"] == {"weights": {"label": 0.5}}
 
 
+def test_both_protocols_may_be_given_for_the_arms(load):
+    both = load(changed("train.epochs", 3)).train
+    assert both.protocols == ("samples_seen", "epochs")
+    assert load(MINIMAL).train.protocols == ("samples_seen",)
+    assert (both.under("epochs").samples_seen, both.under("epochs").epochs) == (None, 3)
+    assert both.under("samples_seen") == load(MINIMAL).train
+
+
 def test_relative_paths_start_at_the_yaml_and_urls_are_left_alone(load, tmp_path, monkeypatch):
     config = load(MINIMAL)
     assert config.location("pool") == str(tmp_path / "pool")
@@ -228,8 +236,12 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("train.lr", 0, "train.lr: found 0, expected: greater than 0"),
         ("train.lr", float("inf"), "train.lr: found inf, expected: a finite number"),
         ("train.wd", -0.1, "train.wd: found -0.1, expected: greater than or equal to 0"),
-        ("train.epochs", 3, "train: found samples_seen=100 and epochs=3, expected exactly one"),
-        ("train.samples_seen", DROP, "train: found samples_seen=None and epochs=None, expected exactly one"),
+        ("train.samples_seen", DROP, "train: found neither samples_seen nor epochs, expected one of them"),
+        (
+            "proxy",
+            {"model": "RN50", "train": {"samples_seen": 9, "epochs": 3}},
+            "proxy.train: found samples_seen=9 and epochs=3, expected exactly one",
+        ),
         ("proxy.pretrained", DROP, "proxy: found neither pretrained nor train, expected one"),
         ("proxy.train", {"epochs": 1}, "proxy: found both pretrained and train, expected one"),
         ("labels.latent_classes", "prompt", "labels.latent_classes: found 'prompt', expected: 'prompts' or"),

@@ -19,7 +19,11 @@ def subset(uids: str, classes: list[int]) -> pl.DataFrame:
 
 
 def board(*rows: tuple[str, float, int, str, float]) -> pl.DataFrame:
-    return pl.DataFrame([(*row, 0.1, 60) for row in rows], schema=SCORE_SCHEMA, orient="row")
+    full = [
+        (f"{method}-f{fraction:g}-s{seed}", method, fraction, "samples_seen", seed, metric, value, 0.1, 60)
+        for method, fraction, seed, metric, value in rows
+    ]
+    return pl.DataFrame(full, schema=SCORE_SCHEMA, orient="row")
 
 
 def test_two_subsets() -> None:
@@ -44,6 +48,9 @@ def test_two_leaderboards() -> None:
     found = compare_boards(a, b)
     assert found.scores == [("x-f0.25-s0", "s/acc", 0.3, 0.4)]
     assert (found.same, found.arms_only_a, found.arms_only_b) == (1, ["gone-f0.25-s0"], ["x-f0.25-s1"])
+    # tables that were written before they held the arms' names
+    old = compare_boards(a.drop("arm", "protocol"), b)
+    assert (old.scores, old.arms_only_b) == (found.scores, found.arms_only_b)
 
 
 def test_two_parquets_need_no_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,3 +331,24 @@ def test_what_is_out_of_date_is_on_the_assets_page_with_its_reason(lab: Lab) -> 
         lab.edit(lambda s: s["train"].pop("lr"))
         report_staleness(instance, lab.plan())
         assert observed(instance, "checkpoints")[0]["out_of_date"] == 0
+
+
+def test_both_protocols_in_one_experiment(lab: Lab) -> None:
+    """Epochs beside samples_seen: the arms that are there stay, each new one trains its own number of steps."""
+    from assets.run import standing
+
+    lab.edit(lambda s: (s["train"].update(epochs=2), s["select"].update(methods={"random": {}})))
+    # what is there is shown already, what lacks is named
+    text = standing(lab.project())
+    assert "full" in text
+    assert "missing, in no mean above: full-f1-s0-epochs@vendor" in text.splitlines()[-1]
+    assert dict(lab.run()) == {"checkpoints": 2, "scores": 2, "leaderboard": 1}
+    project = lab.project()
+    steps = project.plan().by_name
+    for subset in ("full-f1", "random-f0.5"):
+        samples = steps[f"subsets/{subset}"].record.stats["samples"]
+        assert steps[f"checkpoints/{subset}-s0-epochs"].record.stats["steps"] == 2 * -(-samples // 32)
+        assert steps[f"checkpoints/{subset}-s0"].record.stats["steps"] == 192 // 32
+    board = pl.read_csv(project.store.folder(steps["leaderboard"].record) / "leaderboard.csv")
+    assert board.select("method", "fraction", "protocol").unique().height == 4
+    assert standing(project).count("epochs") == 2  # a row each

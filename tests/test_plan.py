@@ -366,6 +366,42 @@ def test_epochs_instead_of_samples_seen(built):
     )
 
 
+def test_epochs_beside_samples_seen_adds_arms_and_trains_nothing_again(built):
+    before = built.plan().by_name
+    built.edit(set_key("train.epochs", 8))
+    found = recipes(built.config)
+    assert [arm.key for arm in found] == [
+        f"{subset}-s{seed}{suffix}" for suffix in ("", "-epochs") for subset in arms() for seed in SEEDS
+    ]
+    assert [arm.protocol for arm in found] == ["samples_seen"] * 10 + ["epochs"] * 10
+    assert {arm.subset for arm in found} == set(arms())
+    new = {f"checkpoints/{subset}-s{seed}-epochs" for subset in arms() for seed in SEEDS}
+    scores = {f"scores/{name.partition('/')[2]}@{s}" for name in new for s in ("coco", "holdout")}
+    assert built.run() == builds(new | scores | {"leaderboard"})
+    after = built.plan().by_name
+    for name, step in before.items():
+        if name != "leaderboard":
+            assert after[name].fingerprint == step.fingerprint
+    params = after["checkpoints/full-f1-s0-epochs"].node.params["train"]
+    assert (params["samples_seen"], params["epochs"], params["seed"]) == (None, 8, 0)
+    # and back: the arms that are no longer asked for cost nothing
+    built.edit(set_key("train.epochs", None))
+    assert built.run() == builds({"leaderboard"}) or built.run() == {}
+
+
+def test_epochs_alone_name_their_arms_without_a_suffix(fresh):
+    fresh.edit(set_key("train.samples_seen", None))
+    fresh.edit(set_key("train.epochs", 8))
+    assert [arm.key for arm in recipes(fresh.config)] == [
+        f"{name}-s{seed}" for name in arms() for seed in SEEDS
+    ]
+
+
+def test_another_method_behind_a_label_concerns_the_leaderboard_though_the_scores_are_the_same(fresh):
+    board = next(node for node in nodes(fresh.config, fresh.world) if node.stage == "leaderboard")
+    assert board.params["select"] == {"methods": {m: {"method": m} for m in fresh.config.select.methods}}
+
+
 def test_a_seed_added(built):
     built.edit(set_key("train.seeds", [0, 1, 2]))
     new = {f"checkpoints/{subset}-s2" for subset in arms()}
@@ -530,12 +566,13 @@ def test_the_held_out_share(built):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_code_version_with_the_same_result_stops_there(built, monkeypatch, stage):
-    monkeypatch.setitem(CODE_VERSIONS, stage, "2")
+    version = CODE_VERSIONS[stage]
+    monkeypatch.setitem(CODE_VERSIONS, stage, "next")
     own = {name for name in EVERYTHING if name.partition("/")[0] == stage}
     reasons = why(built.plan())
-    assert all(reasons[name] == (f"code version of {stage} 1 -> 2",) for name in own)
+    assert all(reasons[name] == (f"code version of {stage} {version} -> next",) for name in own)
     assert built.run() == builds(own)
-    monkeypatch.setitem(CODE_VERSIONS, stage, "1")
+    monkeypatch.setitem(CODE_VERSIONS, stage, version)
     assert built.run() == dict.fromkeys(own, "restore")
 
 
@@ -557,7 +594,7 @@ def test_a_code_version_with_the_same_result_stops_there(built, monkeypatch, sta
     ],
 )
 def test_a_code_version_with_another_result_goes_on(built, monkeypatch, stage, expected):
-    monkeypatch.setitem(CODE_VERSIONS, stage, "2")
+    monkeypatch.setitem(CODE_VERSIONS, stage, "next")
     built.code_result[stage] = "other"
     assert built.run() == builds(expected)
 
