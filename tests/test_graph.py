@@ -334,7 +334,7 @@ def test_what_is_out_of_date_is_on_the_assets_page_with_its_reason(lab: Lab) -> 
 
 
 def test_both_protocols_in_one_experiment(lab: Lab) -> None:
-    """Epochs beside samples_seen: the arms that are there stay, each new one trains its own number of steps."""
+    """Epochs beside samples_seen: the arms that are there stay, a new one has its own number of steps."""
     from assets.run import standing
 
     lab.edit(lambda s: (s["train"].update(epochs=2), s["select"].update(methods={"random": {}})))
