@@ -123,7 +123,9 @@ def test_properties(data, draw):
     clip = draw.draw(st.booleans(), label="clip")
     options = {
         "mode": draw.draw(st.sampled_from(["greedy", "strict", "notebook"]), label="mode"),
-        "class_balance": draw.draw(st.sampled_from(["global", "proportional"]), label="balance"),
+        "class_balance": draw.draw(
+            st.sampled_from(["global", "proportional", "sqrt", "uniform"]), label="balance"
+        ),
         "class_floor": draw.draw(st.integers(0, 3), label="floor"),
         "clip_negative": clip,
         "batch_size": draw.draw(st.sampled_from([2, 5, 200]), label="batch"),

@@ -1,7 +1,10 @@
 """``clipcov bench``: measure this machine."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -58,3 +61,82 @@ def selection(
     else:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(text)
+
+
+def _numbers(kind: type) -> Any:
+    """A callback that reads ``0.05,0.1`` as a tuple."""
+
+    def read(_ctx: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"found {text!r}, expected numbers and commas", param=option) from error
+
+    return read
+
+
+@command.command()
+@click.option("--images", required=True, type=click.Path(path_type=Path, file_okay=False),
+              help="ImageFolder: a folder of photos a class (or train/ and test/ with these).")  # fmt: skip
+@click.option("--test-images", type=click.Path(path_type=Path, file_okay=False),
+              help="Test photos by class; default: DIR/test, else a fifth of each class.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("quality"), show_default=True)
+@click.option("--methods", help="Labels with commas between; default: the matrix of eight.")
+@click.option("--fractions", default="0.05,0.1,0.25", show_default=True, callback=_numbers(float))
+@click.option("--seeds", default="0,1,2", show_default=True, callback=_numbers(int), help="Of the training.")
+@click.option("--draws", default="0", show_default=True, callback=_numbers(int), help="Seeds of the pool.")
+@click.option(
+    "--samples-seen", type=click.IntRange(1), default=51_200, show_default=True, help="By each arm."
+)
+@click.option("--proxy-samples-seen", type=click.IntRange(1), default=204_800, show_default=True)
+@click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
+@click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="Share of captions that are not faithful.")  # fmt: skip
+@click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
+@click.option("--imbalance", type=click.FloatRange(1), default=10.0, show_default=True)
+@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.25, show_default=True,
+              help="Near-duplicates, as a share of the photos.")  # fmt: skip
+@click.option("--prepare", is_flag=True, help="Plant the pools and write the experiments, run nothing.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
+)
+def quality(
+    images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
+    seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, proxy_samples_seen: int, model: str,
+    noise: float, largest: int, imbalance: float, duplicates: float, prepare: bool, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
+
+    Every draw of the pool is an ordinary experiment, OUT/drawN/experiment.yaml. Run again after a stop:
+    what is finished is kept.
+    """
+    import polars as pl
+
+    from clipcov_pipeline import quality as bench
+    from clipcov_pipeline.testbed import Rule
+
+    paths = [
+        bench.prepare(
+            images, test_images, out / f"draw{draw}",
+            Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
+            methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
+            seeds=seeds, samples_seen=samples_seen, proxy_samples_seen=proxy_samples_seen, model=model,
+        )
+        for draw in draws
+    ]  # fmt: skip
+    for path in paths:
+        click.echo(f"experiment: {path}", err=True)
+    if prepare:
+        return
+    for path in paths:
+        done = subprocess.run([sys.executable, "-m", "assets.run", "--config", str(path)], stdout=sys.stderr)
+        if done.returncode:
+            sys.exit(done.returncode)
+    scores, truth = bench.collect(paths)
+    click.echo(bench.to_text(scores, truth))
+    if json_path is not None:
+        metrics = scores["metric"].unique(maintain_order=True)
+        board = pl.concat([bench.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
+        found = {"summary": board.to_dicts(), "truth": truth.to_dicts(), "scores": scores.to_dicts()}
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(found, indent=1) + "\n")

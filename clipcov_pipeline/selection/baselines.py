@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.merge import proportional_order
+from clipcov_pipeline.selection.merge import order_by_shares
+from clipcov_pipeline.selection.methods import BALANCE_POWER
 from clipcov_pipeline.selection.parallel import over_classes, single_blas
 from clipcov_pipeline.selection.pool import Pool
 
@@ -33,10 +34,12 @@ def clip_score(pool: Pool, count: int, params: dict[str, Any], threads: int | No
 
 
 def clip_score_per_class(pool: Pool, count: int, params: dict[str, Any], threads: int | None) -> Ranked:  # noqa: ARG001
-    """Largest pair similarity first inside each latent class; classes in proportion to their sizes."""
+    """Largest pair similarity first inside each latent class; classes by ``class_balance``."""
     score = pool.pair_similarity()
     rows = np.lexsort((-score, pool.latent_class))
-    rows = rows[proportional_order(pool.latent_class[rows], pool.class_sizes, params["class_floor"])[:count]]
+    power = BALANCE_POWER[params["class_balance"]]
+    order = order_by_shares(pool.latent_class[rows], pool.class_sizes, params["class_floor"], power)
+    rows = rows[order[:count]]
     return rows, score[rows].astype(np.float64)
 
 

@@ -342,7 +342,7 @@ def _notebook(bench: Bench, dim: int, seed: int) -> dict[str, Any]:
         if fraction == _FRACTION:
             for name, note in (
                 ("matrices", "its precompute, incl. writing them"),
-                ("loop", "incl. reading them"),
+                ("loop", "incl. reading them twice, as it does"),
             ):
                 memory = phases.anonymous_bytes[name] / 1e9
                 bench.add(

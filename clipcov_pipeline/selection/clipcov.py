@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from clipcov_pipeline.selection.merge import merge_by_gain, proportional_counts, proportional_order
+from clipcov_pipeline.selection.merge import counts_by_shares, merge_by_gain, order_by_shares
+from clipcov_pipeline.selection.methods import BALANCE_POWER
 from clipcov_pipeline.selection.objective import Bounds, Scores, redundancy_sizes, scores
 from clipcov_pipeline.selection.parallel import over_classes
 from clipcov_pipeline.selection.pool import Pool
@@ -79,10 +80,8 @@ def rank_clipcov(
     sizes = pool.class_sizes
     start = scores(pool, weights, clip, threads)
     scale = weights["redundancy"] / redundancy_sizes(pool, params["redundancy"], count)
-    proportional = params["class_balance"] == "proportional"
-    most = (
-        proportional_counts(sizes, count, params["class_floor"]) if proportional else np.minimum(sizes, count)
-    )
+    floor, power = params["class_floor"], BALANCE_POWER.get(params["class_balance"])
+    most = np.minimum(sizes, count) if power is None else counts_by_shares(sizes, count, floor, power)
     if params["mode"] == "notebook":
         rows, gains = _batches(pool, start, scale, weights, clip, params["batch_size"], most, threads)
         taken = most
@@ -90,7 +89,7 @@ def rank_clipcov(
         # what the class's geometry says at least, or (strict) nothing but that embeddings are of unit norm
         known = start.bounds if params["mode"] == "greedy" else Bounds.flat(pool, LEAST_SIMILARITY)
         greedy = ClassGreedy(pool, start.base, scale, known, clip, threads)
-        if proportional or count == len(pool):
+        if power is not None or count == len(pool):
             greedy.advance(-np.inf, most)
         else:
             _advance_to(greedy, count, most)
@@ -98,10 +97,10 @@ def rank_clipcov(
     inside = np.concatenate([np.arange(s, s + t) for s, t in zip(pool.starts[:-1], taken, strict=True)])
     gains = gains[inside]
     classes = np.repeat(np.arange(len(taken)), taken)
-    if proportional:
-        order = proportional_order(classes, sizes, params["class_floor"])[:count]
-    else:
+    if power is None:
         order = merge_by_gain(gains, classes)[:count]
+    else:
+        order = order_by_shares(classes, sizes, floor, power)[:count]
     rows = pool.order[pool.starts[classes[order]] + rows[inside[order]]]
     return rows, gains[order]
 

@@ -28,7 +28,7 @@ class Explanation:
         gain: base - redundancy; score: what the ranking recorded at its turn (the same for greedy and
             strict; the notebook's batch rule has its own), None where it is not ranked.
         cut: score of the last sample that is in (of its class, when classes have places in proportion).
-        class_balance: "global" or "proportional", how classes are merged.
+        class_balance: "global", or by which shares classes are merged.
         neighbours: nearest samples of its class in the subset: uid, rank, similarity s_ij (at most 2).
     """
 
@@ -91,7 +91,7 @@ def explain(
     before = ranking.rows[class_order[class_order < (count if at is None else min(at, count))]]
     in_class = class_order[class_order < count]
     chosen = ranking.rows[in_class]
-    proportional = filled["class_balance"] == "proportional"
+    by_shares = filled["class_balance"] != "global"
     scale = filled["weights"]["redundancy"] / redundancy_sizes(pool, filled["redundancy"], count)[of_class]
     redundancy = float(scale) * float(
         similarities(pool, row, before, filled["clip_negative"]).sum(dtype=np.float64)
@@ -117,7 +117,7 @@ def explain(
         redundancy=redundancy,
         gain=float(base[place]) - redundancy,
         score=None if at is None else float(ranking.gains[at]),
-        cut=float(ranking.gains[in_class if proportional else np.arange(len(subset))].min(initial=np.inf)),
+        cut=float(ranking.gains[in_class if by_shares else np.arange(len(subset))].min(initial=np.inf)),
         class_balance=filled["class_balance"],
         neighbours=[
             {"uid": name, "rank": rank_of[int(r)], "similarity": float(s)}
@@ -163,8 +163,8 @@ def describe(found: Explanation) -> str:
         place = f"rank {found.rank:,} of the whole, {found.rank_in_class:,} of its class"
     terms = "  ".join(f"{name} {value:+.4f}" for name, value in found.terms.items())
     cut = "the last that is in"
-    if found.class_balance == "proportional":
-        cut = f"the last of the {found.class_chosen:,} places its class has in proportion to its size"
+    if found.class_balance != "global":
+        cut = f"the last of the {found.class_chosen:,} places its class has by its share"
     score = "not ranked" if found.score is None else f"{found.score:.4f}"
     lines = [
         f"{found.uid} is {verdict}: {place} (budget {found.budget:,})",

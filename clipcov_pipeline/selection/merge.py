@@ -1,4 +1,4 @@
-"""Merging per-class orders into one ranking: by gain, or in proportion to class size."""
+"""Merging per-class orders into one ranking: by gain, or by shares that go with class size."""
 
 import numpy as np
 
@@ -20,25 +20,27 @@ def merge_by_gain(gains: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.argsort(-reached, kind="stable")
 
 
-def proportional_order(classes: np.ndarray, sizes: np.ndarray, floor: int) -> np.ndarray:
-    """Order in which every prefix holds the classes in proportion to their sizes.
+def order_by_shares(classes: np.ndarray, sizes: np.ndarray, floor: int, power: float = 1.0) -> np.ndarray:
+    """Order in which every prefix holds the classes in proportion to ``sizes ** power``.
 
-    The j-th of n has its turn at (j - 1/2) / n. The first ``floor`` of every class have theirs before all
+    The j-th of a class of n has its turn at (j - 1/2) / n ** power; a class that is used up leaves its turns
+    to the others. The first ``floor`` of every class have theirs before all
     that, one of each class after the other, so that rare classes keep at least so many.
 
     Args:
         classes: int64 [m], class of each entry, non-decreasing, in the order taken inside each.
         sizes: int64 [K], all members of each class; floor: the first so many of each class come first.
+        power: 1 for shares in proportion to class size, 0.5 to its square root, 0 for equal shares.
 
     Returns:
         int64 [m], positions into ``classes``.
     """
     place = np.arange(len(classes)) - np.searchsorted(classes, classes)
-    turn = np.where(place < floor, place - floor, (place + 0.5) / sizes[classes])
+    turn = np.where(place < floor, place - floor, (place + 0.5) / sizes[classes] ** power)
     return np.lexsort((classes, turn))
 
 
-def proportional_counts(sizes: np.ndarray, count: int, floor: int) -> np.ndarray:
-    """How many of each class the first ``count`` of ``proportional_order`` hold: int64 [K]."""
+def counts_by_shares(sizes: np.ndarray, count: int, floor: int, power: float = 1.0) -> np.ndarray:
+    """How many of each class the first ``count`` of ``order_by_shares`` hold: int64 [K]."""
     classes = np.repeat(np.arange(len(sizes)), sizes)
-    return np.bincount(classes[proportional_order(classes, sizes, floor)[:count]], minlength=len(sizes))
+    return np.bincount(classes[order_by_shares(classes, sizes, floor, power)[:count]], minlength=len(sizes))

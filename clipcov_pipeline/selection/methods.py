@@ -12,7 +12,10 @@ from clipcov_pipeline.errors import InputError
 
 Mode = Literal["greedy", "strict", "notebook"]
 Redundancy = Literal["class_size", "budget_share"]
-ClassBalance = Literal["global", "proportional"]
+ClassBalance = Literal["global", "proportional", "sqrt", "uniform"]
+# shares of a budget go with class size to this power; "global" has no shares
+BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
+Shares = Literal["proportional", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
 DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
 
@@ -123,7 +126,7 @@ _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
     },
     "random": {},
     "clip_score": {},
-    "clip_score_per_class": _BY_CLASS,
+    "clip_score_per_class": {"class_balance": (_choice(Shares), "proportional"), **_BY_CLASS},
     "semdedup": _CLUSTERS,
     "dedup": {"by": (_choice(DuplicateKey), "image_or_caption")},
     "c_rho": {},

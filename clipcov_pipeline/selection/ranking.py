@@ -58,13 +58,13 @@ def rank(
             - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
               weight, 0 switches it off.
             - ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
-            - ``class_balance``: "global" (as F says) or "proportional" to class size, and ``class_floor``,
-              the least a class gets then.
+            - ``class_balance``: "global" (as F says), or shares of the budget that are "proportional" to
+              class size, to its square root ("sqrt") or equal ("uniform"); ``class_floor``, the least a class
+              gets then.
             - ``batch_size``: of the notebook mode, 200.
 
-            clip_score_per_class: ``class_floor``. semdedup: ``n_clusters``, ``keep``. dedup: ``by``.
-                s_cliploss:
-            ``temperature``, ``batch_size``, ``n_batches``.
+            clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
+            dedup: ``by``. s_cliploss: ``temperature``, ``batch_size``, ``n_batches``.
 
     Raises:
         InputError: unknown method or parameter, a value out of range, a budget the pool cannot give, a

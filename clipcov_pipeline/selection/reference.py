@@ -1,8 +1,9 @@
 """ClipCov the plain way, with every class's similarity matrix in memory: what the engine is measured against.
 
-``notebook_route`` follows the authors' notebook (``clip_core.ipynb``): per class the matrix of <v_i, t_j>,
-negatives set to 0, written to and read back from disk; base scores from it; then one global sorted list that
-is sorted again after every batch of a class.
+``notebook_route`` follows the authors' notebook (``clip_core.ipynb``) cell by cell: per class a file with
+the matrix of <v_i, t_j>; each file is loaded once for the diagonal and once more to set the negatives to 0
+and keep it; then one global sorted list that is sorted again after every batch of a class. What made its
+input files was never published: they are made here in the plainest way. Its progress bar is left out.
 """
 
 from pathlib import Path
@@ -33,7 +34,16 @@ def notebook_route(
     with phases("matrices"):
         base, class_term = _precompute(image, text, label_similarity, members, folder, clip_negative)
     with phases("loop"):
-        matrices = {k: np.load(folder / f"{k}.npy") for k in members}
+        easiness = np.zeros(len(image))
+        for k, rows in members.items():
+            easiness[rows] += np.diag(np.load(folder / f"{k}.npy"))
+        matrices = {}
+        for k in members:
+            matrices[k] = np.load(folder / f"{k}.npy")
+            if clip_negative:
+                matrices[k] *= matrices[k] > 0
+            matrices[k] = matrices[k].astype("float32")
+        base = base + 2 * easiness
         return _loop(base, class_term, label_similarity, latent_class, members, matrices, count)
 
 
@@ -41,6 +51,7 @@ def _precompute(
     image: np.ndarray, text: np.ndarray, label_similarity: np.ndarray, members: dict[int, np.ndarray],
     folder: Path, clip_negative: bool,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Base scores without the self term, and the class term; the matrices go to files."""
     image, text = image.astype(np.float32), text.astype(np.float32)
     centres = {k: [_unit(side[rows].mean(axis=0)) for side in (image, text)] for k, rows in members.items()}
     total = [np.sum([centres[k][side] for k in members], axis=0) for side in (0, 1)]
@@ -48,14 +59,13 @@ def _precompute(
     others = max(len(members) - 1, 1)
     for k, rows in members.items():
         similarity = image[rows] @ text[rows].T
-        easiness = similarity.diagonal().astype(np.float64)
+        np.save(folder / f"{k}.npy", similarity)
         if clip_negative:
             similarity *= similarity > 0
-        np.save(folder / f"{k}.npy", similarity)
         both = similarity.sum(axis=0, dtype=np.float64) + similarity.sum(axis=1, dtype=np.float64)
         class_term[rows] = both / len(rows)
         inter = image[rows] @ (total[1] - centres[k][1]) + text[rows] @ (total[0] - centres[k][0])
-        base[rows] = class_term[rows] + 2 * easiness + label_similarity[rows] / 2 - inter / others
+        base[rows] = class_term[rows] + label_similarity[rows] / 2 - inter / others
     return base, class_term
 
 

@@ -1,0 +1,246 @@
+"""The controlled benchmark behind ``clipcov bench quality``: methods compared on a pool whose truth is known.
+
+Each pool draw is an ordinary experiment in a folder of its own (``drawN/experiment.yaml``): planted by
+`testbed`, run by the same graph as any other, and open to ``clipcov plan``, ``clipcov ui`` and editing. A
+killed run goes on where it was.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from clipcov_pipeline.config import FULL
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.plan import recipes
+from clipcov_pipeline.project import Project
+from clipcov_pipeline.store import WHOLE
+from clipcov_pipeline.testbed import PROMPTS, SHIFTS, Rule, plant
+
+PRIMARY = "photos/acc1"
+EXPERIMENT = "experiment.yaml"
+# what the paper compares with at small budgets, of what is here
+PAPER_BASELINES = ("random", "clip_score", "semdedup")
+MATRIX: dict[str, dict[str, Any]] = {
+    "clipcov": {},
+    "clip_score_per_class": {},
+    "clip_score": {},
+    "random": {},
+    "semdedup": {},
+    "s_cliploss": {},
+    "c_rho": {},
+    "oracle": {"method": "external", "uids": "oracle.parquet", "shuffle": True},
+}
+# not in the matrix unless asked for
+FURTHER: dict[str, dict[str, Any]] = {
+    "dedup": {},
+    "clipcov-global": {"method": "clipcov", "class_balance": "global"},
+    "clipcov-notebook": {"method": "clipcov", "mode": "notebook", "class_balance": "global"},
+    **{
+        f"clipcov-no_{term}": {"method": "clipcov", "weights": {term: 0.0}}
+        for term in ("class", "self", "label", "inter", "redundancy")
+    },
+}
+# one setting for the proxy and every arm: found on the sample, not tuned on this testbed
+_TRAINING = {"batch_size": 256, "lr": 0.002, "warmup": 20}
+
+
+def matrix_methods(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The arms' labels and parameters; the default matrix for no labels.
+
+    Raises:
+        InputError: an unknown label.
+    """
+    known = MATRIX | FURTHER
+    for label in labels:
+        if label not in known:
+            raise InputError(f"--methods: found {label!r}, expected any of {', '.join(known)}")
+    return {label: known[label] for label in labels} if labels else dict(MATRIX)
+
+
+def prepare(
+    images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
+    methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
+    samples_seen: int, proxy_samples_seen: int, model: str,
+) -> Path:  # fmt: skip
+    """Plant the pool and write the experiment; return the path of its YAML. Raises InputError as `plant`."""
+    plant(images, test_images, folder, rule)
+    benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
+    benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
+    settings = {
+        "name": f"quality-draw{rule.draw}",
+        "shards": {"source": "pool"},
+        "proxy": {
+            "model": model,
+            "train": {**_TRAINING, "samples_seen": proxy_samples_seen, "num_checkpoints": 4},
+        },
+        "labels": {"latent_classes": "prompts", "class_names": "classnames.txt", "templates": list(PROMPTS)},
+        "select": {"fractions": list(fractions), "methods": {k: dict(v) for k, v in methods.items()}},
+        "train": {
+            **_TRAINING,
+            "model": model,
+            "samples_seen": samples_seen,
+            "num_checkpoints": 1,
+            "seeds": list(seeds),
+        },
+        "evaluate": {
+            "holdout_fraction": 0.0,
+            "sets": {
+                name: {"benchmark": f"eval/{name}", "tasks": tasks} for name, tasks in benchmarks.items()
+            }
+            | {"captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
+            "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
+            "primary_metric": PRIMARY,
+        },
+    }
+    path = folder / EXPERIMENT
+    text = yaml.safe_dump(settings, sort_keys=False)
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+    return path
+
+
+def truth_of_subsets(project: Project) -> pl.DataFrame:
+    """How good each subset is by the planted truth; reads what is built.
+
+    Returns:
+        one row a subset: method, fraction, samples, precision (share of captions that name the image's
+        class), class_balance (entropy of the images' classes over its maximum, 1 is uniform),
+        distinct_sources (share of samples whose photo is not in the subset already).
+    """
+    assert project.config.path is not None
+    truth = pl.read_parquet(project.config.path.parent / "truth.parquet")
+    n_classes = truth["class_name"].n_unique()
+    rows = []
+    for method, fraction, subset in dict.fromkeys(
+        (r.method, r.fraction, r.subset) for r in recipes(project.config)
+    ):
+        record = project.store.current("subsets", subset)
+        if record is None:
+            continue
+        chosen = pl.read_parquet(project.store.folder(record) / "subset.parquet").select("uid")
+        chosen = chosen.join(truth, on="uid", how="inner")
+        share = chosen["class_name"].value_counts()["count"].to_numpy() / chosen.height
+        rows.append(
+            {
+                "method": method,
+                "fraction": fraction,
+                "samples": chosen.height,
+                "precision": float(chosen["right_class"].to_numpy().mean()),
+                "class_balance": float(-(share * np.log(share)).sum() / np.log(n_classes)),
+                "distinct_sources": chosen["source"].n_unique() / chosen.height,
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(scores of all arms, truth of all subsets) of several draws, each with a column ``draw``.
+
+    Raises:
+        InputError: an experiment without a leaderboard.
+    """
+    scores, truth = [], []
+    for path in paths:
+        project = Project.open(str(path))
+        record = project.store.current("leaderboard", WHOLE)
+        if record is None:
+            raise InputError(f"{path}: has no leaderboard yet, run it first: clipcov run --config {path}")
+        draw = pl.lit(json.loads((path.parent / "testbed.json").read_text())["draw"]).alias("draw")
+        scores.append(pl.read_parquet(project.store.folder(record) / "scores.parquet").with_columns(draw))
+        truth.append(truth_of_subsets(project).with_columns(draw))
+    return pl.concat(scores), pl.concat(truth)
+
+
+def summary(scores: pl.DataFrame, metric: str = PRIMARY) -> pl.DataFrame:
+    """One row a method and fraction over all seeds and draws.
+
+    Returns:
+        mean and std of the metric in percent, runs, and the ratios of the mean to the best of the paper's
+        baselines at that fraction and to the full pool (null where there is none).
+    """
+    rows = scores.filter(pl.col("metric") == metric)
+    board = rows.group_by("method", "fraction", maintain_order=True).agg(
+        mean=pl.col("value").mean() * 100, std=pl.col("value").std() * 100, runs=pl.len()
+    )
+    full = board.filter(pl.col("method") == FULL)["mean"]
+    best = (
+        board.filter(pl.col("method").is_in(PAPER_BASELINES))
+        .group_by("fraction")
+        .agg(best_baseline=pl.col("mean").max())
+    )
+    return board.join(best, on="fraction", how="left", maintain_order="left").with_columns(
+        to_best_baseline=pl.col("mean") / pl.col("best_baseline"),
+        to_full=pl.col("mean") / (full[0] if len(full) else None),
+    )
+
+
+def to_text(scores: pl.DataFrame, truth: pl.DataFrame) -> str:
+    """The result as plain text: every metric's table and the truth of the subsets."""
+    metrics = [
+        PRIMARY,
+        "shifted/acc1",
+        "photos/lp_acc1",
+        "photos/knn_acc1",
+        "captions/text_retrieval_recall@5",
+    ]
+    present = set(scores["metric"])
+    parts = [_table(scores, metric) for metric in metrics if metric in present]
+    board = summary(scores)
+    ratios = board.filter(pl.col("method").str.starts_with("clipcov"))
+    lines = [f"{PRIMARY}: ratio to the best of {', '.join(PAPER_BASELINES)} and to the full pool"]
+    for row in ratios.sort("fraction", "method").iter_rows(named=True):
+        other, full = (
+            f"{row[k]:.2f}" if row[k] is not None else "-" for k in ("to_best_baseline", "to_full")
+        )
+        lines.append(f"  {row['method']:24} {100 * row['fraction']:4g} %  {other:>6} {full:>6}")
+    return "\n\n".join([*parts, "\n".join(lines), _truth_table(truth)])
+
+
+def _table(scores: pl.DataFrame, metric: str) -> str:
+    board = summary(scores, metric)
+    fractions = sorted(f for f in board["fraction"].unique() if f < 1)
+    cells = {(r["method"], r["fraction"]): r for r in board.iter_rows(named=True)}
+    full = cells.get((FULL, 1.0))
+    heads = [f"{100 * fraction:g} %" for fraction in fractions]
+    lines = [
+        f"{metric} (percent; mean ± standard deviation over seeds and pool draws, runs in brackets)",
+        f"{'':24}" + "".join(f"{head:>20}" for head in heads),
+    ]
+    if full is not None:
+        lines.append(f"{FULL:24}{_cell(full):>20}")
+    methods = board.filter(pl.col("method") != FULL)["method"].unique(maintain_order=True)
+    order = sorted(methods, key=lambda m: -cells.get((m, fractions[0]), {"mean": -1})["mean"])
+    lines += [
+        f"{method:24}" + "".join(f"{_cell(cells.get((method, fraction))):>20}" for fraction in fractions)
+        for method in order
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
+    return f"{row['mean']:.1f}{spread} ({row['runs']})"
+
+
+def _truth_table(truth: pl.DataFrame) -> str:
+    grouped = truth.group_by("method", "fraction", maintain_order=True).agg(
+        pl.col("precision", "class_balance", "distinct_sources").mean()
+    )
+    lines = [
+        "the planted truth of the subsets: captions that name the right class, balance of the classes (1 is"
+        " uniform), distinct photos",
+        f"{'':24} {'share':>7} {'right':>7} {'balance':>8} {'distinct':>9}",
+    ]
+    lines += [
+        f"{row['method']:24} {100 * row['fraction']:5g} % {row['precision']:7.3f}"
+        f" {row['class_balance']:8.3f} {row['distinct_sources']:9.3f}"
+        for row in grouped.sort("fraction", "method").iter_rows(named=True)
+    ]
+    return "\n".join(lines)
