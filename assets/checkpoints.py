@@ -9,13 +9,16 @@ import dagster as dg
 from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
 from assets.preview import image
+from assets.registry import register
 from assets.resources import Experiment
 from assets.tracking import Tracking, dagster_run_url, tracking_uri
 from assets.training import train, train_spec
-from clipcov_pipeline.plan import CODE_VERSIONS, Recipe, checkpoint_path, recipes
+from assets.validation import held_out_tars
+from clipcov_pipeline.config import FULL
+from clipcov_pipeline.plan import CODE_VERSIONS, Recipe, checkpoint_path, flat, recipes
 from clipcov_pipeline.project import Task
 from clipcov_pipeline.report import plot_learning_curve
-from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.store import digest_of_file, node_name
 from clipcov_pipeline.train import CHECKPOINT, RECORD
 
 CURVE = "learning_curve.png"
@@ -50,6 +53,7 @@ def checkpoints(
             tars=sorted(task.path("subsets", recipe.subset, "shards").glob("*.tar")),
             n_samples=subset.stats["samples"],
             scratch=task.scratch,
+            validation=held_out_tars(task, task.scratch / "validation"),
         )
         tracking = Tracking(task.config)
         run_id = _start_run(context, tracking, task, recipe)
@@ -57,14 +61,16 @@ def checkpoints(
         try:
             record = train(context, pipes, spec, task.entry.folder, gpus=settings.gpus, mlflow=mlflow)
             plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
+            stats = {name: record[name] for name in KEPT}
+            digest = digest_of_file(task.entry.folder / CHECKPOINT)
+            register(tracking, run_id, task.entry.folder, digest, {"clipcov.recipe": recipe.key})
+            _finish_run(tracking, run_id, task, recipe, stats)
         except BaseException:
             tracking.finish(run_id, "FAILED")
             raise
         shutil.rmtree(task.scratch)
-        stats = {name: record[name] for name in KEPT}
-        _finish_run(tracking, run_id, task, recipe, stats)
         task.done(
-            {"weights": digest_of_file(task.entry.folder / CHECKPOINT)},
+            {"weights": digest},
             model=settings.model,
             subset=recipe.subset,
             mlflow_run_id=run_id,
@@ -96,13 +102,12 @@ def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task
     step, config = task.step, task.config
     training = config.train.under(recipe.protocol).semantic()
     assert step.fingerprint is not None
-    selection = config.select.methods.get(recipe.method, {})
     params: dict[str, Any] = {
         "method": recipe.method,
         "fraction": recipe.fraction,
         "seed": recipe.seed,
         "protocol": recipe.protocol,
-        **{f"select.{name}": value for name, value in selection.items()},
+        **{f"select.{name}": value for name, value in _selection(task, recipe).items()},
         **{f"train.{name}": value for name, value in training.items() if name != "seeds"},
         **{f"labels.{name}": value for name, value in config.labels.semantic().items()},
         **_flat_proxy(config.proxy.semantic()),
@@ -123,7 +128,19 @@ def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task
         # the description is the one place of the run's page where an address is a link
         "mlflow.note.content": f"Trained by [Dagster run {context.run.run_id[:8]}]({run_url}).",
     }
-    return tracking.start(recipe.key, step.fingerprint, params, tags)
+    run_id = tracking.start(recipe.key, step.fingerprint, params, tags)
+    subset = task.record("subsets", recipe.subset)
+    folder = task.project.store.folder(subset)
+    tracking.log_dataset(run_id, recipe.subset, subset.digests["samples"], folder, subset.stats["samples"])
+    return run_id
+
+
+def _selection(task: Task, recipe: Recipe) -> dict[str, Any]:
+    """Return all parameters of the recipe's method, defaults included, so that runs can be compared."""
+    if recipe.method == FULL:
+        return {}
+    params = task.plan.by_name[node_name("rankings", recipe.method)].node.params
+    return flat(params["select"]["methods"][recipe.method])
 
 
 def _flat_proxy(proxy: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Asset: the table and plot that compare methods, fractions and seeds."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -8,11 +9,13 @@ import polars as pl
 from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
 from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
+from assets.registry import register, set_champion
 from assets.resources import Experiment
+from assets.tracking import Tracking
 from clipcov_pipeline import report
 from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, method_names, recipes
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.project import Project, Task
+from clipcov_pipeline.store import Record, digest_of_file
 
 
 @dg.asset(
@@ -42,11 +45,43 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         table = report.to_markdown(*report.to_rows(board, primary, sizes))
         (folder / "leaderboard.md").write_text(table + "\n")
         report.plot(board, primary, folder / "leaderboard.png")
+        best = report.champion(scores, primary)
+        tracked = _track(task, folder, best)
         task.done(
-            {"scores": digest_of_file(folder / "scores.parquet")}, arms=len(arms), primary_metric=primary
+            {"scores": digest_of_file(folder / "scores.parquet")},
+            arms=len(arms),
+            primary_metric=primary,
+            champion=best,
+            **tracked,
         )
 
-    return materialize_whole(context, experiment, build, show=show)
+    return materialize_whole(context, experiment, build, show=show, restore=restore)
+
+
+def restore(project: Project, record: Record) -> None:
+    """Give the alias back to the champion of an earlier leaderboard that stands again."""
+    if record.stats.get("champion_run_id"):
+        set_champion(Tracking(project.config), record.stats["champion_run_id"])
+
+
+def _track(task: Task, folder: Path, best: str | None) -> dict[str, Any]:
+    """Log the leaderboard to the experiment's run, and name the best arm's model the champion."""
+    tracking = Tracking(task.config)
+    run_id = tracking.parent()
+    for name in ("leaderboard.csv", "leaderboard.txt", "leaderboard.png"):
+        tracking.log_artifact(run_id, folder / name, "leaderboard")
+    if task.config.path is not None:
+        tracking.log_artifact(run_id, task.config.path, "config")
+    if best is None:
+        return {"mlflow_run_id": run_id}
+    record = task.record("checkpoints", best)
+    place, digest = task.project.store.folder(record), record.digests["weights"]
+    champion_run = record.stats["mlflow_run_id"]
+    register(
+        tracking, champion_run, place, digest, {"clipcov.recipe": best}
+    )  # one from before there was a registry
+    version = set_champion(tracking, champion_run)
+    return {"mlflow_run_id": run_id, "champion_run_id": champion_run, "champion_version": version}
 
 
 def show(folder: Path) -> Metadata:

@@ -62,11 +62,16 @@ def materialize_partitions(
 
 
 def materialize_whole(
-    context: dg.AssetExecutionContext, experiment: Experiment, build: Build, *, show: Show | None = None
+    context: dg.AssetExecutionContext,
+    experiment: Experiment,
+    build: Build,
+    *,
+    show: Show | None = None,
+    restore: Restore | None = None,
 ) -> dg.MaterializeResult:
     """Bring a stage without partitions up to date."""
     try:
-        metadata, version = _open(context, experiment, build, show).bring_up_to_date(None)
+        metadata, version = _open(context, experiment, build, show, restore).bring_up_to_date(None)
     except InputError as error:
         raise _shown(error) from error
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))

@@ -1,5 +1,6 @@
-"""MLflow: one run a recipe, found again by tag, linked with Dagster both ways."""
+"""MLflow: a run a recipe, below one of the experiment, found again by tag, linked with Dagster both ways."""
 
+import json
 import logging
 import sqlite3
 import time
@@ -8,6 +9,8 @@ from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from clipcov_pipeline.config import Config
 from clipcov_pipeline.store import git_commit
@@ -18,7 +21,18 @@ if TYPE_CHECKING:
 
 FINGERPRINT_TAG = "clipcov.fingerprint"
 ARTIFACTS = "/mlflow/artifacts/"
-ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+KIND_TAG = "clipcov.kind"
+EXPERIMENT_RUN, ARM_RUN = "experiment", "arm"
+# MLflow 3 opens an experiment for language models and their traces otherwise
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+DIGEST_DIGITS = 16  # MLflow takes 36 at most; the whole digest is among the run's tags
 MAX_BATCH = 100  # MLflow's bound on parameters a request
 
 
@@ -53,10 +67,30 @@ class Tracking:
         """Return the MLflow experiment's id; created on first use with artifacts below the work folder."""
         client = self.client()
         found = client.get_experiment_by_name(self.config.name)
-        if found is not None:
-            return found.experiment_id
-        place = self.folder / "artifacts" / self.config.name
-        return client.create_experiment(self.config.name, artifact_location=place.resolve().as_uri())
+        if found is None:
+            place = (self.folder / "artifacts" / self.config.name).resolve().as_uri()
+            return client.create_experiment(self.config.name, artifact_location=place, tags=EXPERIMENT_TAGS)
+        for key, value in EXPERIMENT_TAGS.items():
+            if key not in found.tags:
+                client.set_experiment_tag(found.experiment_id, key, value)
+        return found.experiment_id
+
+    def parent(self) -> str:
+        """Return the id of the experiment's own run, which groups the arms' runs; created on first use.
+
+        It is never left open: it holds the leaderboard, and what is logged to a finished run is kept as well.
+        """
+        client, experiment = self.client(), self.experiment_id()
+        runs = client.search_runs([experiment], f"tags.`{KIND_TAG}` = '{EXPERIMENT_RUN}'", max_results=1)
+        if runs:
+            return runs[0].info.run_id
+        tags = {
+            KIND_TAG: EXPERIMENT_RUN,
+            "mlflow.note.content": "The arms are the runs below; the leaderboard is among the artifacts.",
+        }
+        run = client.create_run(experiment, run_name=self.config.name, tags=tags)
+        client.set_terminated(run.info.run_id)
+        return run.info.run_id
 
     def find(self, fingerprint: str) -> "Run | None":
         """Return the run of a checkpoint by its fingerprint, so that a retry goes on in it."""
@@ -71,7 +105,13 @@ class Tracking:
 
         client = self.client()
         run = self.find(fingerprint)
-        every_tag = {**tags, FINGERPRINT_TAG: fingerprint, "clipcov.git_commit": git_commit()}
+        every_tag = {
+            **tags,
+            KIND_TAG: ARM_RUN,
+            "mlflow.parentRunId": self.parent(),
+            FINGERPRINT_TAG: fingerprint,
+            "clipcov.git_commit": git_commit(),
+        }
         if run is None:
             run = client.create_run(self.experiment_id(), run_name=name, tags=every_tag)
             values = [Param(key, str(value)) for key, value in params.items()]
@@ -93,6 +133,20 @@ class Tracking:
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""
         self.client().log_artifact(run_id, str(path), folder)
+
+    def log_dataset(self, run_id: str, name: str, digest: str, folder: Path, rows: int) -> None:
+        """Note the data that a run trained on; the same data twice is noted once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=digest[:DIGEST_DIGITS],
+            source_type="local",
+            source=json.dumps({"uri": folder.resolve().as_uri()}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client().log_inputs(run_id, [DatasetInput(dataset, tags)])
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
@@ -116,6 +170,11 @@ def _follow_moved_artifacts(folder: Path) -> None:
                 end = len(old) + 1
                 moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
                 connection.execute(f"{moved} WHERE substr({column}, 1, ?) = ?", (place, end, end, f"{old}/"))
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a ``file://`` address."""
+    return Path(url2pathname(urlsplit(uri).path))
 
 
 def mlflow_run_url(config: Config, run_id: str) -> str:

@@ -6,15 +6,18 @@ Run as ``python -m assets.train_worker`` by :mod:`assets.training`, under torchr
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
+from assets.process_metrics import Log, logged_process_metrics
+from assets.tracking import metric_name
 from clipcov_pipeline.progress import EMPTY_BLOCK, FULL_BLOCK, WIDTH
 from clipcov_pipeline.train import finish, from_json, launch
 
 LOG_SECONDS = 5.0
+CURVES = ("loss", "lr", "samples_per_second", "logit_scale")
 SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # names the file with the run: Pipes serves one process of several
 
 
@@ -26,7 +29,10 @@ def main() -> None:
         return
     with open_dagster_pipes() as pipes:
         _send_output_to(Path(pipes.get_extra("log")))
-        launch(spec, _reporter(pipes, pipes.get_extra("mlflow")))
+        log = _mlflow_log(pipes.get_extra("mlflow"))
+        watched = logged_process_metrics(log) if log else nullcontext()
+        with watched:
+            launch(spec, _reporter(pipes, log), _evaluation_reporter(pipes, log))
         finish(spec, pipes.get_extra("out_dir"))
 
 
@@ -37,19 +43,32 @@ def _send_output_to(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _reporter(pipes: PipesContext, mlflow: dict[str, str]) -> Callable[[dict[str, float]], None]:
+def _reporter(pipes: PipesContext, log: Log | None) -> Callable[[dict[str, float]], None]:
     """Return a callback that writes a line to Dagster's log now and then, and every point to MLflow."""
-    client = _mlflow_client(mlflow)
     last = 0.0
 
     def report(progress: dict[str, float]) -> None:
         nonlocal last
-        if client is not None:
-            client(progress)
+        if log is not None:
+            log({f"train/{name}": progress[name] for name in CURVES}, int(progress["step"]))
         now = time.monotonic()
         if now - last >= LOG_SECONDS or progress["step"] == progress["total_steps"]:
             last = now
             pipes.log.info(progress_line(progress))
+
+    return report
+
+
+def _evaluation_reporter(pipes: PipesContext, log: Log | None) -> Callable[[dict[str, float]], None]:
+    """Return a callback that writes the retrieval among the held-out pairs to Dagster's log and to MLflow."""
+
+    def report(evaluation: dict[str, float]) -> None:
+        scores = {name: value for name, value in evaluation.items() if name != "step"}
+        if log is not None:
+            log({f"val/{name}": value for name, value in scores.items()}, int(evaluation["step"]))
+        recalls = ("text_retrieval_recall@5", "image_retrieval_recall@5")
+        both = "  ".join(f"{name} {100 * scores[name]:.1f}%" for name in recalls)
+        pipes.log.info(f"held-out pairs at step {evaluation['step']:,.0f}: {both}")
 
     return report
 
@@ -66,7 +85,8 @@ def progress_line(progress: dict[str, float]) -> str:
     )
 
 
-def _mlflow_client(mlflow: dict[str, str]) -> Callable[[dict[str, float]], None] | None:
+def _mlflow_log(mlflow: dict[str, str]) -> Log | None:
+    """Return a function that logs metrics of a step to the training's MLflow run; None without a run."""
     if not mlflow:
         return None
     from mlflow import MlflowClient
@@ -74,11 +94,10 @@ def _mlflow_client(mlflow: dict[str, str]) -> Callable[[dict[str, float]], None]
 
     client = MlflowClient(mlflow["tracking_uri"])
 
-    def log(progress: dict[str, Any]) -> None:
+    def log(metrics: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        names = ("loss", "lr", "samples_per_second", "logit_scale")
-        metrics = [Metric(f"train/{name}", progress[name], now, int(progress["step"])) for name in names]
-        client.log_batch(mlflow["run_id"], metrics=metrics)
+        values = [Metric(metric_name(name), value, now, step) for name, value in metrics.items()]
+        client.log_batch(mlflow["run_id"], metrics=values)
 
     return log
 

@@ -44,8 +44,13 @@ def train_spec(
     tars: list[Path],
     n_samples: int,
     scratch: Path,
+    validation: tuple[list[Path], int] = ([], 0),
 ) -> TrainSpec:
-    """Return the training run that the configuration asks for, on these tars."""
+    """Return the training run that the configuration asks for, on these tars.
+
+    ``validation``: tars of held-out pairs for the retrieval curve, and how many pairs they hold.
+    """
+    val_tars, val_samples = validation
     return TrainSpec(
         model=model,
         pretrained=pretrained,
@@ -66,6 +71,8 @@ def train_spec(
         samples_seen=settings.samples_seen,
         epochs=settings.epochs,
         num_checkpoints=settings.num_checkpoints,
+        val_data=shard_list(val_tars) if val_tars else None,
+        val_samples=val_samples,
         log_dir=str(scratch),
         name="run",
     )

@@ -84,6 +84,17 @@ def scores_so_far(project: Project) -> tuple[pl.DataFrame, list[str]]:
     return collect_scores(files), missing
 
 
+def champion(scores: pl.DataFrame, primary: str) -> str | None:
+    """Return the best arm: of the row with the best mean of ``primary`` the seed that is best.
+
+    The row is chosen by its mean, so that one lucky seed does not win; None without scores of ``primary``.
+    """
+    arms = scores.filter(pl.col("metric") == primary)
+    means = arms.with_columns(mean=pl.col("value").mean().over(GROUP))
+    best = means.sort("mean", "value", *GROUP, "seed", descending=[True, True, False, False, False, False])
+    return best["arm"].first() if best.height else None  # type: ignore[return-value]
+
+
 def subset_sizes(plan: Plan) -> dict[str, int]:
     """Return the number of samples of every subset that is up to date, by its partition."""
     steps = plan.of("subsets")

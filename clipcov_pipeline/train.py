@@ -32,11 +32,12 @@ Progress = dict[str, float]
 
 CHECKPOINT = "open_clip_pytorch_model.bin"
 RECORD = "training.json"
+EVALUATIONS = 10  # of a training, on its held-out pairs
 # steps an epoch are rounded up to a multiple of this where that adds less than a tenth, so that 2, 4 or 8
 # workers can share them equally: the number of steps must not depend on the number of workers
 STEP_MULTIPLE = 8
 # what changes speed or place only: a run may be continued under other values
-FREE_TO_CHANGE = {"workers", "device", "log_dir", "name"}
+FREE_TO_CHANGE = {"val_data", "val_samples", "workers", "device", "log_dir", "name"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class TrainSpec:
         epochs: passes over the subset.
         num_checkpoints: virtual epochs that samples_seen are cut into (an epoch is one under `epochs`).
         log_dir, name: open_clip_train's ``--logs`` and ``--name``: the run lives in ``log_dir/name``.
+        val_data, val_samples: shards of held-out pairs (as `train_data`), and how many they hold: retrieval
+            among them is measured after a virtual epoch, at most about `EVALUATIONS` times, and decides
+            nothing. None: not measured.
         extra: further arguments of open_clip_train, passed as they are.
     """
 
@@ -85,6 +89,8 @@ class TrainSpec:
     seed: int = 0
     device: str = "auto"
     num_checkpoints: int = 4
+    val_data: str | None = None
+    val_samples: int = 0
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -248,6 +254,10 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
     }
     if spec.pretrained:
         given["pretrained"] = spec.pretrained
+    if spec.val_data:
+        given["val-data"] = spec.val_data
+        given["val-num-samples"] = spec.val_samples
+        given["val-frequency"] = math.ceil(plan.virtual_epochs / EVALUATIONS)
     flags = ["--save-most-recent"] + (["--local-loss", "--gather-with-grad"] if n_gpus > 1 else [])
     return [*(text for key, value in given.items() for text in (f"--{key}", str(value))), *flags, *spec.extra]
 
@@ -261,12 +271,17 @@ def command(spec: TrainSpec, n_gpus: int, module: str) -> list[str]:
     return [sys.executable, *torchrun, "-m", module]
 
 
-def launch(spec: TrainSpec, on_progress: Callable[[Progress], None] | None = None) -> None:
+def launch(
+    spec: TrainSpec,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_evaluation: Callable[[Progress], None] | None = None,
+) -> None:
     """Train in this process (one of several under torchrun), going on from the newest checkpoint there is.
 
     A run that is already complete returns at once. ``on_progress`` is called on the first process for each
     line that open_clip_train logs, with step, total_steps, epoch, loss, lr, samples_per_second (mean since
-    the line before), logit_scale and eta_seconds.
+    the line before), logit_scale and eta_seconds; ``on_evaluation`` for each evaluation on the held-out
+    pairs, with step, loss, and the recalls by `evaluate.retrieval_recall`'s names.
 
     Raises:
         InputError: as `check_model` and `arguments`; a shard is missing; the folder holds a run with other
@@ -287,7 +302,7 @@ def launch(spec: TrainSpec, on_progress: Callable[[Progress], None] | None = Non
 
     if spec.device == "cpu":
         _share_cores(data_workers(spec, n_gpus))
-    with _progress_of(spec, on_progress):
+    with _progress_of(spec, on_progress, on_evaluation):
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
         raise RuntimeError(
@@ -376,15 +391,41 @@ def parse_line(line: str, spec: TrainSpec) -> Progress | None:
     }
 
 
+# e.g. "Eval Epoch: 1 image_to_text_mean_rank: 12.2461\timage_to_text_median_rank: 4.0000\t..."
+EVALUATION_LINE = re.compile(r"Eval Epoch: (?P<epoch>\d+) (?P<metrics>image_to_text_.*)")
+EVALUATION_NAMES = {
+    "clip_val_loss": "loss",
+    **{f"image_to_text_R@{k}": f"text_retrieval_recall@{k}" for k in (1, 5, 10)},
+    **{f"text_to_image_R@{k}": f"image_retrieval_recall@{k}" for k in (1, 5, 10)},
+}
+
+
+def parse_evaluation(line: str, spec: TrainSpec) -> Progress | None:
+    """Step and scores of a line of open_clip_train's log that tells of an evaluation; None for another."""
+    found = EVALUATION_LINE.search(line)
+    if not found:
+        return None
+    values = dict(item.split(": ") for item in found["metrics"].split("\t"))
+    named = {EVALUATION_NAMES[name]: float(values[name]) for name in values if name in EVALUATION_NAMES}
+    return {"step": int(found["epoch"]) * steps(spec).steps_per_epoch, **named}
+
+
 @contextmanager
-def _progress_of(spec: TrainSpec, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
-    """Hand each training line that reaches the root logger to ``on_progress``; tidy the logger up after."""
+def _progress_of(
+    spec: TrainSpec,
+    on_progress: Callable[[Progress], None] | None,
+    on_evaluation: Callable[[Progress], None] | None,
+) -> Iterator[None]:
+    """Hand each line that reaches the root logger to whom it concerns; tidy the logger up after."""
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             progress = parse_line(record.getMessage(), spec)
             if progress and on_progress:
                 on_progress(progress)
+            evaluation = parse_evaluation(record.getMessage(), spec) if on_evaluation else None
+            if evaluation and on_evaluation:
+                on_evaluation(evaluation)
 
     root = logging.getLogger()
     level, before = root.level, root.handlers[:]
@@ -405,6 +446,14 @@ def learning_curve(spec: TrainSpec) -> list[Progress]:
     with (spec.folder / "out.log").open(encoding="utf-8", errors="replace") as lines:
         for progress in filter(None, (parse_line(line, spec) for line in lines)):
             by_step[progress["step"]] = progress
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def evaluations(spec: TrainSpec) -> list[Progress]:
+    """All evaluations of a run from its log, by step, as `learning_curve`."""
+    with (spec.folder / "out.log").open(encoding="utf-8", errors="replace") as lines:
+        found = filter(None, (parse_evaluation(line.rstrip("\n"), spec) for line in lines))
+        by_step = {point["step"]: point for point in found}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -467,6 +516,7 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
             name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "webdataset", "numpy")
         },
         "learning_curve": curve,
+        "held_out_retrieval": evaluations(spec),
     }
     (out / RECORD).write_text(json.dumps(record, indent=2))
     return record
