@@ -4,6 +4,7 @@ A version is a pyfunc model: paths of images and names of classes in, classes an
 (`clipcov_pipeline.classify`).
 """
 
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +44,7 @@ def register(
         if found.tags.get(WEIGHTS_TAG) == digest:
             return found
         client.delete_model_version(name, found.version)
-        if found.model_id:
-            client.delete_logged_model(found.model_id)
+    _delete_models(tracking, run_id)
     tags = {**tags, WEIGHTS_TAG: digest}
     logged = client.create_logged_model(tracking.experiment_id(), "model", run_id, tags, model_type="CLIP")
     try:
@@ -58,9 +58,15 @@ def register(
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"The trained arms of {name}, a version each.")
     # by its place: MLflow looks an id up in the store that is set for the whole process
-    return client.create_model_version(
-        name, logged.artifact_location, run_id, tags=tags, model_id=logged.model_id
-    )
+    return client.create_model_version(name, logged.artifact_location, run_id, tags=tags)
+
+
+def _delete_models(tracking: Tracking, run_id: str) -> None:
+    """Delete what a run has logged before, of a training that was not finished or of older weights."""
+    client = tracking.client()
+    for model in client.search_logged_models([tracking.experiment_id()], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(model.model_id)
+        shutil.rmtree(local_path(model.artifact_location), ignore_errors=True)
 
 
 def versions_of(tracking: Tracking, run_id: str) -> "list[ModelVersion]":
@@ -95,6 +101,10 @@ def _save(path: Path, checkpoint: Path, run_id: str, model_id: str) -> None:
             loader_module="clipcov_pipeline.classify",
             data_path=str(data),
             signature=signature(),
+            input_example=(
+                {IMAGE: ["photo.jpg"]},
+                {CLASS_NAMES: ["a cat", "a dog"], TEMPLATES: ["a photo of {}"]},
+            ),
             mlflow_model=Model(run_id=run_id, model_id=model_id),
             # MLflow would load the model to find them out
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],

@@ -57,7 +57,8 @@ class Tracking:
         """Return a client on the work folder's SQLite store."""
         from mlflow import MlflowClient
 
-        for chatty in ("alembic", "mlflow.store.db.utils"):  # a line a table when the store is created
+        # a line a table when the store is created, a line a model
+        for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
         _follow_moved_artifacts(self.folder)

@@ -73,7 +73,7 @@ class Classifier:
             raise InputError(
                 f"{IMAGE}: {paths[bad[0]]!r} cannot be read as an image, expected JPEG, PNG or WebP"
             )
-        scale = float(self.encoder.model.logit_scale.exp())  # type: ignore[operator, union-attr]
+        scale = float(self.encoder.model.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
         logits = scale * (images @ class_embeddings(self.encoder, names, templates).T).astype(np.float64)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
