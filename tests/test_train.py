@@ -240,6 +240,32 @@ def test_progress_of_a_log_line():
     assert train.parse_line("Start epoch 2", spec_for()) is None
 
 
+def test_what_a_log_line_of_an_evaluation_tells():
+    line = (
+        "Eval Epoch: 3 image_to_text_mean_rank: 9.5000\timage_to_text_R@1: 0.2500"
+        "\ttext_to_image_R@10: 0.7500\tclip_val_loss: 2.1000\tepoch: 3.0000\tnum_samples: 20.0000"
+    )
+    assert train.parse_evaluation(line, spec_for()) == {
+        "step": 30,
+        "text_retrieval_recall@1": 0.25,
+        "image_retrieval_recall@10": 0.75,
+        "loss": 2.1,
+    }
+    # a batch of it, and a training line
+    assert train.parse_evaluation("Eval Epoch: 3 [20 / 20]\tClip Loss: 2.1\t", spec_for()) is None
+    assert train.parse_evaluation("Train Epoch: 0 [  512/2048 (25%)] Loss: 1", spec_for()) is None
+
+
+@pytest.mark.parametrize(("length", "frequency"), [({"epochs": 30}, 3), ({"samples_seen": 4000}, 1)])
+def test_at_most_about_ten_evaluations(tmp_path, length, frequency):
+    write_shards(tmp_path, [1, 1, 1, 1])
+    arguments = train.arguments(spec_for(tmp_path, val_data="/h/0.tar", val_samples=9, workers=0, **length))
+    at = arguments.index("--val-frequency")
+    assert arguments[at : at + 2] == ["--val-frequency", str(frequency)]
+    assert arguments[arguments.index("--val-num-samples") + 1] == "9"
+    assert "--val-data" not in train.arguments(spec_for(tmp_path, workers=0, **length))
+
+
 # ---- whole runs
 
 
@@ -248,14 +274,17 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     import torch
 
     data = write_shards(tmp_path, [24, 24])
+    (tmp_path / "held_out").mkdir()
     spec = spec_for(
-        tmp_path, train_data=data, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2
-    )
+        tmp_path, train_data=data, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2,
+        val_data=write_shards(tmp_path / "held_out", [20]), val_samples=20,
+    )  # fmt: skip
     with pytest.raises(RuntimeError, match="launch it again"):
         train.finish(spec, tmp_path / "out")
-    seen = []
-    train.launch(spec, seen.append)
+    seen, evaluated = [], []
+    train.launch(spec, seen.append, evaluated.append)
     assert [point["step"] for point in seen] == [1, 2, 3, 4, 5, 6]
+    assert [point["step"] for point in evaluated] == [3, 6]
     assert seen[-1]["eta_seconds"] == 0
     # a second launch finds the run complete and trains nothing; other settings are refused
     before = (spec.folder / "out.log").read_text()
@@ -263,11 +292,14 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     assert (spec.folder / "out.log").read_text() == before
     with pytest.raises(InputError, match=r"lr = 0\.001, now it is 0\.01"):
         train.launch(dataclasses.replace(spec, lr=0.01))
+    train.launch(dataclasses.replace(spec, val_data=None))  # the curve decides nothing
 
     record = train.finish(spec, tmp_path / "out")
     assert record == json.loads((tmp_path / "out" / "training.json").read_text())
     assert (record["steps"], record["samples_seen"], record["passes"]) == (6, 96, 2)
     assert record["learning_curve"] == seen
+    assert record["held_out_retrieval"] == evaluated
+    assert_held_out_recalls(tmp_path / "out", tmp_path / "held_out" / "00000.tar", evaluated[-1])
     assert (record["first_loss"], record["last_loss"]) == (seen[0]["loss"], seen[-1]["loss"])
     path = tmp_path / "out" / "open_clip_pytorch_model.bin"
     by_path, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(path))
@@ -280,6 +312,22 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     image = Image.fromarray(np.arange(3000, dtype=np.uint8).reshape(25, 40, 3))
     assert torch.equal(preprocess(image), same(image))
     assert not set(torch.load(path, weights_only=True)) & {"optimizer", "state_dict"}
+
+
+def assert_held_out_recalls(checkpoint, tar, evaluation):
+    """What open_clip_train logged after its last step is what the finished checkpoint scores, by numpy."""
+    from clipcov_pipeline.embed import ModelSpec, load_encoder
+    from clipcov_pipeline.shards import Shard, iter_samples
+
+    samples = list(iter_samples(Shard("held_out", str(tar), ""), None, None))
+    encoder = load_encoder(ModelSpec(f"local-dir:{checkpoint}"), device="cpu")
+    images = encoder.encode_images(sample.image for sample in samples)
+    similarity = images @ encoder.encode_texts([sample.caption for sample in samples]).T
+    for k in (1, 5, 10):
+        for name, table in (("text", similarity), ("image", similarity.T)):
+            recall = np.mean([i in np.argsort(-row)[:k] for i, row in enumerate(table)])
+            assert evaluation[f"{name}_retrieval_recall@{k}"] == pytest.approx(recall, abs=0.051)  # near ties
+    assert evaluation["loss"] > 0
 
 
 @pytest.mark.slow
