@@ -58,7 +58,8 @@ def register(
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"The trained arms of {name}, a version each.")
     # by its place: MLflow looks an id up in the store that is set for the whole process
-    return client.create_model_version(name, logged.artifact_location, run_id, tags=tags)
+    arm = tags.get("clipcov.recipe")
+    return client.create_model_version(name, logged.artifact_location, run_id, tags=tags, description=arm)
 
 
 def _delete_models(tracking: Tracking, run_id: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from clipcov_pipeline.config import Config
@@ -30,7 +30,8 @@ ADDRESSES = (
 )
 KIND_TAG = "clipcov.kind"
 EXPERIMENT_RUN, ARM_RUN = "experiment", "arm"
-# MLflow 3 opens an experiment for language models and their traces otherwise
+# MLflow 3 opens on pages for language models and their traces, unless an address or a tag says otherwise
+TRAINING_VIEW = "workflowType=machine_learning"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 DIGEST_DIGITS = 16  # MLflow takes 36 at most; the whole digest is among the run's tags
 MAX_BATCH = 100  # MLflow's bound on parameters a request
@@ -112,6 +113,8 @@ class Tracking:
             "mlflow.parentRunId": self.parent(),
             FINGERPRINT_TAG: fingerprint,
             "clipcov.git_commit": git_commit(),
+            "mlflow.source.name": "clipcov",
+            "mlflow.source.type": "LOCAL",
         }
         if run is None:
             run = client.create_run(self.experiment_id(), run_name=name, tags=every_tag)
@@ -179,8 +182,28 @@ def local_path(uri: str) -> Path:
 
 
 def mlflow_run_url(config: Config, run_id: str) -> str:
-    """Return the address of an MLflow run's page."""
-    return f"http://{config.ui.host}:{config.ui.mlflow_port}/#/runs/{run_id}"
+    """Return the address of an MLflow run's page, among the trainings rather than MLflow's GenAI pages."""
+    experiment = _experiment_of(config.work / "mlflow" / "mlflow.db", run_id)
+    place = f"experiments/{experiment}/runs/{run_id}?{TRAINING_VIEW}" if experiment else f"runs/{run_id}"
+    return f"http://{config.ui.host}:{config.ui.mlflow_port}/#/{place}"
+
+
+def mlflow_runs_url(config: Config) -> str:
+    """Return the address of the experiment's table of runs, the best by the primary metric first."""
+    best = quote(f"metrics.`{metric_name(config.evaluate.primary_metric)}`", safe="")
+    return (
+        f"http://{config.ui.host}:{config.ui.mlflow_port}/#/experiments/{Tracking(config).experiment_id()}/runs"
+        f"?{TRAINING_VIEW}&orderByKey={best}&orderByAsc=false"
+    )
+
+
+def _experiment_of(database: Path, run_id: str) -> str | None:
+    """Return the experiment of a run; by SQL, because it is asked for by stages that need no MLflow."""
+    if not database.is_file():
+        return None
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    return str(found[0]) if found else None
 
 
 def dagster_run_url(config: Config, run_id: str) -> str:

@@ -15,7 +15,7 @@ import click
 from assets.instance import project_instance
 from assets.partitions import sync_partitions
 from assets.staleness import report_staleness
-from assets.tracking import Tracking, tracking_uri
+from assets.tracking import mlflow_runs_url, tracking_uri
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.config import Config, Ui
 from clipcov_pipeline.errors import InputError
@@ -39,10 +39,7 @@ def main(config: str | None) -> None:
         sync_partitions(instance, plan)
         report_staleness(instance, plan)
     # this creates the store, which the server then finds up to date
-    runs = f"/#/experiments/{Tracking(project.config).experiment_id()}/runs?workflowType=machine_learning"
-    click.echo(
-        f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   http://{ui.host}:{ui.mlflow_port}{runs}"
-    )
+    click.echo(f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   {mlflow_runs_url(project.config)}")
     sys.exit(serve(commands(project.config)))
 
 

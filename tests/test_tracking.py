@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import pytest
 
 from assets.process_metrics import ProcessMeter, logged_process_metrics
 from assets.registry import CHAMPION, register, set_champion, versions_of
-from assets.tracking import Tracking, local_path
+from assets.tracking import Tracking, local_path, mlflow_run_url, mlflow_runs_url
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.report import champion
@@ -53,6 +54,20 @@ def test_runs_are_grouped_below_the_experiments_own(built_lab: Lab) -> None:
     # so that the page opens on the runs and not on traces of language models
     experiment = tracking.client().get_experiment(tracking.experiment_id())
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+@pytest.mark.slow
+def test_links_open_among_the_trainings_and_the_best_run_first(built_lab: Lab) -> None:
+    project = built_lab.project()
+    tracking, run_id = Tracking(project.config), checkpoint(project, ARMS[0]).stats["mlflow_run_id"]
+    number = tracking.experiment_id()
+    assert mlflow_run_url(project.config, run_id).endswith(
+        f":5000/#/experiments/{number}/runs/{run_id}?workflowType=machine_learning"
+    )
+    assert mlflow_run_url(project.config, "gone").endswith(":5000/#/runs/gone")
+    table = mlflow_runs_url(project.config)
+    assert f"/experiments/{number}/runs?workflowType=machine_learning" in table
+    assert unquote(table).endswith("orderByKey=metrics.`vendor/text_retrieval_recall_at_5`&orderByAsc=false")
 
 
 @pytest.mark.slow
