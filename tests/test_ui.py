@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import psutil
@@ -20,6 +21,7 @@ from selenium import webdriver
 from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 
+from assets.tracking import Tracking, metric_name, mlflow_run_url, mlflow_runs_url
 from clipcov_pipeline.plan import STAGES
 from lab import Lab, free_ports
 
@@ -256,3 +258,27 @@ def test_mlflow_run_page_shows_parameters_scores_and_artifacts(
     shows(browser, "clipcov-f0.5-s0", "train.batch_size", "vendor/text_retrieval_recall_at_5")
     browser.get(f"{page}/artifacts")
     shows(browser, "config", "scores", "subset", "training.json")
+
+
+def test_mlflow_sorts_runs_by_the_primary_metric_compares_them_and_names_the_champion(
+    served: Served, browser: webdriver.Chrome
+) -> None:
+    project = served.lab.project()
+    tracking = Tracking(project.config)
+    primary = metric_name(project.config.evaluate.primary_metric)
+    arms = [run for run in tracking.client().search_runs(["1"]) if "clipcov.recipe" in run.data.tags]
+    best = sorted(arms, key=lambda run: -run.data.metrics[primary])
+    browser.get(mlflow_runs_url(project.config))
+    shows(browser, *(run.info.run_name for run in arms), primary)
+    page = browser.find_element(By.TAG_NAME, "body").text
+    names = [run.info.run_name for run in arms]
+    listed = sorted(names, key=page.index)
+    values = {run.info.run_name: run.data.metrics[primary] for run in best}
+    assert [values[name] for name in listed] == [values[run.info.run_name] for run in best]
+    chosen = urlencode({"runs": json.dumps([run.info.run_id for run in arms]), "experiments": '["1"]'})
+    browser.get(f"{served.mlflow}/#/compare-runs?{chosen}")
+    shows(browser, "Comparing 3 Runs from 1 Experiment", "select.weights.self", "train.batch_size", *names)
+    browser.get(f"{served.mlflow}/#/models/lab")
+    shows(browser, "@ champion", "Version 3", *names)
+    browser.get(mlflow_run_url(project.config, tracking.parent()))
+    shows(browser, "lab", *names)  # below it, the arms
