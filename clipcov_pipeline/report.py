@@ -399,8 +399,10 @@ def plot(board: pl.DataFrame, primary: str, path: Path) -> None:
             axes.set_title(f"every arm trains for the same number of {PROTOCOL_NAMES[protocol]}", fontsize=9)
     bars = "; bars and band: one standard deviation over the seeds" if scores["std"].max() else ""
     figure.supxlabel(f"Higher is better{bars}", fontsize=8)
+    highest = [(scores["mean"] + scores["std"]).max(), 100 * (scores["chance"].max() or 0)]  # type: ignore[operator]
+    top = 1.08 * max(float(value) for value in highest if value is not None) or None  # type: ignore[arg-type]
     set_name, _, _ = primary.partition("/")
-    panels[0].set(ylabel=f"{set_name}: {short_name(primary)} (%)", ylim=(0, None))
+    panels[0].set(ylabel=f"{set_name}: {short_name(primary)} (%)", ylim=(0, top))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path)
 
@@ -427,6 +429,8 @@ def _plot_panel(axes: Any, scores: pl.DataFrame) -> None:
     axes.set(xlabel="share of the pool trained on (%)")
     if shares.len():
         axes.set_xticks(shares.to_list())
+        room = float(shares.diff().min() or 10) / 5  # type: ignore[arg-type]
+        axes.set_xlim(shares[0] - room, shares[-1] + room)
     axes.grid(alpha=0.3)
 
 

@@ -279,6 +279,6 @@ def test_mlflow_sorts_runs_by_the_primary_metric_compares_them_and_names_the_cha
     browser.get(f"{served.mlflow}/#/compare-runs?{chosen}")
     shows(browser, "Comparing 3 Runs from 1 Experiment", "select.weights.self", "train.batch_size", *names)
     browser.get(f"{served.mlflow}/#/models/lab")
-    shows(browser, "@ champion", "Version 3", *names)
+    shows(browser, "champion", "Version 3", *names)
     browser.get(mlflow_run_url(project.config, tracking.parent()))
     shows(browser, "lab", *names)  # below it, the arms
