@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets.automation import JOBS, rebuild, rescan
 from assets.checkpoints import checkpoints
+from assets.early_similarities import early_similarities
 from assets.embeddings import embeddings
 from assets.leaderboard import leaderboard
 from assets.proxy_model import proxy_model
@@ -20,6 +21,7 @@ defs = dg.Definitions(
         raw_shards,
         proxy_model,
         embeddings,
+        early_similarities,
         pseudo_labels,
         rankings,
         subsets,

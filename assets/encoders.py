@@ -5,20 +5,28 @@ from functools import lru_cache
 from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
 from clipcov_pipeline.plan import checkpoint_path
 from clipcov_pipeline.project import Task
-from clipcov_pipeline.train import CHECKPOINT
+from clipcov_pipeline.train import CHECKPOINT, EARLY_CHECKPOINT
 
 
 def proxy_encoder(task: Task) -> Encoder:
     """Return the encoder of the proxy model that the plan names."""
-    proxy, settings = task.config.proxy, task.config.embed
-    pretrained = checkpoint_path(task.config, proxy.pretrained)
-    if pretrained is None:
-        pretrained = str(task.path("proxy_model", file=CHECKPOINT))
-    return _load(proxy.model, pretrained, settings.device, settings.batch_size, settings.workers)
+    return _encoder(task, task.config.proxy.pretrained, "weights", CHECKPOINT)
+
+
+def early_encoder(task: Task) -> Encoder:
+    """Return the encoder of the early proxy: that of the YAML, or the trained proxy after its first part."""
+    return _encoder(task, task.config.proxy.early, "early", EARLY_CHECKPOINT)
+
+
+def _encoder(task: Task, named: str | None, output: str, file: str) -> Encoder:
+    pretrained = checkpoint_path(task.config, named) or str(task.path("proxy_model", file=file))
+    digest, settings = task.record("proxy_model").digests[output], task.config.embed
+    model = task.config.proxy.model
+    return _load(model, pretrained, digest, settings.device, settings.batch_size, settings.workers)
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, pretrained: str, device: str, batch_size: int, workers: int) -> Encoder:
+def _load(model: str, pretrained: str, _digest: str, device: str, batch_size: int, workers: int) -> Encoder:
     return load_encoder(
         ModelSpec(model, pretrained), device=device, batch_size=batch_size, workers=workers or None
     )

@@ -11,7 +11,15 @@ import dagster as dg
 
 from clipcov_pipeline.plan import Plan
 
-PARTITIONED_STAGES = ("raw_shards", "embeddings", "rankings", "subsets", "checkpoints", "scores")
+PARTITIONED_STAGES = (
+    "raw_shards",
+    "embeddings",
+    "early_similarities",
+    "rankings",
+    "subsets",
+    "checkpoints",
+    "scores",
+)
 ONE_AT_A_TIME = {"checkpoints"}  # long enough to deserve a run each: a failure or a kill costs one
 
 

@@ -17,7 +17,7 @@ from clipcov_pipeline.project import Task
 from clipcov_pipeline.report import plot_learning_curve
 from clipcov_pipeline.store import digest_of, digest_of_file
 from clipcov_pipeline.subset_files import write_subset_tars
-from clipcov_pipeline.train import CHECKPOINT
+from clipcov_pipeline.train import CHECKPOINT, EARLY_CHECKPOINT
 
 CURVE = "learning_curve.png"
 
@@ -39,9 +39,11 @@ def proxy_model(
         proxy = task.config.proxy
         if proxy.train is None:
             source = checkpoint_path(task.config, proxy.pretrained)
-            is_file = source is not None and Path(source).is_file()
-            weights = digest_of_file(Path(str(source))) if is_file else digest_of([proxy.model, source])
-            task.done({"weights": weights}, model=proxy.model, pretrained=source, trained_on="")
+            early = checkpoint_path(task.config, proxy.early)
+            digests = {"weights": _digest(proxy.model, source)}
+            if early is not None:
+                digests["early"] = _digest(proxy.model, early)
+            task.done(digests, model=proxy.model, pretrained=source, early=early, trained_on="")
             return
         tars, n_samples = _training_tars(context, task)
         spec = train_spec(
@@ -52,13 +54,15 @@ def proxy_model(
             tars=tars,
             n_samples=n_samples,
             scratch=task.scratch,
+            keep_early=True,
         )
         record = train(context, pipes, spec, task.entry.folder, gpus=proxy.train.gpus)
         plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
-        weights = digest_of_file(task.entry.folder / CHECKPOINT)
+        names = {"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}
+        files = {output: task.entry.folder / name for output, name in names.items()}
         shutil.rmtree(task.scratch)
         task.done(
-            {"weights": weights},
+            {output: digest_of_file(path) for output, path in files.items() if path.exists()},
             model=proxy.model,
             pretrained=CHECKPOINT,
             trained_on=f"{n_samples:,} samples of {len(task.project.shards)} shards",
@@ -67,6 +71,11 @@ def proxy_model(
         )
 
     return materialize_whole(context, experiment, build, show=show)
+
+
+def _digest(model: str, source: str | None) -> str:
+    is_file = source is not None and Path(source).is_file()
+    return digest_of_file(Path(str(source))) if is_file else digest_of([model, source])
 
 
 def show(folder: Path) -> Metadata:

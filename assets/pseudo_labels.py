@@ -35,7 +35,8 @@ def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> 
         found = members(vectors, table, version, shards, task.config.evaluate.holdout_fraction)
         if found.repeated:
             context.log.warning(f"{found.repeated} samples left out: an earlier sample has the same uid")
-        labels = label_pool(vectors, table, version, shards, found.pool, _labeller(task))
+        stats: dict[str, Any] = {}
+        labels = label_pool(vectors, table, version, shards, found.pool, _labeller(task, stats))
         path, holdout = task.entry.folder / "labels.parquet", task.entry.folder / "holdout.parquet"
         labels.drop("caption").write_parquet(path)
         found.holdout.write_parquet(holdout)
@@ -54,6 +55,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> 
             mean_margin=float(labels["margin"].mean()),  # type: ignore[arg-type]
             table=table,
             version=version,
+            **stats,
         )
 
     return materialize_whole(context, experiment, build, show=show)
@@ -70,12 +72,12 @@ def _pin(task: Task) -> tuple[str, int]:
     return table, version
 
 
-def _labeller(task: Task) -> Callable[[pl.DataFrame, Iterator[Any]], pl.DataFrame]:
+def _labeller(task: Task, stats: dict[str, Any]) -> Callable[[pl.DataFrame, Iterator[Any]], pl.DataFrame]:
     settings = task.config.labels
     if settings.latent_classes == "clusters":
         scratch = task.project.scratch
         return lambda pool, batches: label_by_clusters(
-            pool, batches, settings.n_clusters, settings.seed, scratch
+            pool, batches, settings.n_clusters, settings.seed, scratch, stats
         )
     from clipcov_pipeline.prompts import class_embeddings, imagenet_class_names, imagenet_templates
 

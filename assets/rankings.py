@@ -10,14 +10,16 @@ from assets.partitions import every_key, partitions_of
 from assets.preview import table_metadata
 from assets.resources import Experiment
 from clipcov_pipeline.plan import CODE_VERSIONS
+from clipcov_pipeline.pool import with_early_similarity, with_image_hash
 from clipcov_pipeline.project import Task
-from clipcov_pipeline.selection import Pool, rank
+from clipcov_pipeline.selection import Pool, columns_read, rank
+from clipcov_pipeline.selection.external import listed
 from clipcov_pipeline.store import digest_of_file
 
 
 @dg.asset(
     partitions_def=partitions_of("rankings"),
-    deps=["pseudo_labels", every_key("embeddings")],
+    deps=["pseudo_labels", every_key("embeddings"), every_key("early_similarities")],
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
     group_name="selection",
@@ -30,18 +32,47 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
 
     def build(task: Task) -> None:
         params = dict(task.config.select.methods[task.partition])
-        method = params.pop("method", task.partition)
-        labels = task.record("pseudo_labels")
-        members = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
+        method, stats = params.pop("method", task.partition), {}
+        if method == "external":
+            params["uids"] = str(task.config.resolve(params["uids"]))
+        labels, read = task.record("pseudo_labels"), columns_read(method, params)
+        members = _members(task, read)
         table = task.project.vectors.open(labels.stats["table"], labels.stats["version"])
-        pool = Pool.from_lance(table, members, scratch_dir=task.project.scratch)
+        captions = bool(read & {"caption_hash", "caption_length"})
+        pool = Pool.from_lance(table, members, captions=captions, scratch_dir=task.project.scratch)
+        if method == "external":
+            stats = _listed(context, pool, params["uids"])
         ranking = rank(pool, method=method, threads=task.config.select.threads, **params)
         frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank")
         path = task.entry.folder / "ranking.parquet"
         frame.with_columns(pl.Series("gain", ranking.gains)).write_parquet(path)
-        task.done({"ranking": digest_of_file(path)}, method=method, ranked=frame.height, pool=members.height)
+        digests = {"ranking": digest_of_file(path)}
+        task.done(digests, method=method, ranked=frame.height, pool=members.height, **stats)
 
     yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def _members(task: Task, read: set[str]) -> pl.DataFrame:
+    """Return the pool's samples, with those of these columns that do not come from the table."""
+    members = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
+    if "image_hash" in read:
+        members = with_image_hash(members)
+    if "early_similarity" in read:
+        stage, file = "early_similarities", "similarities.parquet"
+        files = {shard: task.path(stage, shard, file) for shard in task.project.shards}
+        members = with_early_similarity(members, files)
+    return members
+
+
+def _listed(context: dg.AssetExecutionContext, pool: Pool, path: str) -> dict[str, int]:
+    """Count the uids of a list that the pool has and has not, and say how many it has not."""
+    found = listed(pool, path)
+    if found.unknown:
+        context.log.warning(
+            f"{found.unknown} of the {found.unknown + len(found.rows)} uids of {path} are not in the pool:"
+            " held out, kept aside, or of other shards"
+        )
+    return {"listed": len(found.rows), "unknown_uids": found.unknown}
 
 
 def show(folder: Path) -> Metadata:

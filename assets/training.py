@@ -45,6 +45,7 @@ def train_spec(
     n_samples: int,
     scratch: Path,
     validation: tuple[list[Path], int] = ([], 0),
+    keep_early: bool = False,
 ) -> TrainSpec:
     """Return the training run that the configuration asks for, on these tars.
 
@@ -73,6 +74,7 @@ def train_spec(
         num_checkpoints=settings.num_checkpoints,
         val_data=shard_list(val_tars) if val_tars else None,
         val_samples=val_samples,
+        keep_early=keep_early,
         log_dir=str(scratch),
         name="run",
     )

@@ -102,6 +102,14 @@ class Training(Section):
     device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
     gpus: Annotated[PositiveInt, KNOB] = 1
 
+    @property
+    def parts(self) -> int:
+        """Parts after each of which there is a checkpoint: epochs, or what samples_seen is cut into."""
+        if self.epochs is not None:
+            return self.epochs
+        assert self.samples_seen is not None
+        return min(self.num_checkpoints, -(-self.samples_seen // self.batch_size))
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.samples_seen is None) == (self.epochs is None):
@@ -117,6 +125,8 @@ class Proxy(Section):
     model: str
     pretrained: str | None = None
     """An open_clip tag or a local checkpoint; ``null`` trains ``model`` on the pool by ``train``."""
+    early: str | None = None
+    """Of ``pretrained``, an earlier tag or checkpoint, for ``c_rho``; a proxy trained here keeps its own."""
     train: Training | None = None
     seed: Count = 0
     retrain_with_pool: bool = False
@@ -130,7 +140,15 @@ class Proxy(Section):
             )
         if self.pretrained is not None and self.train is not None:
             raise ValueError("found both pretrained and train, expected one: remove the other")
+        if self.early is not None and self.train is not None:
+            raise ValueError(
+                ".early: has no effect with train, whose first checkpoint is the early proxy: remove it"
+            )
         return self
+
+    def semantic(self) -> dict[str, Any]:
+        """Leave ``early`` out where none is named: it came later than the first experiments."""
+        return {key: value for key, value in super().semantic().items() if key != "early" or value}
 
 
 class Embed(Section):
@@ -149,8 +167,16 @@ class Labels(Section):
     """``imagenet1k``, ``sample``, or a text file with one class name a line (for ``prompts``)."""
     templates: str | tuple[str, ...] = "imagenet"
     """``imagenet`` (open_clip's 80) or a list of strings with ``{}`` (for ``prompts``)."""
-    n_clusters: Annotated[int, Field(ge=2, strict=True)] = 100
+    n_clusters: int | Literal["auto"] = 100
+    """``auto``: the number of largest silhouette on a sample of the pool (for ``clusters``)."""
     seed: Count = 0
+
+    @field_validator("n_clusters", mode="before")
+    @classmethod
+    def _n_clusters(cls, value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+            raise ValueError(f"found {value!r}, expected auto or a whole number of at least 2")
+        return value
 
     @field_validator("templates", mode="before")
     @classmethod
@@ -171,6 +197,10 @@ class Select(Section):
     """Label -> parameters of ``selection.rank``; ``method`` defaults to the label."""
     samples_per_shard: PositiveInt = 1000
     threads: Annotated[PositiveInt | None, KNOB] = None
+
+    def labels_of(self, method: str) -> list[str]:
+        """Return the labels under which a method is configured."""
+        return [label for label, params in self.methods.items() if params.get("method", label) == method]
 
     @field_validator("fractions")
     @classmethod
@@ -424,6 +454,20 @@ class Config(Section):
     automation: Automation = Automation()
     ui: Ui = Ui()
 
+    @model_validator(mode="after")
+    def _early_proxy(self) -> Self:
+        labels = self.select.labels_of("c_rho")
+        if not labels:
+            return self
+        found = f"select.methods.{labels[0]}: c_rho compares with an early proxy, found none: "
+        if self.proxy.train is None:
+            if self.proxy.early is None:
+                raise ValueError(f"{found}give proxy.early, a tag or checkpoint from earlier in its training")
+        elif self.proxy.train.parts < 2:
+            name = "epochs" if self.proxy.train.epochs else "num_checkpoints"
+            raise ValueError(f"{found}give proxy.train.{name} 2 or more: it is the proxy after the first")
+        return self
+
     _base: Path = PrivateAttr(default_factory=Path.cwd)
     _path: Path | None = PrivateAttr(default=None)
 
@@ -537,6 +581,8 @@ def _describe(item: Any) -> str:
         case "value_error":
             # a check of several keys names the one that is wrong, as `.KEY: ...`
             text = str(item["ctx"]["error"])
+            if not path:  # a check of several sections names its key itself
+                return text
             return f"{path}{text}" if text.startswith(".") else f"{path}: {text}"
         case "model_type" | "dict_type":
             return f"{path}: found {found!r}, expected a mapping (KEY: VALUE)"

@@ -346,6 +346,12 @@ def pair_figures(image: np.ndarray, text: np.ndarray, seed: int = 0) -> dict[str
     return {**found, "matched_lead": float(lead.mean() / error) if error != 0 else 0.0}
 
 
+def pair_similarities(embedded: Embedded) -> np.ndarray:
+    """Return <image embedding, text embedding> of each row, float32 [n]."""
+    image, text = (side.astype(np.float32) for side in (embedded.image_embedding, embedded.text_embedding))
+    return np.einsum("ij,ij->i", image, text)
+
+
 def embed_samples(
     encoder: Encoder,
     samples: "Iterable[Sample]",

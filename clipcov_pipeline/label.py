@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.latent_classes import cluster_labels, zero_shot_labels
+from clipcov_pipeline.latent_classes import cluster_labels, silhouettes, zero_shot_labels
 from clipcov_pipeline.pool import split_holdout
 from clipcov_pipeline.vectors import VECTORS, Vectors, vectors_of
 
@@ -89,13 +89,30 @@ def label_by_prompts(
 
 
 def label_by_clusters(
-    pool: pl.DataFrame, batches: "Iterator[pa.RecordBatch]", k: int, seed: int, scratch: Path
+    pool: pl.DataFrame,
+    batches: "Iterator[pa.RecordBatch]",
+    k: int | Literal["auto"],
+    seed: int,
+    scratch: Path,
+    stats: dict[str, Any] | None = None,
 ) -> pl.DataFrame:
-    """Latent classes by spherical k-means on [image; caption]; arguments and result as `label_by_prompts`.
+    """Latent classes by spherical k-means on [image; caption].
+
+    Args:
+        pool, batches: as in `label_by_prompts`.
+        k: number of clusters; ``auto`` is that of largest silhouette on a sample, the fewest of equals.
+        seed: fixes every draw.
+        scratch: folder for a file of the pool's embeddings.
+        stats: is given ``n_clusters`` and, under ``auto``, ``silhouettes`` by number of clusters.
+
+    Returns:
+        As `label_by_prompts`.
 
     Raises:
-        InputError: more clusters than samples, or a sample of the pool has no embedding.
+        InputError: more clusters than samples, a sample of the pool has no embedding, or nothing to choose
+            a number by (see `silhouettes`).
     """
+    stats = {} if stats is None else stats
     rows = pool.select(SAMPLE).with_row_index("row")
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as file:
@@ -110,6 +127,11 @@ def label_by_clusters(
             pairs[1, found["row"].to_numpy()] = text[found["at"].to_numpy()]
             n_found += found.height
         _check_complete(n_found, pool)
+        if k == "auto":
+            scores = silhouettes(pairs[0], pairs[1], seed)
+            k = max(scores, key=lambda number: (scores[number], -number))
+            stats["silhouettes"] = {str(number): round(score, 4) for number, score in scores.items()}
+        stats["n_clusters"] = k
         labels = cluster_labels(pairs[0], pairs[1], k, seed, sample=KMEANS_SAMPLE)
         del pairs
     return pool.hstack(_frame(*labels))

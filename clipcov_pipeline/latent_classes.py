@@ -138,6 +138,53 @@ def cluster_labels(
     return nearest, similarity, margin
 
 
+def silhouettes(
+    image_embedding: np.ndarray, text_embedding: np.ndarray, seed: int = 0, *, sample: int = 5000
+) -> dict[int, float]:
+    """How well the pairs fall into 2, 3, 4, 6, 8, 11, ... clusters: mean silhouette in cosine distance.
+
+    Each number is twice the one two before it, up to an eighth of the sample, so that clusters have members
+    enough to be judged by. k-means has one random start, as when the pool is clustered. Memory does not
+    grow with the pool.
+
+    Args:
+        image_embedding, text_embedding: [n, d] float16 or float32, unit norm.
+        seed: fixes the sample and the start of each k-means.
+        sample: rows that are looked at.
+
+    Returns:
+        Mean silhouette (Rousseeuw 1987; -1 to 1, larger is better) by number of clusters. A number that
+        k-means does not reach, because rows are equal, is left out.
+
+    Raises:
+        InputError: fewer than 3 pairs, or no two that differ.
+    """
+    from sklearn.metrics import silhouette_score
+
+    n = len(image_embedding)
+    if n < 3:
+        raise InputError(f"labels.n_clusters: found auto and {n} samples, expected 3 or more; give a number")
+    rows = np.sort(np.random.default_rng(seed).choice(n, min(n, sample), replace=False))
+    pairs = _Pairs(image_embedding, text_embedding)[rows]
+    scores = {}
+    for k in _geometric(max(2, len(pairs) // 8)):
+        labels = assign_clusters(pairs, spherical_kmeans(pairs, k, seed))[0]
+        if 2 <= len(np.unique(labels)) < len(pairs):
+            scores[k] = float(silhouette_score(pairs, labels, metric="cosine"))
+    if not scores:
+        raise InputError(
+            "labels.n_clusters: found auto and embeddings that are all equal, expected some that differ;"
+            " look at the shards, or give a number"
+        )
+    return scores
+
+
+def _geometric(largest: int) -> list[int]:
+    """Whole numbers from 2 to ``largest``, each sqrt(2) times the one before."""
+    steps = int(2 * np.log2(largest / 2) + 1e-9)
+    return sorted({round(2 * 2 ** (step / 2)) for step in range(steps + 1)})
+
+
 class _Pairs:
     """[v; t] / sqrt(2) of two arrays, put together a block at a time."""
 
@@ -153,7 +200,8 @@ class _Pairs:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         pair = np.concatenate([self.image[rows], self.text[rows]], axis=1).astype(np.float32)
-        return pair * np.float32(np.sqrt(0.5))
+        pair *= np.float32(np.sqrt(0.5))
+        return pair
 
 
 def _blocks(image: Any, text: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

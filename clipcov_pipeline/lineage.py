@@ -15,7 +15,7 @@ from clipcov_pipeline.vectors import label_tag
 from clipcov_pipeline.verify import Index
 
 COLLAPSE = 4  # more entries of a shard stage than this are shown as one line
-PER_SHARD = ("raw_shards", "embeddings")
+PER_SHARD = ("raw_shards", "embeddings", "early_similarities")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ CODE_VERSIONS: dict[str, str] = {
     "raw_shards": "1",
     "proxy_model": "1",
     "embeddings": "1",
+    "early_similarities": "1",
     "pseudo_labels": "1",
     "rankings": "1",
     "subsets": "1",
@@ -77,6 +78,8 @@ class Node:
     inputs: tuple[Input, ...] = ()
     after: tuple[Input, ...] = ()
     """Must be up to date before this is built, but is not part of the fingerprint."""
+    needs: tuple[str, ...] = ()
+    """Outputs that somebody reads: an entry of older code, which has not all of them, is built again."""
 
     @property
     def name(self) -> str:
@@ -243,6 +246,10 @@ def nodes(config: Config, world: World) -> Iterator[Node]:
     yield _proxy_node(config, world, manifests)
     for name in names:
         yield Node("embeddings", name, inputs=(Input("raw_shards", name, "manifest"), weights))
+    if config.select.labels_of("c_rho"):
+        for name in names:
+            inputs = (Input("raw_shards", name, "manifest"), Input("proxy_model", WHOLE, "early"))
+            yield Node("early_similarities", name, inputs=inputs)
     holdout = {"evaluate": {"holdout_fraction": config.evaluate.holdout_fraction}}
     yield Node(
         "pseudo_labels",
@@ -258,19 +265,25 @@ def nodes(config: Config, world: World) -> Iterator[Node]:
             "method": method,
             **validate_method(method, {k: v for k, v in params.items() if k != "method"}),
         }
+        early = names if method == "c_rho" else []
         yield Node(
-            "rankings", label, params={"select": {"methods": {label: settings}}}, inputs=(labels, pool)
+            "rankings",
+            label,
+            params={"select": {"methods": {label: settings}}},
+            sources=_tokens(world, f"select.methods.{label}.uids"),
+            inputs=(labels, pool, *(Input("early_similarities", name, "similarities") for name in early)),
         )
     yield from _arm_nodes(config, world, labels, pool)
 
 
 def _proxy_node(config: Config, world: World, manifests: tuple[Input, ...]) -> Node:
-    tokens = _tokens(world, "proxy.model", "proxy.pretrained")
+    tokens = _tokens(world, "proxy.model", "proxy.pretrained", "proxy.early")
     params: dict[str, Any] = {"proxy": config.proxy.semantic()}
     if config.proxy.train is None:
         return Node("proxy_model", WHOLE, params=params, sources=tokens)
     params["evaluate"] = {"holdout_fraction": config.evaluate.holdout_fraction}
     follows = config.proxy.retrain_with_pool
+    needs = ("weights", *(["early"] if config.select.labels_of("c_rho") else []))
     return Node(
         "proxy_model",
         WHOLE,
@@ -278,6 +291,7 @@ def _proxy_node(config: Config, world: World, manifests: tuple[Input, ...]) -> N
         sources=tokens,
         inputs=manifests if follows else (),
         after=() if follows else manifests,
+        needs=needs,
     )
 
 
@@ -369,7 +383,7 @@ def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     inputs = {item.name: _digest(done, item) for item in node.inputs}
     fingerprint = fingerprint_of(node, inputs)
     record = store.find(node.stage, node.partition, fingerprint)
-    damage = store.glance(record) if record is not None else None
+    damage = _unfit(node, store, record) if record is not None else None
     if damage is not None:
         record = None  # never served
     current = store.current_fingerprint(node.stage, node.partition)
@@ -379,9 +393,17 @@ def _step(node: Node, done: Mapping[str, Step], store: Store) -> Step:
     if record is None and blocking:
         return Step(node, Status.WAIT, why=(_waits(blocking),))
     previous = store.find(node.stage, node.partition, current) if current else None
-    why = (f"damaged: {damage}",) if damage is not None else tuple(_reasons(node, inputs, previous))
+    why = (damage,) if damage is not None else tuple(_reasons(node, inputs, previous))
     status = Status.RESTORE if record is not None else Status.BUILD
     return Step(node, status, why, fingerprint, inputs, record)
+
+
+def _unfit(node: Node, store: Store, record: Record) -> str | None:
+    """Say why an entry cannot serve although its fingerprint fits; None when it can."""
+    if missing := [name for name in node.needs if name not in record.digests]:
+        return f"was built without {missing[0]}, which is read now"
+    damage = store.glance(record)
+    return f"damaged: {damage}" if damage is not None else None
 
 
 def _own_reasons(node: Node, store: Store) -> Iterator[str]:
@@ -505,6 +527,7 @@ def _unpacked_sample(config: Config) -> tuple[Path, Path]:
 
 def _file_tokens(config: Config) -> dict[str, str]:
     from clipcov_pipeline.embed import MODEL_CONFIGS, ModelSpec, check_model
+    from clipcov_pipeline.selection.external import check_uids_file
 
     tokens: dict[str, str] = {}
     for section, settings in (("proxy", config.proxy), ("train", config.train)):
@@ -518,6 +541,21 @@ def _file_tokens(config: Config) -> dict[str, str]:
             tokens[f"{section}.model"] = digest_of_file(description)
         if checkpoint and Path(checkpoint).is_file():
             tokens[f"{section}.pretrained"] = change_token(Path(checkpoint))
+    if early := checkpoint_path(config, config.proxy.early):
+        try:
+            check_model(ModelSpec(config.proxy.model, early))
+        except InputError as error:
+            raise InputError(f"proxy.{str(error).replace('pretrained:', 'early:', 1)}") from error
+        if Path(early).is_file():
+            tokens["proxy.early"] = change_token(Path(early))
+    for label in config.select.labels_of("external"):
+        key = f"select.methods.{label}.uids"
+        path = config.resolve(config.select.methods[label]["uids"])
+        try:
+            check_uids_file(path)
+        except InputError as error:
+            raise InputError(f"select.methods.{label}.{error}") from error
+        tokens[key] = digest_of_file(path)
     if config.labels.latent_classes == "prompts":
         tokens["labels.class_names"] = digest_of(class_names(config))
     return tokens

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.shards import SampleStatus
 
 
@@ -26,6 +27,30 @@ def split_holdout(samples: pl.DataFrame, fraction: float) -> tuple[pl.DataFrame,
     """Return (pool, held out) by uid."""
     mask = pl.Series([is_held_out(uid, fraction) for uid in samples["uid"]], dtype=pl.Boolean)
     return samples.filter(~mask), samples.filter(mask)
+
+
+def with_image_hash(members: pl.DataFrame) -> pl.DataFrame:
+    """Add ``image_hash`` (uint64), equal where the images' bytes are; ``image_sha256`` is read."""
+    return members.with_columns(image_hash=pl.col("image_sha256").hash(seed=0))
+
+
+def with_early_similarity(members: pl.DataFrame, files: Mapping[str, Path]) -> pl.DataFrame:
+    """Add ``early_similarity`` (float32) from each shard's file of ``uid`` and ``early_similarity``.
+
+    Raises:
+        InputError: the early proxy gave a sample of the pool no embedding.
+    """
+    parts = [
+        pl.read_parquet(path).with_columns(shard=pl.lit(shard, pl.String)) for shard, path in files.items()
+    ]
+    joined = members.join(pl.concat(parts), on=("shard", "uid"), how="left", maintain_order="left")
+    lost = joined.filter(pl.col("early_similarity").is_null())
+    if lost.height:
+        raise InputError(
+            f"early_similarity: found none for {lost.height} samples, first uid {lost['uid'][0]}, expected"
+            " one each: the early proxy gives them no finite embedding; use another as proxy.early"
+        )
+    return joined
 
 
 def keys_by_shard(samples: pl.DataFrame) -> Mapping[str, set[str]]:

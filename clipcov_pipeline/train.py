@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +32,14 @@ Scheduler = Literal["cosine", "const"]
 Progress = dict[str, float]
 
 CHECKPOINT = "open_clip_pytorch_model.bin"
+EARLY_CHECKPOINT = "early_pytorch_model.bin"  # the weights after the first virtual epoch
 RECORD = "training.json"
 EVALUATIONS = 10  # of a training, on its held-out pairs
 # steps an epoch are rounded up to a multiple of this where that adds less than a tenth, so that 2, 4 or 8
 # workers can share them equally: the number of steps must not depend on the number of workers
 STEP_MULTIPLE = 8
 # what changes speed or place only: a run may be continued under other values
-FREE_TO_CHANGE = {"val_data", "val_samples", "workers", "device", "log_dir", "name"}
+FREE_TO_CHANGE = {"val_data", "val_samples", "keep_early", "workers", "device", "log_dir", "name"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class TrainSpec:
         val_data, val_samples: shards of held-out pairs (as `train_data`), and how many they hold: retrieval
             among them is measured after a virtual epoch, at most about `EVALUATIONS` times, and decides
             nothing. None: not measured.
+        keep_early: also keep the weights after the first virtual epoch, if there are several.
         extra: further arguments of open_clip_train, passed as they are.
     """
 
@@ -91,6 +94,7 @@ class TrainSpec:
     num_checkpoints: int = 4
     val_data: str | None = None
     val_samples: int = 0
+    keep_early: bool = False
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -347,6 +351,20 @@ def _final_checkpoint(spec: TrainSpec) -> Path:
     return spec.folder / "checkpoints" / f"epoch_{steps(spec).virtual_epochs}.pt"
 
 
+def _early_checkpoint(spec: TrainSpec) -> Path:
+    return spec.folder / "checkpoints" / "epoch_1.pt"
+
+
+def _keep_early(spec: TrainSpec) -> None:
+    """Give the newest checkpoint, that of the first epoch, a name of its own: open_clip_train replaces it."""
+    early = _early_checkpoint(spec)
+    if not early.exists():
+        try:
+            early.hardlink_to(spec.folder / "checkpoints" / "epoch_latest.pt")
+        except OSError:  # a file system without links
+            shutil.copyfile(spec.folder / "checkpoints" / "epoch_latest.pt", early)
+
+
 def is_complete(spec: TrainSpec) -> bool:
     """Whether the run's folder holds the whole checkpoint of its last epoch."""
     latest = spec.folder / "checkpoints" / "epoch_latest.pt"
@@ -369,6 +387,10 @@ TRAIN_LINE = re.compile(
     r"Batch \(t\): (?P<batch_seconds>[\d.]+),.*"
     r"LR: (?P<lr>[\d.e+-]+) Logit Scale: (?P<logit_scale>[\d.]+).* Loss: (?P<loss>[\d.naife+-]+)"
 )
+
+
+# logged when the checkpoint of the first epoch lies there whole, by a resumed run too
+SECOND_EPOCH = "Start epoch 1"
 
 
 def parse_line(line: str, spec: TrainSpec) -> Progress | None:
@@ -420,6 +442,8 @@ def _progress_of(
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if spec.keep_early and record.getMessage() == SECOND_EPOCH:
+                _keep_early(spec)
             progress = parse_line(record.getMessage(), spec)
             if progress and on_progress:
                 on_progress(progress)
@@ -472,7 +496,8 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     ``out_dir`` then holds ``open_clip_pytorch_model.bin`` (weights only, no optimizer state; for
     ``open_clip.create_model_and_transforms(model, pretrained=path)``), ``open_clip_config.json`` beside it
     (for ``create_model_and_transforms("local-dir:OUT_DIR")``, which then knows the architecture and the
-    preprocessing by itself), and ``training.json``, which is returned.
+    preprocessing by itself), and ``training.json``, which is returned; with ``keep_early``, and several
+    virtual epochs, also ``early_pytorch_model.bin``.
 
     Raises:
         RuntimeError: the run is not complete, or its weights are not finite.
@@ -484,8 +509,7 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     if not is_complete(spec):
         raise RuntimeError(f"the run in {spec.folder} has not reached its last epoch; launch it again")
     register_model_configs()
-    weights = _load(_final_checkpoint(spec))["state_dict"]
-    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    weights = _weights(_final_checkpoint(spec))
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise RuntimeError(f"training of {spec.name} diverged (weights are not finite); lower train.lr")
     # the architecture alone: it checks that the weights fit, and holds the preprocessing of the start weights
@@ -494,6 +518,8 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), out / CHECKPOINT)
+    if spec.keep_early and _early_checkpoint(spec).exists() and steps(spec).virtual_epochs > 1:
+        torch.save(_weights(_early_checkpoint(spec)), out / EARLY_CHECKPOINT)
     config = open_clip.get_model_config(spec.model)
     save_config_for_hf(model, out / "open_clip_config.json", config)  # type: ignore[arg-type]
     tokenizer = open_clip.get_tokenizer(spec.model)
@@ -520,6 +546,10 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     }
     (out / RECORD).write_text(json.dumps(record, indent=2))
     return record
+
+
+def _weights(checkpoint: Path) -> dict[str, Any]:
+    return {name.removeprefix("module."): tensor for name, tensor in _load(checkpoint)["state_dict"].items()}
 
 
 def to_json(spec: TrainSpec) -> str:

@@ -20,7 +20,7 @@ from clipcov_pipeline.subset_files import (
     write_subset_parquet,
     write_subset_tars,
 )
-from clipcov_pipeline.train import CHECKPOINT
+from clipcov_pipeline.train import CHECKPOINT, EARLY_CHECKPOINT
 from clipcov_pipeline.vectors import digest_of_rows, label_tag
 
 
@@ -121,7 +121,8 @@ def _subset(record: Record) -> dict[str, str]:
 
 _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
     "raw_shards": lambda r: {"manifest": digest_of([r.files["manifest.parquet"], r.stats["sha256"]])},
-    "proxy_model": _file("weights", CHECKPOINT),
+    "proxy_model": lambda r: {**_file("weights", CHECKPOINT)(r), **_file("early", EARLY_CHECKPOINT)(r)},
+    "early_similarities": _file("similarities", "similarities.parquet"),
     "pseudo_labels": _labels,
     "rankings": _file("ranking", "ranking.parquet"),
     "subsets": _subset,

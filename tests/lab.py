@@ -34,7 +34,15 @@ SETTINGS: dict[str, Any] = {
         "primary_metric": "vendor/text_retrieval_recall@5",
     },
 }
-SELECTION = ("raw_shards", "proxy_model", "embeddings", "pseudo_labels", "rankings", "subsets")
+SELECTION = (
+    "raw_shards",
+    "proxy_model",
+    "embeddings",
+    "early_similarities",
+    "pseudo_labels",
+    "rankings",
+    "subsets",
+)
 
 
 def free_ports(count: int) -> list[int]:

@@ -245,7 +245,14 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("proxy.pretrained", DROP, "proxy: found neither pretrained nor train, expected one"),
         ("proxy.train", {"epochs": 1}, "proxy: found both pretrained and train, expected one"),
         ("labels.latent_classes", "prompt", "labels.latent_classes: found 'prompt', expected: 'prompts' or"),
-        ("labels.n_clusters", 1, "labels.n_clusters: found 1, expected: greater than or equal to 2"),
+        ("labels.n_clusters", 1, "labels.n_clusters: found 1, expected auto or a whole number of at least 2"),
+        ("labels.n_clusters", True, "labels.n_clusters: found True, expected auto or a whole number"),
+        ("labels.n_clusters", "many", "labels.n_clusters: found 'many', expected auto or a whole"),
+        (
+            "select.methods.mine",
+            {"method": "external"},
+            "select.methods.mine.uids: found None, expected a file of uids (.parquet, .csv or .npy)",
+        ),
         ("labels.templates", "clip", "labels.templates: found 'clip', expected imagenet or a list of prompt"),
         ("labels.templates", ["a photo"], "labels.templates: found 'a photo', expected exactly one {}"),
         ("labels.templates", ["{}", 3], "labels.templates: found 3, expected exactly one {}"),
@@ -300,6 +307,26 @@ def test_holdout_is_no_primary_set_when_nothing_is_held_out(refused, load):
     assert load(settings).evaluate.primary_metric == "holdout/text_retrieval_recall@1"
     settings["evaluate"]["holdout_fraction"] = 0
     assert refused(settings).endswith("expected SET/METRIC with SET one of ['coco']")
+
+
+def test_c_rho_needs_an_early_proxy(refused, load):
+    settings = changed("select.methods.mine", {"method": "c_rho"})
+    assert refused(settings) == (
+        "select.methods.mine: c_rho compares with an early proxy, found none: give proxy.early, a tag or"
+        " checkpoint from earlier in its training"
+    )
+    settings["proxy"]["early"] = "yfcc15m"
+    assert load(settings).proxy.semantic()["early"] == "yfcc15m"
+    settings["proxy"] = {"model": "RN50", "train": {"samples_seen": 1000, "num_checkpoints": 1}}
+    assert refused(settings).endswith(
+        "found none: give proxy.train.num_checkpoints 2 or more: it is the proxy after the first"
+    )
+    settings["proxy"]["train"] = {"epochs": 1}
+    assert "give proxy.train.epochs 2 or more" in refused(settings)
+    settings["proxy"]["train"] = {"epochs": 2}
+    assert "early" not in load(settings).proxy.semantic()  # as before there was such a key
+    settings["proxy"]["early"] = "yfcc15m"
+    assert refused(settings).startswith("proxy.early: has no effect with train")
 
 
 def test_several_mistakes_are_all_named_in_the_one_line(refused):
@@ -472,6 +499,7 @@ def test_labels_leave_out_what_their_kind_does_not_read(load):
     clusters = {"latent_classes": "clusters"}
     assert semantic(**clusters, class_names="sample", templates=["{}"]) == semantic(**clusters)
     assert semantic(**clusters, n_clusters=7) != semantic(**clusters)
+    assert semantic(**clusters, n_clusters="auto")["n_clusters"] == "auto"
 
 
 def test_what_is_fingerprinted_can_be_written_as_json(load):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from clipcov_pipeline import plan as plan_module
 from clipcov_pipeline.plan import Status
+from clipcov_pipeline.selection import METHODS
+from clipcov_pipeline.verify import verify
 from lab import SELECTION, Lab, copy_samples
 
 pytestmark = pytest.mark.slow
@@ -178,6 +181,64 @@ def test_a_training_parameter_trains_again_and_selects_nothing(lab: Lab) -> None
     lab.edit(lambda s: s["train"].update(lr=0.002))
     assert lab.plan().by_name["checkpoints/full-f1-s0"].why == ("train.lr 0.001 -> 0.002",)
     assert dict(lab.run()) == {"checkpoints": 3, "scores": 3, "leaderboard": 1}
+
+
+def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
+    methods = [method for method in METHODS if method not in ("clipcov", "random")]
+    filters = {"drop_duplicate_images": True, "drop_duplicate_captions": True, "caption_length": [1, 500]}
+
+    before = lab.project().plan().by_name
+    listed = pl.read_parquet(
+        lab.project().store.folder(before["pseudo_labels"].record) / "labels.parquet", columns=["uid"]
+    ).sample(50, seed=1, shuffle=True)
+    unknown = pl.DataFrame({"uid": ["f" * 32]})
+    pl.concat([listed[:10], unknown, listed[10:]]).write_csv(lab.folder / "list.csv")
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["select"]["methods"] |= {method: {} for method in methods}
+        settings["select"]["methods"]["external"] = {"uids": "list.csv"}
+        settings["select"]["methods"]["filtered"] = {"method": "random", "filters": filters}
+        settings["select"]["fractions"] = [0.25]
+
+    lab.edit(change)
+    executed = lab.run(only=SELECTION)
+    new = len(methods) + 1
+    assert dict(executed) == {"early_similarities": 3, "rankings": new, "subsets": new + 2}
+    project = lab.project()
+    steps = project.plan().by_name
+
+    def read(name: str, file: str) -> pl.DataFrame:
+        return pl.read_parquet(project.store.folder(steps[name].record) / file)
+
+    labels = read("pseudo_labels", "labels.parquet")
+    for method in methods:
+        assert sorted(read(f"rankings/{method}", "ranking.parquet")["uid"]) == sorted(labels["uid"])
+        assert read(f"subsets/{method}-f0.25", "subset.parquet").height == int(0.25 * labels.height + 0.5)
+    copies = labels.filter(labels["image_sha256"].is_duplicated())
+    assert copies.height  # the lab's sample has exact duplicates
+    ranked = read("rankings/dedup", "ranking.parquet")
+    joined = ranked.join(labels.select("uid", "image_sha256"), on="uid").filter(pl.col("gain") == 1)
+    assert joined["image_sha256"].is_unique().all()
+    # c_rho's gain is the final similarity less the early one
+    early = pl.concat([read(f"early_similarities/0000{i}", "similarities.parquet") for i in range(3)])
+    similarity = read("rankings/clip_score", "ranking.parquet").select("uid", final="gain")
+    found = read("rankings/c_rho", "ranking.parquet").join(early, on="uid").join(similarity, on="uid")
+    expected = found["final"] - found["early_similarity"]
+    np.testing.assert_allclose(found["gain"], expected, atol=1e-6)
+    assert found["early_similarity"].n_unique() > 100
+    # the list's own order, then the rest; an edited list ranks again, alone
+    ranked = read("rankings/external", "ranking.parquet")
+    assert ranked["uid"].head(50).to_list() == listed["uid"].to_list()
+    assert ranked["gain"].to_list() == [1.0] * 50 + [0.0] * (labels.height - 50)
+    record = steps["rankings/external"].record
+    assert (record.stats["listed"], record.stats["unknown_uids"]) == (50, 1)
+    assert verify(project).lines() == []
+    listed.reverse().write_csv(lab.folder / "list.csv")
+    assert [step.node.name for step in lab.plan().todo if step.node.stage == "rankings"] == [
+        "rankings/external"
+    ]
+    assert lab.plan().by_name["rankings/external"].why == ("select.methods.external.uids changed",)
+    assert dict(lab.run(only=SELECTION)) == {"rankings": 1, "subsets": 1}
 
 
 def test_an_evaluation_set_added_is_scored_alone(lab: Lab) -> None:

@@ -330,6 +330,20 @@ def test_clusters_depend_on_neither_the_batches_nor_the_order_of_rows(tmp_path):
     assert not by_clusters(pool, 7, tmp_path, seed=1)["latent_class"].equals(expected["latent_class"])
 
 
+def test_the_number_of_clusters_is_chosen_and_told(tmp_path):
+    pool = Pool(tmp_path / "lancedb")
+    kinds = clustered(pool, 400, 6)
+    columns, stats = ("shard", "uid", "image_embedding", "text_embedding"), {}
+    batches = pool.vectors.batches(TABLE, pool.version, pool.shards, columns, 64)
+    labelled = label_by_clusters(pool.members().pool, batches, "auto", 0, tmp_path, stats)
+    chosen = stats["n_clusters"]
+    assert chosen in (6, 8)  # what was planted, or the next candidate
+    assert max(stats["silhouettes"], key=stats["silhouettes"].get) == str(chosen)
+    assert labelled.equals(by_clusters(pool, chosen, tmp_path))
+    # no cluster mixes what was planted
+    assert len({*zip(kinds, labelled["latent_class"], strict=True)}) == labelled["latent_class"].n_unique()
+
+
 def test_more_clusters_than_samples_give_one_line(tmp_path):
     pool = Pool(tmp_path / "lancedb")
     clustered(pool, 10, 2)

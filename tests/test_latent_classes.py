@@ -7,6 +7,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.latent_classes import (
     assign_clusters,
     cluster_labels,
+    silhouettes,
     spherical_kmeans,
     zero_shot_labels,
 )
@@ -95,6 +96,35 @@ def test_kmeans_keeps_k_clusters_of_identical_rows():
     x = unit(np.repeat(np.eye(3, 8), [40, 40, 1], axis=0))
     centres = spherical_kmeans(x, 3, seed=0)
     assert sorted(np.bincount(assign_clusters(x, centres)[0], minlength=3)) == [1, 40, 40]
+
+
+def test_silhouettes_are_the_definition_and_are_largest_near_the_planted_number():
+    rng = np.random.default_rng(4)
+    kinds = rng.integers(0, 8, 400)
+    image, text = (
+        unit(rng.standard_normal((8, 24))[kinds] * 2 + 0.3 * rng.standard_normal((400, 24))) for _ in "vt"
+    )
+    scores = silhouettes(image.astype(np.float16), text.astype(np.float16), seed=1)
+    assert list(scores) == [2, 3, 4, 6, 8, 11, 16, 23, 32, 45]
+    # k-means from one random start splits a planted group before it has told all eight apart
+    assert max(scores, key=lambda k: scores[k]) in (8, 11)
+    # by hand: cosine distances of the pairs, own cluster against the nearest other
+    labels = cluster_labels(image.astype(np.float16), text.astype(np.float16), 4, 1)[0]
+    distance = 1 - (image @ image.T + text @ text.T) / 2
+    member = labels[:, None] == np.arange(4)
+    to = (distance @ member) / member.sum(axis=0)
+    own = (distance @ member)[member] / (member.sum(axis=0)[labels] - 1)
+    other = np.where(member, np.inf, to).min(axis=1)
+    assert scores[4] == pytest.approx(((other - own) / np.maximum(own, other)).mean(), abs=1e-3)
+    assert silhouettes(image, text, seed=1, sample=100).keys() == {2, 3, 4, 6, 8, 11}
+
+
+def test_silhouettes_of_too_little():
+    one = unit(np.ones((9, 4)))
+    with pytest.raises(InputError, match="found auto and 2 samples, expected 3 or more; give a number"):
+        silhouettes(one[:2], one[:2])
+    with pytest.raises(InputError, match="found auto and embeddings that are all equal"):
+        silhouettes(one, one)
 
 
 def test_clusters_find_planted_classes(data):

@@ -35,7 +35,7 @@ from clipcov_pipeline.store import Store, digest_of
 
 SETTINGS: dict[str, Any] = {
     "name": "simulated",
-    "proxy": {"model": "proxy-net", "train": {"samples_seen": 100}},
+    "proxy": {"model": "proxy-net", "train": {"samples_seen": 1000}},
     "labels": {"class_names": "names.txt", "templates": ["a {}"]},
     "select": {"fractions": [0.25, 0.5], "methods": {"clipcov": {}, "random": {}}},
     "train": {"model": "arm-net", "samples_seen": 100, "lr": 0.001, "seeds": [0, 1]},
@@ -44,8 +44,9 @@ SETTINGS: dict[str, Any] = {
 METHODS, FRACTIONS, SEEDS = ("clipcov", "random"), ("0.25", "0.5"), (0, 1)
 OUTPUTS = {
     "raw_shards": ("manifest",),
-    "proxy_model": ("weights",),
+    "proxy_model": ("weights", "early"),
     "embeddings": ("rows",),
+    "early_similarities": ("similarities",),
     "pseudo_labels": ("labels", "holdout", "pool"),
     "rankings": ("ranking",),
     "subsets": ("samples", "subset"),
@@ -140,6 +141,8 @@ class Simulation:
         read: Any = [step.inputs, node.sources]
         if node.stage == "raw_shards":
             read = self.shards[node.partition]  # the bytes, not the listing
+        if (node.stage, output) == ("proxy_model", "weights"):
+            params = {**params, "proxy": {k: v for k, v in params["proxy"].items() if k != "early"}}
         if (node.stage, output) == ("pseudo_labels", "pool"):
             params, read = {}, step.inputs
         if (node.stage, output) == ("pseudo_labels", "holdout"):
@@ -554,6 +557,46 @@ def test_a_pretrained_proxy_waits_for_no_shard_and_reads_no_pool(fresh):
     # the held-out share matters to a proxy that is trained, not to this one
     fresh.edit(set_key("evaluate.holdout_fraction", 0.2))
     assert fresh.run() == builds(FROM_LABELS)
+
+
+C_RHO = {f"early_similarities/{name}" for name in "abc"} | {"rankings/c_rho"}
+
+
+def test_c_rho_alone_asks_for_the_early_similarities(built):
+    built.edit(set_key("select.methods.c_rho", {}))
+    added = arms(["c_rho"], full=False)
+    assert built.run() == builds(C_RHO | selected(added) | trained(added))
+    built.shards["d"], built.times["d"] = "content of d", 1
+    executed = built.run()
+    assert {name for name in executed if name.startswith("early")} == {"early_similarities/d"}
+    assert "proxy_model" not in executed
+
+
+def test_a_proxy_of_before_early_weights_were_kept_is_trained_again_when_they_are_read(fresh, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setitem(OUTPUTS, "proxy_model", ("weights",))
+        fresh.run()
+    assert fresh.plan().todo == []  # nobody reads them
+    fresh.edit(set_key("select.methods.c_rho", {}))
+    reasons = why(fresh.plan())
+    assert reasons["proxy_model"] == ("was built without early, which is read now",)
+    assert "embeddings/a" in reasons
+    added = arms(["c_rho"], full=False)
+    # the training gives the same weights here: its other readers are left alone
+    assert fresh.run() == builds({"proxy_model"} | C_RHO | selected(added) | trained(added))
+
+
+def test_another_early_checkpoint_of_a_pretrained_proxy_concerns_c_rho_only(fresh):
+    fresh.settings["proxy"] = {"model": "RN50", "pretrained": "openai"}
+    fresh.run()
+    fresh.settings["proxy"]["early"] = "yfcc15m"
+    fresh.settings["select"]["methods"]["c_rho"] = {}
+    added = arms(["c_rho"], full=False)
+    rest = {"proxy_model"} | C_RHO | selected(added) | trained(added)
+    assert fresh.run() == builds(rest)
+    fresh.settings["proxy"]["early"] = "cc12m"
+    assert why(fresh.plan())["proxy_model"] == ("proxy.early yfcc15m -> cc12m",)
+    assert fresh.run() == builds(rest)
 
 
 def test_the_held_out_share(built):

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection import DEFAULT_WEIGHTS, METHODS, budget_count, validate_method
+from clipcov_pipeline.selection import DEFAULT_WEIGHTS, METHODS, budget_count, columns_read, validate_method
 
 
 def test_defaults_are_filled_in_and_json_able():
     for method in METHODS:
-        filled = validate_method(method)
+        filled = validate_method(method, {"uids": "list.csv"} if method == "external" else {})
         assert validate_method(method, json.loads(json.dumps(filled))) == filled
     assert validate_method("clipcov")["weights"] == DEFAULT_WEIGHTS
     assert validate_method("clipcov", {"weights": {"label": 0}})["weights"] == {
@@ -44,6 +44,8 @@ def test_defaults_are_filled_in_and_json_able():
         ("clipcov", {"seed": 1.5}, "seed: found 1.5"),
         ("s_cliploss", {"temperature": 0}, "found 0, expected a finite number above 0"),
         ("semdedup", {"n_clusters": 0}, "found 0, expected an integer of at least 1"),
+        ("external", {}, r"external\.uids: found None, expected a file of uids"),
+        ("external", {"uids": "a.csv", "shuffle": 1}, r"external\.shuffle: found 1, expected true or false"),
         ("dedup", {"by": "url"}, "expected one of image_or_caption, image, caption, pair"),
         ("random", {"filters": {"caption_length": [9, 3]}}, r"\[9, 3\], expected \[shortest, longest\]"),
         ("random", {"filters": {"min_score": 1}}, "unknown parameter 'min_score'"),
@@ -52,6 +54,15 @@ def test_defaults_are_filled_in_and_json_able():
 def test_mistakes_are_named(method, params, message):
     with pytest.raises(InputError, match=message):
         validate_method(method, params)
+
+
+def test_the_columns_that_a_method_reads():
+    assert columns_read("clipcov") == set()
+    assert columns_read("c_rho") == {"early_similarity"}
+    assert columns_read("dedup") == {"image_hash", "caption_hash"}
+    assert columns_read("dedup", {"by": "caption"}) == {"caption_hash"}
+    filters = {"drop_duplicate_images": True, "caption_length": [1, 9]}
+    assert columns_read("random", {"filters": filters}) == {"image_hash", "caption_length"}
 
 
 @given(st.floats(0, 1, exclude_min=True), st.integers(1, 10**7))

@@ -278,6 +278,7 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     spec = spec_for(
         tmp_path, train_data=data, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2,
         val_data=write_shards(tmp_path / "held_out", [20]), val_samples=20,
+        keep_early=True,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="launch it again"):
         train.finish(spec, tmp_path / "out")
@@ -312,6 +313,12 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     image = Image.fromarray(np.arange(3000, dtype=np.uint8).reshape(25, 40, 3))
     assert torch.equal(preprocess(image), same(image))
     assert not set(torch.load(path, weights_only=True)) & {"optimizer", "state_dict"}
+    first = torch.load(spec.folder / "checkpoints" / "epoch_1.pt", weights_only=True)
+    assert first["epoch"] == 1
+    early = str(tmp_path / "out" / train.EARLY_CHECKPOINT)
+    loaded = open_clip.create_model_and_transforms(MODEL, pretrained=early)[0].state_dict()
+    assert all(torch.equal(loaded[name], first["state_dict"][name]) for name in trained)
+    assert any(not torch.equal(loaded[name], trained[name]) for name in trained)
 
 
 def assert_held_out_recalls(checkpoint, tar, evaluation):

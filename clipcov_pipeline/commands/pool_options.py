@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.methods import columns_read
 
 PATH = click.Path(path_type=Path)
 
@@ -85,8 +86,7 @@ def chosen_budget(fraction: float | None, count: int | None) -> float | int | No
 
 def reads_captions(params: dict[str, Any], method: str) -> bool:
     """Whether a method or its filters look at captions."""
-    filters = params.get("filters") or {}
-    return method == "dedup" or bool(filters.get("caption_length") or filters.get("drop_duplicate_captions"))
+    return bool(columns_read(method, params) & {"caption_hash", "caption_length"})
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def command(
     prefix = out.with_suffix("") if out.suffix in (".parquet", ".npy", ".json") else out
     phases = Phases()
 
+    from clipcov_pipeline.selection.external import listed
     from clipcov_pipeline.selection.objective import objective
     from clipcov_pipeline.selection.outputs import write_outputs
     from clipcov_pipeline.selection.ranking import rank
@@ -64,6 +65,8 @@ def command(
     with pool:
         with phases("rank"):
             ranking = rank(pool, method, budget, threads=threads, **params)
+        if method == "external" and (unknown := listed(pool, params["uids"]).unknown):
+            click.echo(f"{unknown:,} uids of {params['uids']} are not in the pool", err=True)
         click.echo(f"ranked {len(ranking):,} of {len(pool):,} in {phases.seconds['rank']:.2f} s", err=True)
         with phases("objective"):
             clipcov = filled if method == "clipcov" else validate_method("clipcov")

@@ -8,7 +8,14 @@ Importing this loads numpy; numba is loaded when something is ranked.
 """
 
 from clipcov_pipeline.selection.explain import Explanation, explain
-from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS, METHODS, NEEDS, budget_count, validate_method
+from clipcov_pipeline.selection.methods import (
+    DEFAULT_WEIGHTS,
+    METHODS,
+    NEEDS,
+    budget_count,
+    columns_read,
+    validate_method,
+)
 from clipcov_pipeline.selection.objective import objective
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking, rank
@@ -21,6 +28,7 @@ __all__ = [
     "Pool",
     "Ranking",
     "budget_count",
+    "columns_read",
     "explain",
     "objective",
     "rank",

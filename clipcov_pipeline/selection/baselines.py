@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.external import external
 from clipcov_pipeline.selection.merge import order_by_shares
 from clipcov_pipeline.selection.methods import BALANCE_POWER
 from clipcov_pipeline.selection.parallel import over_classes, single_blas
@@ -172,4 +173,5 @@ BASELINES = {
     "dedup": dedup,
     "c_rho": c_rho,
     "s_cliploss": s_cliploss,
+    "external": external,
 }

@@ -17,7 +17,6 @@ ClassBalance = Literal["global", "proportional", "sqrt", "uniform"]
 BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
 Shares = Literal["proportional", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
-Rejected = Literal["drop", "last"]
 DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
 
 # the coefficients in the authors' notebook: m + 2 e + l / 2 - c, and the redundancy as it is
@@ -89,6 +88,12 @@ def _length_range(name: str, value: Any) -> list[int]:
     return pair
 
 
+def _file_name(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name}: found {value!r}, expected a file of uids (.parquet, .csv or .npy)")
+    return value
+
+
 def _fill(owner: str, given: Mapping[str, Any], fields: Mapping[str, tuple[Check, Any]]) -> dict[str, Any]:
     for name in given:
         if name not in fields:
@@ -105,7 +110,6 @@ FILTERS = _mapping(
         "drop_duplicate_images": (_boolean, False),
         "drop_duplicate_captions": (_boolean, False),
         "caption_length": (_optional(_length_range), None),
-        "rejected": (_choice(Rejected), "drop"),
     }
 )
 
@@ -137,6 +141,7 @@ _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
         "batch_size": (_integer(2), 4096),
         "n_batches": (_integer(1), 5),
     },
+    "external": {"uids": (_file_name, None), "shuffle": (_boolean, False)},
 }
 
 METHODS: tuple[str, ...] = tuple(_METHODS)
@@ -164,6 +169,28 @@ def validate_method(name: str, params: Mapping[str, Any] | None = None) -> dict[
     if name not in _METHODS:
         raise InputError(f"method: found {name!r}, expected one of {', '.join(METHODS)}")
     return _fill(name, params or {}, {**_METHODS[name], **_COMMON})
+
+
+def columns_read(method: str, params: Mapping[str, Any] | None = None) -> set[str]:
+    """Return the optional columns of the pool that a method and its filters read with these parameters.
+
+    Raises:
+        InputError: as ``validate_method``.
+    """
+    filled = validate_method(method, params)
+    found = set(NEEDS.get(method, ()))
+    if method == "dedup" and filled["by"] in ("image", "caption"):
+        found = {f"{filled['by']}_hash"}
+    filters = filled["filters"]
+    return found | {
+        column
+        for name, column in (
+            ("drop_duplicate_images", "image_hash"),
+            ("drop_duplicate_captions", "caption_hash"),
+            ("caption_length", "caption_length"),
+        )
+        if filters[name]
+    }
 
 
 def budget_count(budget: float | int | None, n: int) -> int:

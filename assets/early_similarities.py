@@ -1,0 +1,59 @@
+"""Asset: how similar image and caption were to an early proxy, for the method ``c_rho``."""
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from assets.encoders import early_encoder
+from assets.materialize import Events, Metadata, materialize_partitions
+from assets.partitions import partitions_of, same_key
+from assets.preview import table_metadata
+from assets.resources import Experiment
+from clipcov_pipeline.embed import embed_samples, pair_similarities
+from clipcov_pipeline.plan import CODE_VERSIONS
+from clipcov_pipeline.pool import good_samples
+from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.shards import iter_samples
+from clipcov_pipeline.store import digest_of_file
+
+FILE = "similarities.parquet"
+
+
+@dg.asset(
+    partitions_def=partitions_of("early_similarities"),
+    deps=[same_key("raw_shards"), "proxy_model"],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    output_required=False,
+    group_name="pool",
+    kinds={"pytorch", "parquet"},
+    owners=["team:data"],
+    code_version=CODE_VERSIONS["early_similarities"],
+    pool="embed",
+)
+def early_similarities(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
+    """Similarity of image and caption by an early proxy, a row a sample; only where a method is c_rho."""
+
+    def build(task: Task) -> None:
+        shard = task.project.shards[task.partition]
+        manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
+        progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
+        keys, options = set(manifest["key"]), dict(task.config.shards.storage_options)
+        samples = iter_samples(shard, keys, options) if keys else ()  # a quarantined shard is not opened
+        embedded = embed_samples(
+            early_encoder(task), samples, manifest["uid"].to_list(), progress=progress.to
+        )
+        path = task.entry.folder / FILE
+        columns = {"uid": embedded.uids, "early_similarity": pair_similarities(embedded)}
+        pl.DataFrame(columns, {"uid": pl.String, "early_similarity": pl.Float32}).write_parquet(path)
+        task.done(
+            {"similarities": digest_of_file(path)}, rows=len(embedded.uids), refused=len(embedded.refused)
+        )
+
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the columns and the first samples."""
+    return table_metadata(pl.scan_parquet(folder / FILE))

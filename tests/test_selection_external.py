@@ -1,0 +1,118 @@
+"""Lists of uids that somebody else chose, in every format, as rankings and on the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from clipcov_pipeline.cli import cli
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection import Pool, rank
+from clipcov_pipeline.selection.external import listed
+from clipcov_pipeline.selection.synthetic import synthetic_arrays
+from clipcov_pipeline.subset_files import write_datacomp_npy
+
+N = 300
+UIDS = [np.random.default_rng(row).bytes(16).hex() for row in range(N)]
+CHOSEN = [int(row) for row in np.random.default_rng(1).permutation(N)[:40]]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return Pool.from_arrays(*synthetic_arrays(N, 4, 16), uid=UIDS)
+
+
+def write(path: Path, uids: list[str | None]) -> str:
+    match path.suffix:
+        case ".parquet":
+            pl.DataFrame({"other": range(len(uids)), "uid": uids}).write_parquet(path)
+        case ".csv":
+            pl.DataFrame({"other": range(len(uids)), "uid": uids}).write_csv(path)
+        case ".npy":
+            write_datacomp_npy(path, [uid for uid in uids if uid])
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["list.parquet", "list.csv"])
+def test_listed_first_in_the_files_order(pool, tmp_path, name):
+    uids = [UIDS[row] for row in CHOSEN]
+    path = write(tmp_path / name, [*uids[:5], "0" * 32, uids[2], *uids[5:], None])
+    whole = rank(pool, "external", uids=path)
+    assert whole.rows[:40].tolist() == CHOSEN
+    assert sorted(whole.rows) == list(range(N))
+    assert whole.gains.tolist() == [1.0] * 40 + [0.0] * (N - 40)
+    for budget in (7, 40, 90):
+        part = rank(pool, "external", budget, uids=path)
+        np.testing.assert_array_equal(part.rows, whole.rows[:budget])
+        np.testing.assert_array_equal(part.gains, whole.gains[:budget])
+    other = rank(pool, "external", uids=path, seed=1)
+    assert other.rows[:40].tolist() == CHOSEN
+    assert not np.array_equal(other.rows[40:], whole.rows[40:])
+    assert listed(pool, path).unknown == 1
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.npy"])
+def test_listed_first_in_random_order(pool, tmp_path, name):
+    path = write(tmp_path / name, [UIDS[row] for row in CHOSEN])
+    params = {"uids": path, "shuffle": name != "list.npy"}  # the order of an .npy means nothing
+    one, again, other = (rank(pool, "external", seed=seed, **params).rows for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    for rows in (one, other):
+        assert set(rows[:40].tolist()) == set(CHOSEN)
+    assert not np.array_equal(one[:40], other[:40])
+    in_file = sorted(CHOSEN, key=lambda row: UIDS[row]) if name == "list.npy" else CHOSEN
+    assert one[:40].tolist() != in_file
+
+
+def test_numbers_as_uids_keep_their_zeros(tmp_path):
+    pool = Pool.from_arrays(*synthetic_arrays(N, 4, 16), uid=[f"{row:06d}" for row in range(N)])
+    path = write(tmp_path / "list.csv", ["000007", "000299"])
+    assert rank(pool, "external", 2, uids=path).rows.tolist() == [7, 299]
+
+
+def test_filters_come_first(pool, tmp_path):
+    path = write(tmp_path / "list.csv", [UIDS[row] for row in CHOSEN])
+    bound = float(np.median(pool.pair_similarity()))
+    ranked = rank(pool, "external", uids=path, filters={"min_similarity": bound})
+    passing = [row for row in CHOSEN if pool.pair_similarity()[row] >= bound]
+    assert ranked.rows[: len(passing)].tolist() == passing
+    assert ranked.gains.sum() == len(passing)
+
+
+def test_mistakes_are_named(pool, tmp_path):
+    def refused(path: Path) -> str:
+        with pytest.raises(InputError) as caught:
+            rank(pool, "external", uids=str(path))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert refused(tmp_path / "none.csv").startswith(f"uids: found no file {tmp_path / 'none.csv'}, expected")
+    (tmp_path / "list.txt").write_text("a")
+    assert "list.txt, expected a .parquet or .csv with a column uid" in refused(tmp_path / "list.txt")
+    pl.DataFrame({"id": ["a"], "name": ["b"]}).write_csv(tmp_path / "columns.csv")
+    assert refused(tmp_path / "columns.csv").startswith("uids: found the columns id, name in ")
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    assert "broken.parquet is not readable as .parquet: " in refused(tmp_path / "broken.parquet")
+    np.save(tmp_path / "numbers.npy", np.arange(4))
+    assert refused(tmp_path / "numbers.npy").startswith("uids: found int64 of shape (4,) in ")
+    others = write(tmp_path / "others.csv", ["a", "b"])
+    assert "found none of the 2 uids of" in refused(Path(others))
+    assert f"The pool's first uid is {UIDS[0]}" in refused(Path(others))
+    assert "found none of the 0 uids of" in refused(Path(write(tmp_path / "empty.csv", [])))
+    with pytest.raises(InputError, match="external: needs the column uid, which this pool has not"):
+        rank(Pool.from_arrays(*synthetic_arrays(N, 4, 16)), "external", uids=others)
+
+
+def test_on_the_command_line(tmp_path):
+    image, text, *_ = synthetic_arrays(N, 4, 16)
+    np.savez(tmp_path / "pool.npz", image_embedding=image, text_embedding=text, uid=UIDS)
+    path = write(tmp_path / "list.csv", [*(UIDS[row] for row in CHOSEN), "nobody"])
+    arguments = ["--method", "external", "--param", f"uids={path}", "--count", "40"]
+    done = CliRunner().invoke(
+        cli, ["select", str(tmp_path / "pool.npz"), *arguments, "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    assert pl.read_parquet(tmp_path / "out.parquet")["uid"].to_list() == [UIDS[row] for row in CHOSEN]
+    assert "1 uids of" in done.stderr
