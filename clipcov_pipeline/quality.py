@@ -46,7 +46,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     },
 }
 # one setting for the proxy and every arm: found on the sample, not tuned on this testbed
-_TRAINING = {"batch_size": 256, "lr": 0.002, "warmup": 20}
+_TRAINING = {"lr": 0.002, "warmup": 20}
 
 
 def matrix_methods(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -65,23 +65,24 @@ def matrix_methods(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 def prepare(
     images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
     methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
-    samples_seen: int, proxy_samples_seen: int, model: str,
+    samples_seen: int, batch_size: int, proxy_samples_seen: int, model: str,
 ) -> Path:  # fmt: skip
     """Plant the pool and write the experiment; return the path of its YAML. Raises InputError as `plant`."""
     plant(images, test_images, folder, rule)
     benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
     benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
+    training = {**_TRAINING, "batch_size": batch_size}
     settings = {
         "name": f"quality-draw{rule.draw}",
         "shards": {"source": "pool"},
         "proxy": {
             "model": model,
-            "train": {**_TRAINING, "samples_seen": proxy_samples_seen, "num_checkpoints": 4},
+            "train": {**training, "samples_seen": proxy_samples_seen, "num_checkpoints": 4},
         },
         "labels": {"latent_classes": "prompts", "class_names": "classnames.txt", "templates": list(PROMPTS)},
         "select": {"fractions": list(fractions), "methods": {k: dict(v) for k, v in methods.items()}},
         "train": {
-            **_TRAINING,
+            **training,
             "model": model,
             "samples_seen": samples_seen,
             "num_checkpoints": 1,

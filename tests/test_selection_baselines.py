@@ -191,3 +191,22 @@ def test_filters(pool, arrays):
         rank(pool, filters={"min_similarity": 2.0})
     with pytest.raises(InputError, match="filter caption_length: needs the column caption_length"):
         rank(Pool.from_arrays(*arrays), filters={"caption_length": [1, 2]})
+
+
+@pytest.mark.parametrize("method", ["clipcov", "clip_score", "random"])
+def test_what_filters_reject_can_come_last(pool, method):
+    filters = {"drop_duplicate_captions": True}
+    first = rank(pool, method, filters=filters)
+    whole = rank(pool, method, filters={**filters, "rejected": "last"})
+    np.testing.assert_array_equal(whole.rows[: len(first.rows)], first.rows)
+    np.testing.assert_array_equal(np.sort(whole.rows), np.arange(len(pool)))
+    rest = pool.take(np.setdiff1d(np.arange(len(pool)), first.rows))
+    kept = np.setdiff1d(np.arange(len(pool)), first.rows)
+    np.testing.assert_array_equal(whole.rows[len(first.rows) :], kept[rank(rest, method).rows])
+    shorter = rank(pool, method, budget=len(first.rows) + 3, filters={**filters, "rejected": "last"})
+    np.testing.assert_array_equal(np.sort(shorter.rows[-3:]), np.sort(rank_of_rest(pool, kept, method, 3)))
+
+
+def rank_of_rest(pool: Pool, kept: np.ndarray, method: str, count: int) -> np.ndarray:
+    with pool.take(kept) as rest:
+        return kept[rank(rest, method, budget=count).rows]

@@ -88,6 +88,7 @@ def _numbers(kind: type) -> Any:
 @click.option(
     "--samples-seen", type=click.IntRange(1), default=51_200, show_default=True, help="By each arm."
 )
+@click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--proxy-samples-seen", type=click.IntRange(1), default=204_800, show_default=True)
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
@@ -102,8 +103,9 @@ def _numbers(kind: type) -> Any:
 )
 def quality(
     images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
-    seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, proxy_samples_seen: int, model: str,
-    noise: float, largest: int, imbalance: float, duplicates: float, prepare: bool, json_path: Path | None,
+    seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int,
+    proxy_samples_seen: int, model: str, noise: float, largest: int, imbalance: float, duplicates: float,
+    prepare: bool, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
@@ -120,7 +122,8 @@ def quality(
             images, test_images, out / f"draw{draw}",
             Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
             methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
-            seeds=seeds, samples_seen=samples_seen, proxy_samples_seen=proxy_samples_seen, model=model,
+            seeds=seeds, samples_seen=samples_seen, batch_size=batch_size,
+            proxy_samples_seen=proxy_samples_seen, model=model,
         )
         for draw in draws
     ]  # fmt: skip

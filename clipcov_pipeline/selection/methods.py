@@ -17,6 +17,7 @@ ClassBalance = Literal["global", "proportional", "sqrt", "uniform"]
 BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
 Shares = Literal["proportional", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
+Rejected = Literal["drop", "last"]
 DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
 
 # the coefficients in the authors' notebook: m + 2 e + l / 2 - c, and the redundancy as it is
@@ -110,6 +111,7 @@ FILTERS = _mapping(
         "drop_duplicate_images": (_boolean, False),
         "drop_duplicate_captions": (_boolean, False),
         "caption_length": (_optional(_length_range), None),
+        "rejected": (_choice(Rejected), "drop"),
     }
 )
 

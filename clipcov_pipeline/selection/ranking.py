@@ -48,7 +48,7 @@ def rank(
         threads: threads over latent classes; all processors when None.
         **params: of the method, JSON-able, checked by ``validate_method``. For all: ``seed`` (int, 0),
             ``filters`` (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``,
-            ``caption_length``). clipcov:
+            ``caption_length``; ``rejected``: "drop" what does not pass, or rank it "last"). clipcov:
 
             - ``mode``: "greedy" (exact and lazy, for any signs: a bound on how much a gain can have risen
               comes from the geometry of the class), "strict" (the same choice from no more than that
@@ -74,19 +74,41 @@ def rank(
     filled = validate_method(method, params)
     count = budget_count(budget, len(pool))
     filters = filled.pop("filters")
+    rejected = filters.pop("rejected")
     if any(value is not None and value is not False for value in filters.values()):
         from clipcov_pipeline.selection.filters import passing_rows
 
         passing = passing_rows(pool, filters)
-        if budget is not None and count > len(passing):
+        if budget is not None and count > len(passing) and rejected == "drop":
             raise InputError(
                 f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
-                "loosen them or ask for fewer"
+                "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
             )
-        with pool.take(passing) as kept:
-            inner = _rank(kept, method, min(count, len(passing)), filled, threads)
-        return Ranking(passing[inner.rows], inner.gains)
+        parts = [passing] if rejected == "drop" else [passing, _others(passing, len(pool))]
+        return _rank_in_turn(pool, method, parts, count, filled, threads)
     return _rank(pool, method, count, filled, threads)
+
+
+def _others(rows: np.ndarray, n: int) -> np.ndarray:
+    left = np.ones(n, np.bool_)
+    left[rows] = False
+    return np.flatnonzero(left)
+
+
+def _rank_in_turn(
+    pool: Pool, method: str, parts: list[np.ndarray], count: int, params: dict[str, Any], threads: int | None
+) -> Ranking:
+    """Rank each part of the pool on its own, one after the other, until ``count`` are ranked."""
+    found = []
+    for rows in parts:
+        n = min(count - sum(len(done.rows) for done in found), len(rows))
+        if n > 0 or len(parts) == 1:  # an empty pool says so itself
+            with pool.take(rows) as part:
+                inner = _rank(part, method, n, params, threads)
+            found.append(Ranking(rows[inner.rows], inner.gains))
+    return Ranking(
+        np.concatenate([done.rows for done in found]), np.concatenate([done.gains for done in found])
+    )
 
 
 def _rank(pool: Pool, method: str, count: int, params: dict[str, Any], threads: int | None) -> Ranking:

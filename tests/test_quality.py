@@ -1,0 +1,86 @@
+"""The controlled benchmark: its tables by hand, and one small real run from photos to the printed result."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from clipcov_pipeline.cli import main
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.quality import MATRIX, PRIMARY, matrix_methods, summary, to_text
+from test_testbed import write_photos
+
+
+def _scores(rows: list[tuple[str, float, int, int, float]]) -> pl.DataFrame:
+    frame = pl.DataFrame(rows, schema=["method", "fraction", "seed", "draw", "value"], orient="row")
+    return frame.with_columns(metric=pl.lit(PRIMARY))
+
+
+def test_summary_against_a_hand_worked_table():
+    scores = _scores(
+        [
+            ("full", 1.0, 0, 0, 0.30), ("full", 1.0, 1, 0, 0.34),
+            ("clipcov", 0.1, 0, 0, 0.40), ("clipcov", 0.1, 1, 0, 0.44),
+            ("random", 0.1, 0, 0, 0.20), ("random", 0.1, 1, 0, 0.22),
+            ("clip_score", 0.1, 0, 0, 0.28), ("clip_score", 0.1, 1, 0, 0.32),
+            ("clip_score_per_class", 0.1, 0, 0, 0.50),
+        ]
+    )  # fmt: skip
+    board = {(r["method"], r["fraction"]): r for r in summary(scores).iter_rows(named=True)}
+    ours = board["clipcov", 0.1]
+    assert ours["mean"] == pytest.approx(42.0)
+    assert ours["std"] == pytest.approx(2.8284, abs=1e-4)
+    assert ours["runs"] == 2
+    # the best of the paper's baselines is CLIP score; the per-class one is not among them
+    assert ours["to_best_baseline"] == pytest.approx(42 / 30)
+    assert ours["to_full"] == pytest.approx(42 / 32)
+    assert board["clip_score_per_class", 0.1]["std"] is None
+
+
+def test_without_baselines_and_full_pool_there_is_no_ratio():
+    scores = _scores([("clipcov", 0.1, 0, 0, 0.4)])
+    truth = pl.DataFrame(
+        [("clipcov", 0.1, 0.9, 0.8, 0.7)],
+        schema=["method", "fraction", "precision", "class_balance", "distinct_sources"], orient="row",
+    )  # fmt: skip
+    row = summary(scores).row(0, named=True)
+    assert row["to_best_baseline"] is None
+    assert row["to_full"] is None
+    assert "40.0 (1)" in to_text(scores, truth)
+
+
+def test_methods_are_the_matrix_or_those_asked_for():
+    assert matrix_methods(()) == MATRIX
+    assert list(matrix_methods(("random", "clipcov-no_self"))) == ["random", "clipcov-no_self"]
+    with pytest.raises(InputError, match="--methods: found 'rnd', expected any of clipcov, "):
+        matrix_methods(("rnd",))
+
+
+@pytest.mark.slow
+def test_from_photos_to_the_printed_result(tmp_path: Path):
+    photos = tmp_path / "photos"
+    write_photos(photos / "train", {"cat": 60, "dog": 60, "owl": 60})
+    write_photos(photos / "test", {"cat": 8, "dog": 8, "owl": 8})
+    arguments = ["bench", "quality", "--images", str(photos), "--out", str(tmp_path / "out")]
+    arguments += [
+        "--methods",
+        "clipcov,random,oracle",
+        "--fractions",
+        "0.5",
+        "--seeds",
+        "0",
+        "--largest",
+        "60",
+    ]
+    arguments += ["--samples-seen", "96", "--proxy-samples-seen", "256", "--json", str(tmp_path / "q.json")]
+    arguments += ["--batch-size", "32"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert f"{PRIMARY} (percent" in result.output
+    found = json.loads((tmp_path / "q.json").read_text())
+    truth = {row["method"]: row for row in found["truth"]}
+    assert truth["full"]["samples"] == pl.read_parquet(tmp_path / "out" / "draw0" / "truth.parquet").height
+    assert truth["oracle"]["precision"] > truth["full"]["precision"]
+    assert {row["metric"] for row in found["summary"]} >= {PRIMARY, "photos/lp_acc1", "photos/knn_acc1"}
