@@ -30,20 +30,24 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
 
     def build(task: Task) -> None:
         arms, folder = recipes(task.config), task.entry.folder
-        primary = task.config.evaluate.primary_metric
+        primary, world = task.config.evaluate.primary_metric, task.project.world
+        for line in world.warnings():
+            context.log.warning(line)
         scores = report.collect_scores(
             (arm, name, task.path("scores", f"{arm.key}@{name}", "scores.json"))
             for arm in arms
-            for name in evaluation_sets(task.config)
+            for name in evaluation_sets(task.config, world.absent)
         )
+        scores = report.with_suites(scores, task.config.evaluate.suites, world.absent)
         board = report.leaderboard(scores, method_names(task.config))
         sizes = report.subset_sizes(task.plan)
+        notes = [*report.suite_notes(task.config.evaluate.suites, world.absent), *world.warnings()]
         scores.write_parquet(folder / "scores.parquet")
         board.write_parquet(folder / "leaderboard.parquet")
         board.write_csv(folder / "leaderboard.csv")
-        (folder / "leaderboard.txt").write_text(report.as_text(board, primary, sizes))
+        (folder / "leaderboard.txt").write_text(report.as_text(board, primary, sizes, more=notes))
         table = report.to_markdown(*report.to_rows(board, primary, sizes))
-        (folder / "leaderboard.md").write_text(table + "\n")
+        (folder / "leaderboard.md").write_text("\n\n".join([table, *notes]) + "\n")
         report.plot(board, primary, folder / "leaderboard.png")
         best = report.champion(scores, primary)
         tracked = _track(task, folder, best)

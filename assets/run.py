@@ -30,6 +30,8 @@ def main(config: str | None, only: tuple[str, ...]) -> None:
     """Run what is out of date, and only that."""
     started = time.monotonic()
     project = Project.open(config)
+    for line in project.world.warnings():
+        click.echo(f"WARNING: {line}", err=True)
     _check_stages(project.plan(), only)
     instance = project_instance(project.config)
     try:
@@ -144,7 +146,9 @@ def standing(project: Project) -> str:
     if primary not in scores["metric"]:
         return ""
     board = report.leaderboard(scores, method_names(project.config))
-    return report.as_text(board, primary, report.subset_sizes(project.plan()), missing)
+    world = project.world
+    more = [*report.suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
+    return report.as_text(board, primary, report.subset_sizes(project.plan()), missing, more)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from assets.materialize import Events, Metadata, materialize_partitions
@@ -13,11 +14,14 @@ from assets.partitions import partitions_of, same_key
 from assets.preview import table_metadata
 from assets.resources import Experiment
 from assets.tracking import Tracking
+from clipcov_pipeline.benchmark_folders import DecodedImages, FolderSet, evaluate_folder
+from clipcov_pipeline.config import EvaluationSet
 from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
 from clipcov_pipeline.evaluate import evaluate_shards
 from clipcov_pipeline.plan import CODE_VERSIONS, HOLDOUT
 from clipcov_pipeline.pool import good_samples
 from clipcov_pipeline.project import Task
+from clipcov_pipeline.prompts import class_embeddings
 from clipcov_pipeline.shards import Shard, read_shard
 from clipcov_pipeline.store import digest_of_file
 from clipcov_pipeline.train import CHECKPOINT
@@ -96,11 +100,22 @@ def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, 
         )  # fmt: skip
     chosen = settings.sets[name]
     shards = list(task.project.world.evaluation_shards[name])
+    if chosen.benchmark is not None:
+        settings_json = chosen.model_dump_json(exclude_unset=True)
+        files = tuple(sorted(task.step.node.sources.items()))
+        folder_set = _folder_set(
+            name, task.config.resolve(chosen.benchmark), settings_json, tuple(shards), files
+        )
+        return evaluate_folder(
+            encoder, folder_set, model=model, pretrained=recipe, decoded=_decoded(),
+            classifier=lambda names, templates: _classifier(encoder, tuple(names), tuple(templates)),
+        )  # fmt: skip
     options = json.dumps(dict(chosen.storage_options))
     manifest = pl.concat([_manifest(s, task.config.shards.max_image_pixels, options) for s in shards])
     return evaluate_shards(
         encoder, shards, manifest, dataset=name, model=model, pretrained=recipe,
-        tasks=chosen.tasks, templates=chosen.templates, storage_options=dict(chosen.storage_options),
+        tasks=chosen.tasks, templates=chosen.templates or ("{}",),
+        storage_options=dict(chosen.storage_options),
     )  # fmt: skip
 
 
@@ -113,3 +128,23 @@ def _encoder(model: str, weights: str, device: str, batch_size: int) -> Encoder:
 def _manifest(shard: Shard, max_pixels: int, storage_options: str) -> pl.DataFrame:
     """Every arm is scored on the same shards: check their samples once a process."""
     return read_shard(shard, max_pixels=max_pixels, storage_options=json.loads(storage_options)).manifest
+
+
+@lru_cache(maxsize=64)
+def _folder_set(
+    name: str, folder: Path, settings: str, shards: tuple[Shard, ...], files: tuple[tuple[str, str], ...]
+) -> FolderSet:
+    """The small files, and the draw of train samples, once a process for the same files."""
+    del files
+    return FolderSet.open(name, folder, EvaluationSet.model_validate_json(settings), shards)
+
+
+@lru_cache(maxsize=1)
+def _decoded() -> DecodedImages:
+    return DecodedImages()
+
+
+@lru_cache(maxsize=1)
+def _classifier(encoder: Encoder, names: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray:
+    """Shifted versions of a set have its class names: their prompts are embedded once a checkpoint."""
+    return class_embeddings(encoder, names, templates)

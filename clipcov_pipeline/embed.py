@@ -182,6 +182,40 @@ class Encoder:
                 progress(done)
         return self._stack(rows)
 
+    @property
+    def pixels_key(self) -> str:
+        """What `pixels_of` depends on besides the image, in words."""
+        return repr(self.preprocess)
+
+    def pixels_of(self, image: bytes) -> np.ndarray | None:
+        """An encoded image resized and cropped for the model: uint8 [height, width, 3]; None if undecodable.
+
+        Cheap to keep, unlike what the model takes; `encode_pixels` goes on from here.
+        """
+        from PIL import Image
+
+        steps: list[Any] = self.preprocess.transforms[:-2]  # type: ignore[attr-defined]
+        try:
+            opened: Any = Image.open(io.BytesIO(image))
+            for step in steps:
+                opened = step(opened)
+            return np.asarray(opened)
+        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+            return None
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embed images as `pixels_of` gives them, uint8 [n, height, width, 3]: what `encode_images` gives."""
+        import torch
+
+        normalize: Any = self.preprocess.transforms[-1]  # type: ignore[attr-defined]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (normalize.mean, normalize.std))
+        rows = []
+        for start in range(0, len(pixels), self.batch_size):
+            batch = torch.from_numpy(pixels[start : start + self.batch_size]).permute(0, 3, 1, 2)
+            scaled = batch.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+            rows.append(self._run("encode_image", scaled.sub_(mean).div_(std)))
+        return self._stack(rows)
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts; those longer than the model's context are cut off, as open_clip's tokenizer does."""
         rows = []

@@ -8,7 +8,7 @@ thus scores 0. A row of NaN (a model that diverged) is a miss and stays in the d
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -16,8 +16,6 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.prompts import class_embeddings
 from clipcov_pipeline.shards import SampleStatus, Shard, iter_samples
-
-Task = Literal["zeroshot_retrieval", "zeroshot_classification"]
 
 # Similarities closer than this are ties: equal images of two batches differ by float32 rounding.
 TIE = 1e-6
@@ -97,6 +95,19 @@ def zero_shot_metrics(
     rank = _ranks(
         image_embedding, classifier, lambda start, stop: (rows[start:stop] - start, targets[start:stop])
     )
+    return _accuracies(rank, targets)
+
+
+def classification_metrics(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """As `zero_shot_metrics`, from any classifier's scores: float [n, n_classes], a row of NaN is a miss."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    rows = np.arange(len(scores))
+    ahead = scores >= scores[rows, targets][:, None] - TIE
+    ahead[rows, targets] = False
+    return _accuracies(ahead.sum(axis=1), np.asarray(targets))
+
+
+def _accuracies(rank: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     hits, sizes = np.bincount(targets, weights=rank < 1), np.bincount(targets)
     return {
         "acc1": float((rank < 1).mean()),
@@ -130,7 +141,7 @@ def zero_shot_chance_level(n_classes: int) -> dict[str, float]:
 
 def record(
     dataset: str,
-    task: Task,
+    task: str,
     model: str,
     pretrained: str,
     metrics: Mapping[str, float],
@@ -272,7 +283,7 @@ def evaluate_shards(
     dataset: str,
     model: str,
     pretrained: str,
-    tasks: Sequence[Literal["retrieval", "zeroshot_names"]] = ("retrieval",),
+    tasks: Sequence[str] = ("retrieval",),
     templates: Sequence[str] = ("{}",),
     ks: Sequence[int] = (1, 5, 10),
     unique: bool = False,
@@ -281,7 +292,7 @@ def evaluate_shards(
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
 
-    Every image is read and embedded once. Arguments as `embed_pairs`, `evaluate_retrieval` and
+    Every image is read and embedded once. tasks: `retrieval`, `zeroshot_names`. Other arguments as `embed_pairs`, `evaluate_retrieval` and
     `evaluate_names`, which also say what is raised.
     """
     pairs = embed_pairs(encoder, shards, manifest, storage_options=storage_options, progress=progress)

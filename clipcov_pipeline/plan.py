@@ -65,6 +65,15 @@ class World:
     evaluation_shards: Mapping[str, tuple[Shard, ...]]
     tokens: Mapping[str, str]
     """Digests of small files that the configuration names (class names, model JSON, checkpoints)."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Evaluation sets whose folder is not there -> the folder: they have no scores, and are named."""
+
+    def warnings(self) -> list[str]:
+        """Return a line for every evaluation set that is left out."""
+        return [
+            f"evaluation set {name}: no folder {folder}: not scored, in no average (never counted as zero)"
+            for name, folder in self.absent.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -223,9 +232,9 @@ def method_names(config: Config) -> dict[str, str]:
     return {label: params.get("method", label) for label, params in config.select.methods.items()}
 
 
-def evaluation_sets(config: Config) -> list[str]:
-    """Return the names of the sets that every arm is scored on."""
-    return [*config.evaluate.sets, *([HOLDOUT] if config.evaluate.holdout_fraction else [])]
+def evaluation_sets(config: Config, absent: Container[str] = ()) -> list[str]:
+    """Return the names of the sets that every arm is scored on: all but those that are absent."""
+    return [name for name in config.evaluate.tasks if name not in absent]
 
 
 def nodes(config: Config, world: World) -> Iterator[Node]:
@@ -315,20 +324,22 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
             sources=_tokens(world, "train.model", "train.pretrained"),
             inputs=(Input("subsets", arm.subset, "samples"),),
         )
+    sets = evaluation_sets(config, world.absent)
     for arm in arms:
-        for name in evaluation_sets(config):
+        for name in sets:
             yield _score_node(config, world, arm, name)
+    board: dict[str, Any] = {"primary_metric": config.evaluate.primary_metric}
+    if config.evaluate.suites:
+        board["suites"] = {name: suite.semantic() for name, suite in config.evaluate.suites.items()}
     yield Node(
         "leaderboard",
         WHOLE,
         params={
-            "evaluate": {"primary_metric": config.evaluate.primary_metric},
+            "evaluate": board,
             # decides what is compared with what
             "select": {"methods": {name: {"method": m} for name, m in method_names(config).items()}},
         },
-        inputs=tuple(
-            Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in evaluation_sets(config)
-        ),
+        inputs=tuple(Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in sets),
     )
 
 
@@ -338,14 +349,16 @@ def _score_node(config: Config, world: World, arm: Recipe, name: str) -> Node:
     if name == HOLDOUT:
         return Node("scores", partition, inputs=(checkpoint, Input("pseudo_labels", WHOLE, "holdout")))
     settings: EvaluationSet = config.evaluate.sets[name]
-    shards = world.evaluation_shards[name]
+    files = {f"{name}/{shard.name}": shard.version for shard in world.evaluation_shards[name]}
+    named = f"evaluate.sets.{name}."
+    files |= {key: token for key, token in world.tokens.items() if key.startswith(named)}
+    place = {"shards", "benchmark"}  # what is there counts, not where
+    semantic = {key: value for key, value in settings.semantic().items() if key not in place}
     return Node(
         "scores",
         partition,
-        params={
-            "evaluate": {"sets": {name: {k: v for k, v in settings.semantic().items() if k != "shards"}}}
-        },
-        sources={f"{name}/{shard.name}": shard.version for shard in shards},
+        params={"evaluate": {"sets": {name: semantic}}},
+        sources=files,
         inputs=(checkpoint,),
     )
 
@@ -495,15 +508,53 @@ def observe(config: Config) -> World:
     from clipcov_pipeline.shards import scan
 
     options = dict(config.shards.storage_options)
-    sets = config.evaluate.sets
+    tokens = _file_tokens(config)  # first: a mistake here is found before the sample is unpacked
+    sets, set_tokens, absent = _evaluation_files(config)
     return World(
-        tokens=_file_tokens(config),  # first: a mistake here is found before the sample is unpacked
+        tokens=tokens | set_tokens,
         shards=tuple(scan(pool_source(config), options, settle_seconds=config.shards.settle_seconds)),
-        evaluation_shards={
-            name: tuple(scan(evaluation_source(config, name), dict(chosen.storage_options)))
-            for name, chosen in sets.items()
-        },
+        evaluation_shards=sets,
+        absent=absent,
     )
+
+
+def _evaluation_files(
+    config: Config,
+) -> tuple[dict[str, tuple[Shard, ...]], dict[str, str], dict[str, str]]:
+    """Return (shards by set, tokens of the sets' small files, absent sets and their folders)."""
+    from clipcov_pipeline.benchmark_folders import list_folder
+    from clipcov_pipeline.shards import scan
+
+    absent = absent_sets(config)
+    shards: dict[str, tuple[Shard, ...]] = {}
+    tokens: dict[str, str] = {}
+    for name, chosen in config.evaluate.sets.items():
+        if name in absent:
+            continue
+        if chosen.benchmark is None:
+            shards[name] = tuple(scan(evaluation_source(config, name), dict(chosen.storage_options)))
+        else:
+            shards[name], files = list_folder(name, config.resolve(chosen.benchmark), chosen)
+            tokens |= {f"evaluate.sets.{name}.{file}": token for file, token in files.items()}
+    primary = config.evaluate.primary_metric.partition("/")[0]
+    suite = config.evaluate.suites.get(primary)
+    members = suite.sets if suite else (primary,)
+    if all(name in absent for name in members):
+        raise InputError(
+            f"evaluate.primary_metric: found {config.evaluate.primary_metric!r}, but there is no folder"
+            f" {' nor '.join(absent[name] for name in members)}: put the data there, or name another metric"
+        )
+    return shards, tokens, absent
+
+
+def absent_sets(config: Config) -> dict[str, str]:
+    """Return the evaluation sets whose folder is not there, and the folder."""
+    folders = {
+        name: config.resolve(chosen.benchmark)
+        for name, chosen in config.evaluate.sets.items()
+        if chosen.benchmark is not None
+    }
+    return {name: str(folder) for name, folder in folders.items() if not folder.is_dir()}
 
 
 def pool_source(config: Config) -> str:
@@ -514,8 +565,8 @@ def pool_source(config: Config) -> str:
 
 
 def evaluation_source(config: Config, name: str) -> str:
-    """Return where an evaluation set's shards are."""
-    source = config.evaluate.sets[name].shards
+    """Return where an evaluation set's shards are (of a set that has ``shards``)."""
+    source = config.evaluate.sets[name].shards or ""
     return str(_unpacked_sample(config)[1]) if source == "sample" else config.location(source)
 
 

@@ -4,7 +4,7 @@ Scores are shares between 0 and 1 in files, as CLIP_benchmark has them, and perc
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from clipcov_pipeline.config import FULL
+from clipcov_pipeline.config import FULL, Suite
 from clipcov_pipeline.plan import Plan, Recipe, evaluation_sets, recipes, subset_key
 from clipcov_pipeline.project import Project
 
@@ -39,6 +39,8 @@ SHORT = (
     ("text_retrieval_recall@", "i2t R@"),
     ("image_retrieval_recall@", "t2i R@"),
     ("mean_per_class_recall", "mpcr"),
+    ("lp_", "probe "),
+    ("knn_", "k-NN "),
 )
 
 Row = tuple[str, float, str]
@@ -71,17 +73,63 @@ def collect_scores(files: Iterable[tuple[Recipe, str, Path]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCORE_SCHEMA)
 
 
+def with_suites(
+    scores: pl.DataFrame, suites: Mapping[str, Suite], absent: Container[str] = ()
+) -> pl.DataFrame:
+    """Put a metric ``SUITE/METRIC`` before the others: the mean over the suite's sets that are there.
+
+    An arm that lacks the score of one of them has no average, so that all averages are over the same sets.
+    ``chance`` is averaged too, ``n_samples`` added up.
+
+    Args:
+        scores: `collect_scores`'s table.
+        suites: label -> suite.
+        absent: evaluation sets without a folder: in no average.
+    """
+    keys = [name for name in scores.columns if name not in ("metric", "value", "chance", "n_samples")]
+    parts = []
+    for name, suite in suites.items():
+        members = [f"{member}/{suite.metric}" for member in suite.sets if member not in absent]
+        mean = (
+            scores.filter(pl.col("metric").is_in(members))
+            .group_by(keys, maintain_order=True)
+            .agg(
+                pl.len(),
+                pl.lit(f"{name}/{suite.metric}").alias("metric"),
+                pl.col("value").mean(),
+                pl.col("chance").mean(),
+                pl.col("n_samples").sum(),
+            )
+        )
+        parts.append(mean.filter(pl.col("len") == len(members)).select(scores.columns))
+    return pl.concat([*parts, scores])
+
+
+def suite_notes(suites: Mapping[str, Suite], absent: Container[str] = ()) -> list[str]:
+    """Return a line a suite that names the sets it is the mean of, and those it is not."""
+    lines = []
+    for name, suite in suites.items():
+        found = [member for member in suite.sets if member not in absent]
+        left_out = [member for member in suite.sets if member in absent]
+        text = f"mean of {len(found)} of its {len(suite.sets)} sets ({', '.join(found)})"
+        text = text if found else f"not defined, none of its {len(suite.sets)} sets has a folder"
+        rest = f"; left out, folder absent: {', '.join(left_out)}" if left_out else ""
+        lines.append(f"{name}/{suite.metric}: {text}{rest}")
+    return lines
+
+
 def scores_so_far(project: Project) -> tuple[pl.DataFrame, list[str]]:
     """Return the scores of the arms that are up to date, and the names of those that are missing."""
     plan, store, files, missing = project.plan(), project.store, [], []
+    absent = project.world.absent
     for arm in recipes(project.config):
-        for name in evaluation_sets(project.config):
+        for name in evaluation_sets(project.config, absent):
             step = plan.by_name[f"scores/{arm.key}@{name}"]
             if step.record is None:
                 missing.append(step.node.partition)
             else:
                 files.append((arm, name, store.folder(step.record) / "scores.json"))
-    return collect_scores(files), missing
+    return with_suites(collect_scores(files), project.config.evaluate.suites, absent), missing
 
 
 def champion(scores: pl.DataFrame, primary: str) -> str | None:
@@ -282,10 +330,19 @@ def to_rows(board: pl.DataFrame, primary: str, sizes: Mapping[str, int]) -> tupl
     return [heading for heading, _ in columns], [*rows, last]
 
 
-def as_text(board: pl.DataFrame, primary: str, sizes: Mapping[str, int], missing: Sequence[str] = ()) -> str:
-    """Return the table for a terminal with its notes; arms of no score at all are among ``missing`` only."""
+def as_text(
+    board: pl.DataFrame,
+    primary: str,
+    sizes: Mapping[str, int],
+    missing: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> str:
+    """Return the table for a terminal with its notes; arms of no score at all are among ``missing`` only.
+
+    ``more``: further notes (`suite_notes`, sets that are left out).
+    """
     headings, rows = to_rows(board, primary, sizes)
-    return "\n".join([to_text(headings, rows, COLUMNS), *notes(board, primary, missing)]) + "\n"
+    return "\n".join([to_text(headings, rows, COLUMNS), *notes(board, primary, missing), *more]) + "\n"
 
 
 def _heading(metric: str, primary: str) -> str:

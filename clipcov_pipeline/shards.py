@@ -24,7 +24,7 @@ from enum import StrEnum
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import polars as pl
 
@@ -58,6 +58,7 @@ _CHANGE_TOKENS = (
 )
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _PARALLEL_LOOKUPS = 16
+_T = TypeVar("_T")
 # tarfile copies what is left of its buffer at every header: larger is slower.
 _READ_BYTES = 1 << 16
 
@@ -204,7 +205,7 @@ def read_shard(
         warnings.simplefilter("ignore")
         reader = _Reader(file)
         try:
-            for row in _map_in_order(check, _read_groups(reader, load=_is_checked), workers):
+            for row in map_in_order(check, _read_groups(reader, load=_is_checked), workers):
                 if row["status"] == SampleStatus.ok:
                     if row["uid"] in seen_uids:
                         row["status"] = SampleStatus.duplicate_uid
@@ -245,6 +246,15 @@ def iter_groups(
         for group in _read_groups(_Reader(file), load=lambda key, _: keys is None or key in keys):
             if group.first and group.damage is None and (keys is None or group.key in keys):
                 yield group
+
+
+def iter_all_groups(shard: Shard, suffixes: Container[str]) -> Iterator[Group]:
+    """Every sample of a shard with its members of these suffixes, damaged and repeated samples included.
+
+    Raises NotATarError for a file that is no tar, OSError where it cannot be read.
+    """
+    with _open(shard.url, None) as file:
+        yield from _read_groups(_Reader(file), load=lambda _, suffix: suffix in suffixes)
 
 
 def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
@@ -361,9 +371,9 @@ def _is_checked(_key: str, suffix: str) -> bool:
     return suffix in IMAGE_EXTENSIONS or suffix in ("txt", "json")
 
 
-def _map_in_order(
-    function: Callable[[Group], dict], groups: Iterator[Group], workers: int | None
-) -> Iterator[dict]:
+def map_in_order(
+    function: Callable[[Group], _T], groups: Iterator[Group], workers: int | None = None
+) -> Iterator[_T]:
     """As `map`, in threads, with a bounded number of groups in memory; Pillow decodes without the GIL."""
     workers = workers or min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:

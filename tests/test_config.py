@@ -199,7 +199,7 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("train", DROP, "train: missing, expected a value"),
         ("train.model", DROP, "train.model: missing, expected a value"),
         ("evaluate.primary_metric", DROP, "evaluate.primary_metric: missing, expected a value"),
-        ("evaluate.sets.coco.shards", DROP, "evaluate.sets.coco.shards: missing, expected a value"),
+        ("evaluate.sets.coco.shards", DROP, "evaluate.sets.coco: found shards=None and benchmark=None"),
         # wrong types
         ("name", 3, "name: found 3, expected: a valid string"),
         ("train", None, "train: found None, expected a mapping"),
@@ -258,7 +258,7 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("labels.templates", ["{}", 3], "labels.templates: found 3, expected exactly one {}"),
         ("labels.templates", [], "labels.templates: found [], expected imagenet or a list of prompt"),
         ("evaluate.sets.coco.templates", ["x"], "evaluate.sets.coco.templates: found 'x', expected exactly"),
-        ("evaluate.sets.coco.tasks", [], "evaluate.sets.coco.tasks: found [], expected one or both of"),
+        ("evaluate.sets.coco.tasks", [], "evaluate.sets.coco.tasks: found [], expected one or more of"),
         ("evaluate.sets.coco.tasks", ["vqa"], "evaluate.sets.coco.tasks.0: found 'vqa', expected: 'retr"),
         ("evaluate.sets.holdout", {"shards": "x"}, "evaluate.sets: found the label 'holdout', expected"),
         ("evaluate.holdout_fraction", 1, "evaluate.holdout_fraction: found 1, expected: less than 0.9"),

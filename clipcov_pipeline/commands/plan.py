@@ -14,7 +14,10 @@ from clipcov_pipeline.project import Project
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a step.")
 def command(config: str | None, as_json: bool) -> None:
     """Print what would run, and why; run nothing."""
-    plan = Project.open(config).plan()
+    project = Project.open(config)
+    for line in project.world.warnings():
+        click.echo(f"WARNING: {line}", err=True)
+    plan = project.plan()
     click.echo(as_json_lines(plan) if as_json else as_text(plan))
 
 
