@@ -87,10 +87,10 @@ def list_folder(name: str, folder: Path, chosen: EvaluationSet) -> tuple[tuple[S
         valid = valid_split(folder, chosen)
         shards += list_split(where, folder, valid) if valid and "linear_probe" in chosen.tasks else []
     tokens: dict[str, str] = {}
+    if set(chosen.tasks) != {"retrieval"} and (folder / CLASS_NAMES).is_file():
+        tokens[CLASS_NAMES] = digest_of_file(folder / CLASS_NAMES)  # their number is the number of classes
     if "zeroshot_classification" in chosen.tasks:
-        tokens[CLASS_NAMES] = digest_of_file(
-            _existing(where, folder, CLASS_NAMES, "write one class name a line")
-        )
+        _existing(where, folder, CLASS_NAMES, "write one class name a line")
         if chosen.templates is None:
             advice = "add it, or give `templates:` in the YAML, e.g. ['a photo of a {}']"
             tokens[TEMPLATES] = digest_of_file(_existing(where, folder, TEMPLATES, advice))
@@ -350,7 +350,7 @@ class FolderSet:
     def open(cls, name: str, folder: Path, settings: EvaluationSet, shards: Sequence[Shard]) -> "FolderSet":
         """Read the small files, and draw the train samples that a probe learns from."""
         zero_shot = "zeroshot_classification" in settings.tasks
-        has_names = zero_shot or (folder / CLASS_NAMES).is_file()
+        has_names = zero_shot or (settings.reads_train and (folder / CLASS_NAMES).is_file())
         drawn = None
         if settings.reads_train:
             learnt = [
@@ -429,7 +429,7 @@ def evaluate_folder(
         else:
             assert train is not None
             scores, details = _trained(task, chosen.name, train, valid, images, n_classes)
-            metrics, common = classification_metrics(scores, targets), common | details
+            metrics, common = classification_metrics(scores, targets), {**common, **details}
             short = "lp" if task == "linear_probe" else "knn"
             kept = metrics if task == "linear_probe" else ("acc1",)
             metrics, chance = ({f"{short}_{m}": values[m] for m in kept} for values in (metrics, chance))

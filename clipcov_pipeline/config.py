@@ -407,7 +407,7 @@ class Evaluate(Section):
     def tasks(self) -> dict[str, tuple[EvaluationTask, ...]]:
         """The tasks of every set, the held-out part of the pool included."""
         tasks = {name: evaluation_set.tasks for name, evaluation_set in self.sets.items()}
-        return tasks | ({"holdout": ("retrieval",)} if self.holdout_fraction else {})
+        return {**tasks, "holdout": ("retrieval",)} if self.holdout_fraction else tasks
 
     @model_validator(mode="after")
     def _suites_fit(self) -> Self:

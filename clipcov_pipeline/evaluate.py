@@ -292,8 +292,8 @@ def evaluate_shards(
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
 
-    Every image is read and embedded once. tasks: `retrieval`, `zeroshot_names`. Other arguments as `embed_pairs`, `evaluate_retrieval` and
-    `evaluate_names`, which also say what is raised.
+    Every image is read and embedded once. tasks: `retrieval`, `zeroshot_names`. Other arguments as
+    `embed_pairs`, `evaluate_retrieval` and `evaluate_names`, which also say what is raised.
     """
     pairs = embed_pairs(encoder, shards, manifest, storage_options=storage_options, progress=progress)
     named = {"dataset": dataset, "model": model, "pretrained": pretrained}

@@ -93,7 +93,7 @@ def linear_probe(
     for c in C_VALUES:
         model = _fit(x, part_labels, c, model)
         accuracy[c] = float((model.predict(v) == valid_labels).mean()) if len(v) else 0.0
-    best = max(C_VALUES, key=lambda c: (accuracy[c], -c))
+    best = max(C_VALUES, key=lambda c: (accuracy[c], -c)) if len(v) else 1.0  # too few to hold a part back
     final = _fit(features(train), train_labels, best, None)
     good = ~np.isnan(test).any(axis=1)
     scores = np.full((len(test), n_classes), np.nan)
@@ -110,11 +110,13 @@ def linear_probe(
 def _fit(x, labels, c, start):
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=1e-4, warm_start=True)
     if start is not None:  # the last fit of the sweep is near
         model.coef_, model.intercept_, model.classes_ = start.coef_, start.intercept_, start.classes_
-    with warnings.catch_warnings():
+    # products this small are no faster on several threads, and wait for each other on a busy machine
+    with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # recorded
         return model.fit(x, labels)
 
