@@ -79,6 +79,14 @@ def test_filters_come_first(pool, tmp_path):
     passing = [row for row in CHOSEN if pool.pair_similarity()[row] >= bound]
     assert ranked.rows[: len(passing)].tolist() == passing
     assert ranked.gains.sum() == len(passing)
+    # none of the listed among what is rejected, or none among what passes
+    own = pool.pair_similarity()
+    best, worst = (write(tmp_path / f"{row}.csv", [UIDS[row]]) for row in (own.argmax(), own.argmin()))
+    filters = {"min_similarity": bound, "rejected": "last"}
+    first = rank(pool, "external", uids=best, filters=filters)
+    assert (first.rows[0], len(first), first.gains.sum()) == (own.argmax(), N, 1)
+    last = rank(pool, "external", uids=worst, filters=filters)
+    assert np.flatnonzero(last.rows == own.argmin()) == np.flatnonzero(last.gains) == (own >= bound).sum()
 
 
 def test_mistakes_are_named(pool, tmp_path):

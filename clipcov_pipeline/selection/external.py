@@ -76,8 +76,10 @@ def read_uids(path: Path) -> np.ndarray:
     return np.array([uid.encode() for uid in uids.cast(pl.String).drop_nulls()], np.bytes_)
 
 
-def listed(pool: Pool, path: str | Path) -> Listed:
+def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
     """Find the samples of a pool that a file lists; a uid that comes again counts once.
+
+    ``allow_none``: a file without any uid of the pool is no mistake, as in a part of a pool.
 
     Raises:
         InputError: as `check_uids_file`; the pool has no uids, or none of the file's.
@@ -91,7 +93,7 @@ def listed(pool: Pool, path: str | Path) -> Listed:
     place = np.searchsorted(pool.uid, uids, sorter=order).clip(max=len(pool) - 1)
     rows = order[place]
     known = pool.uid[rows] == uids
-    if not known.any():
+    if not known.any() and not allow_none:
         example = f", first {uids[0].decode()}" if len(uids) else ""
         raise InputError(
             f"uids: found none of the {len(uids)} uids of {path}{example} in the pool, expected some:"
@@ -107,7 +109,7 @@ def external(
     threads: int | None,  # noqa: ARG001
 ) -> tuple[np.ndarray, np.ndarray]:
     """Listed samples first (gain 1), in the file's order or a random one; then the rest, random (gain 0)."""
-    found = listed(pool, params["uids"])
+    found = listed(pool, params["uids"], allow_none=True)  # rank looks at the whole pool
     drawn = np.random.default_rng(params["seed"]).random(len(pool))
     first = found.rows
     if params["shuffle"] or not found.ordered:

@@ -75,6 +75,10 @@ def rank(
     count = budget_count(budget, len(pool))
     filters = filled.pop("filters")
     rejected = filters.pop("rejected")
+    if method == "external":
+        from clipcov_pipeline.selection.external import listed
+
+        listed(pool, filled["uids"])  # raises where the pool has none of them; a part of it may
     if any(value is not None and value is not False for value in filters.values()):
         from clipcov_pipeline.selection.filters import passing_rows
 
