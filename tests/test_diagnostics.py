@@ -1,0 +1,231 @@
+"""Diagnostics of a subset against dense numpy, and on pools where quantities are not defined."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from clipcov_pipeline.diagnostics import covariance
+from clipcov_pipeline.diagnostics.covariance import compare, random_masks
+from clipcov_pipeline.diagnostics.subset import contrastive_loss, diagnose, near_duplicates, terms_along
+from clipcov_pipeline.diagnostics.tables import SCHEMA
+from clipcov_pipeline.selection import Pool, objective, rank
+from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
+from clipcov_pipeline.selection.synthetic import synthetic_arrays
+
+N, K, D = 1500, 12, 32
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    image, text, classes, similarity = synthetic_arrays(N, K, D, seed=3)
+    hashes = np.arange(N) // 2 * (np.arange(N) < 200) + np.arange(N) * (np.arange(N) >= 200)
+    return Pool.from_arrays(image, text, classes, similarity, image_hash=hashes, caption_hash=hashes % 50)
+
+
+@pytest.fixture(scope="module")
+def rows(pool: Pool) -> np.ndarray:
+    return rank(pool, method="clipcov", budget=0.2).rows
+
+
+def mask_of(pool: Pool, rows: np.ndarray) -> np.ndarray:
+    mask = np.zeros(len(pool), np.bool_)
+    mask[pool.position[rows]] = True
+    return mask
+
+
+def dense(pool: Pool, rows: np.ndarray) -> np.ndarray:
+    """The centred cross-covariance, in fp64 throughout."""
+    image, text = (side.astype(np.float64) for side in pool.sides(rows))
+    return (image - image.mean(axis=0)).T @ (text - text.mean(axis=0)) / len(rows)
+
+
+def dense_figures(reference: np.ndarray, matrix: np.ndarray) -> list[float]:
+    r = covariance.RANK
+    (u, s, v), (x, z, y) = np.linalg.svd(reference), np.linalg.svd(matrix)
+    left, right = u[:, :r].T @ x[:, :r], v[:r] @ y[:r].T
+    norm = np.linalg.norm
+    return [
+        float((reference * matrix).sum() / norm(reference) / norm(matrix)),
+        float(norm(matrix) / norm(reference)),
+        float(norm(matrix - reference) / norm(reference)),
+        float(norm(matrix - reference, 2) / s[0]),
+        float((norm(left) ** 2 + norm(right) ** 2) / (2 * r)),
+    ]
+
+
+# --- cross-covariance ---------------------------------------------------------------------------------
+
+
+def test_overall_and_by_class_agree_with_dense_numpy(pool: Pool, rows: np.ndarray) -> None:
+    masks = [mask_of(pool, rows), *random_masks(N, len(rows), 2, seed=0)]
+    found = compare(pool, masks)
+    everyone = np.arange(N)
+    for s, mask in enumerate(masks):
+        members = pool.order[np.flatnonzero(mask)]
+        expected = dense_figures(dense(pool, everyone), dense(pool, members))
+        np.testing.assert_allclose(found.overall[s], expected, rtol=1e-5)
+    for c in range(K):
+        whole = everyone[pool.latent_class == c]
+        some = rows[pool.latent_class[rows] == c]
+        expected = dense_figures(dense(pool, whole), dense(pool, some))
+        defined = 5 if len(some) > covariance.RANK else 4
+        np.testing.assert_allclose(found.by_class[0, c, :defined], expected[:defined], rtol=1e-5)
+        drawn = pool.order[np.flatnonzero(masks[1])]
+        drawn = drawn[pool.latent_class[drawn] == c]
+        np.testing.assert_allclose(
+            found.by_class[1, c, :3], dense_figures(dense(pool, whole), dense(pool, drawn))[:3], rtol=1e-5
+        )
+
+
+def test_threads_and_blocks_change_nothing(pool: Pool, rows: np.ndarray, monkeypatch) -> None:
+    masks = [mask_of(pool, rows)]
+    whole = compare(pool, masks, threads=1)
+    assert np.array_equal(whole.overall, compare(pool, masks, threads=2).overall)
+    monkeypatch.setattr(covariance, "_BLOCK", 17)
+    monkeypatch.setattr(covariance, "_CLASSES", 5)
+    np.testing.assert_allclose(compare(pool, masks).overall, whole.overall, rtol=1e-6)
+
+
+def test_the_pool_itself_is_aligned_at_scale_one(pool: Pool) -> None:
+    found = compare(pool, [np.ones(N, np.bool_)])
+    np.testing.assert_allclose(found.overall[0], [1, 1, 0, 0, 1], atol=1e-9)
+
+
+def test_random_subsets_have_the_least_error_and_clipcov_a_larger_scale(pool: Pool, rows: np.ndarray) -> None:
+    table = diagnose(pool, rows, draws=3).table
+    get = {r["quantity"]: r for r in table.filter(pl.col("scope") == "overall").iter_rows(named=True)}
+    assert get["frobenius_error"]["random_mean"] < get["frobenius_error"]["value"]
+    assert get["scale"]["value"] > get["scale"]["random_mean"]
+
+
+# --- the other quantities -----------------------------------------------------------------------------
+
+
+def overall(table: pl.DataFrame) -> dict[str, dict]:
+    return {r["quantity"]: r for r in table.filter(pl.col("scope") == "overall").iter_rows(named=True)}
+
+
+def test_class_distribution_and_similarities_by_hand(pool: Pool, rows: np.ndarray) -> None:
+    found = overall(diagnose(pool, rows, draws=2).table)
+    p = np.bincount(pool.latent_class, minlength=K) / N
+    q = np.bincount(pool.latent_class[rows], minlength=K) / len(rows)
+    assert found["class_total_variation"]["value"] == pytest.approx(np.abs(p - q).sum() / 2)
+    assert found["class_coverage"]["value"] == pytest.approx((q > 0).mean())
+    for side, (a, b) in {"image": (0, 0), "caption": (1, 1), "cross": (0, 1)}.items():
+        for column, members in (("value", rows), ("pool", np.arange(N))):
+            halves = [half.astype(np.float64) for half in pool.sides(members)]
+            cosines = halves[a] @ halves[b].T
+            same = pool.latent_class[members][:, None] == pool.latent_class[members][None]
+            within, between = same & ~np.eye(len(members), dtype=bool), ~same
+            assert found[f"{side}_within"][column] == pytest.approx(cosines[within].mean(), rel=1e-3)
+            assert found[f"{side}_between"][column] == pytest.approx(cosines[between].mean(), rel=1e-3)
+
+
+def test_the_loss_is_open_clips(pool: Pool) -> None:
+    torch = pytest.importorskip("torch")
+    from open_clip.loss import ClipLoss
+
+    positions = np.arange(0, 200, 3)
+    image, text = pool.sides(pool.order[positions])
+    expected = ClipLoss()(torch.tensor(image).float(), torch.tensor(text).float(), torch.tensor(20.0))
+    assert contrastive_loss(pool, positions, 20.0) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_terms_along_the_ranking_are_those_of_the_objective(pool: Pool, rows: np.ndarray) -> None:
+    for count, terms in terms_along(pool, rows, DEFAULT_WEIGHTS).items():
+        expected = objective(pool, rows[:count])
+        assert terms == pytest.approx({name: expected[name] for name in terms}, rel=1e-5, abs=1e-6)
+    assert count == len(rows)
+
+
+def test_duplicates_are_counted(pool: Pool) -> None:
+    rows = np.arange(400)
+    found = overall(diagnose(pool, rows, draws=1).table)
+    assert found["duplicate_images"]["value"] == pytest.approx(100 / 400)
+    assert found["duplicate_captions"]["value"] == pytest.approx(1 - 50 / 400)
+
+
+def test_near_duplicates_of_a_class_are_found() -> None:
+    image, text, classes, _ = synthetic_arrays(300, 3, D, seed=1)
+    image[:] = np.linalg.qr(np.random.default_rng(0).standard_normal((D, D)))[0][np.arange(300) % D]
+    classes[:] = np.arange(300) // D % 3
+    pool = Pool.from_arrays(image, text, classes)
+    members = np.arange(2 * D)  # class 0 and class 1 hold the same images
+    assert near_duplicates(pool, mask_of(pool, members)).sum() == 0
+    again = np.concatenate([members, np.arange(3 * D, 3 * D + 5)])  # five images of class 0 once more
+    assert near_duplicates(pool, mask_of(pool, again)).sum() == 5
+
+
+# --- where nothing is to be compared ------------------------------------------------------------------
+
+
+def assert_tidy(table: pl.DataFrame) -> None:
+    """Every quantity has a value or says why not; nothing is NaN or infinite, nothing left out."""
+    assert table.schema == pl.Schema(SCHEMA)
+    for row in table.iter_rows(named=True):
+        if row["value"] is None:
+            assert row["note"].startswith("not defined, because "), row
+        for name in ("value", "pool", "random_mean", "random_std"):
+            assert row[name] is None or np.isfinite(row[name]), row
+
+
+QUANTITIES = {r for r in (
+    "alignment scale frobenius_error spectral_error subspace_overlap class_total_variation class_coverage "
+    "rare_class_coverage largest_empty_class image_within image_between image_separation caption_within "
+    "caption_between caption_separation cross_within cross_between cross_separation proxy_loss "
+    "duplicate_images duplicate_captions near_duplicate_images term_class term_self term_label term_inter "
+    "term_redundancy"
+).split()}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "case",
+    ["one sample", "two samples", "one class", "captions alike", "images alike", "all alike", "singles"],
+)
+def test_every_quantity_has_a_value_or_a_reason(case: str) -> None:
+    image, text, classes, similarity = synthetic_arrays(200, 5, 16, seed=2)
+    chosen = np.arange(60)
+    match case:
+        case "one sample":
+            chosen = chosen[:1]
+        case "two samples":
+            chosen = chosen[:2]
+        case "one class":
+            classes[:] = 0
+        case "captions alike":
+            text[:] = text[0]
+        case "images alike":
+            image[:] = image[0]
+        case "all alike":
+            text[:], image[:] = text[0], text[0]
+        case "singles":
+            classes[:] = np.arange(200)
+    pool = Pool.from_arrays(image, text, classes, similarity)
+    found = diagnose(pool, chosen, draws=2)
+    assert_tidy(found.table)
+    assert set(overall(found.table)) == QUANTITIES
+    defined = {name for name, row in overall(found.table).items() if row["value"] is not None}
+    covariances = {"alignment", "scale", "frobenius_error", "spectral_error", "subspace_overlap"}
+    if case in ("one sample", "captions alike", "images alike", "all alike"):
+        assert not defined & covariances
+        assert "alignment_undefined" in found.stats
+    else:
+        assert covariances - {"subspace_overlap"} <= defined
+    classes_with_rows = found.table.filter(pl.col("scope") == "class")["latent_class"].n_unique()
+    assert classes_with_rows == len(np.unique(classes))
+
+
+def test_why_a_class_is_not_compared() -> None:
+    image, text, classes, similarity = synthetic_arrays(100, 3, 16, seed=2)
+    classes[:99], classes[99] = np.arange(99) % 2, 2
+    pool = Pool.from_arrays(image, text, classes, similarity)
+    table = diagnose(pool, np.arange(0, 99, 2)[:30], draws=1).table
+    notes = {
+        (r["latent_class"], r["quantity"]): r["note"]
+        for r in table.filter(pl.col("scope") == "class").iter_rows(named=True)
+    }
+    assert notes[2, "alignment"] == "not defined, because class 2 has 1 pair, expected at least 2"
+    assert notes[1, "alignment"] == (
+        "not defined, because the subset has 0 of the 49 pairs of class 1, expected at least 2"
+    )
