@@ -27,7 +27,7 @@ KEPT = ("steps", "samples_seen", "passes", "training_seconds", "first_loss", "la
 
 @dg.asset(
     partitions_def=partitions_of("checkpoints"),
-    deps=[every_key("subsets")],
+    deps=[every_key("subsets"), every_key("subset_diagnostics")],
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
     group_name="training",

@@ -7,12 +7,14 @@ from assets.checkpoints import checkpoints
 from assets.early_similarities import early_similarities
 from assets.embeddings import embeddings
 from assets.leaderboard import leaderboard
+from assets.pool_map import pool_map
 from assets.proxy_model import proxy_model
 from assets.pseudo_labels import pseudo_labels
 from assets.rankings import rankings
 from assets.raw_shards import raw_shards
 from assets.resources import Experiment
 from assets.scores import scores
+from assets.subset_diagnostics import subset_diagnostics
 from assets.subsets import subsets
 from assets.terminal import terminal_logger
 
@@ -25,6 +27,8 @@ defs = dg.Definitions(
         pseudo_labels,
         rankings,
         subsets,
+        pool_map,
+        subset_diagnostics,
         checkpoints,
         scores,
         leaderboard,

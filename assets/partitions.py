@@ -17,6 +17,7 @@ PARTITIONED_STAGES = (
     "early_similarities",
     "rankings",
     "subsets",
+    "subset_diagnostics",
     "checkpoints",
     "scores",
 )

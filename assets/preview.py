@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     "gain": "what the sample adds to the method's objective when it is taken",
     "mean": "mean over the seeds, a share between 0 and 1",
     "std": "standard deviation over the seeds",
-    "value": "a share between 0 and 1",
+    "value": "the value; of a score a share between 0 and 1",
     "chance": "what a model that knows nothing scores",
     "protocol": "what is the same for every arm: the samples seen, or the epochs",
     "random_difference": "mean difference to the random subset of the same fraction, paired by seed",
@@ -34,6 +34,13 @@ DESCRIPTIONS = {
     "full_low": "lower end of its 95 % bootstrap interval over the seeds",
     "full_high": "upper end of its 95 % bootstrap interval over the seeds",
     "full_pairs": "seeds that both have",
+    "scope": "overall, class (one latent class) or ranking (the first so many samples)",
+    "quantity": "what is measured of the subset",
+    "samples": "the first so many samples of the ranking",
+    "pool": "the same of the whole pool",
+    "random_mean": "the same of random subsets of the same size",
+    "random_std": "standard deviation over the random subsets",
+    "note": "what is good, or why there is no value",
     "best_baseline": "for ClipCov: the best other method at the same fraction",
     "baseline_ratio": "mean over the mean of that method",
 }
@@ -65,8 +72,8 @@ def table_metadata(
     }
 
 
-def markdown(frame: pl.DataFrame) -> str:
-    """Return every row as a Markdown table; long texts are cut."""
+def markdown(frame: pl.DataFrame, width: int = 32) -> str:
+    """Return every row as a Markdown table; texts are cut to ``width`` characters."""
     text = pl.col(pl.String).str.replace_all(r"[\s|]+", " ")  # a table's row is one line of cells between |
     with pl.Config(
         tbl_formatting="MARKDOWN",
@@ -75,7 +82,7 @@ def markdown(frame: pl.DataFrame) -> str:
         tbl_rows=-1,
         tbl_cols=-1,
         tbl_width_chars=-1,
-        fmt_str_lengths=32,
+        fmt_str_lengths=width,
         float_precision=4,
     ):
         return str(frame.with_columns(text))

@@ -1,5 +1,6 @@
 """Asset: the whole pool in the order in which a method takes it."""
 
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -31,6 +32,7 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
     """All uids of the pool in the order the method takes them, each with its gain: fractions nest in it."""
 
     def build(task: Task) -> None:
+        cpu = time.process_time()
         params = dict(task.config.select.methods[task.partition])
         method, stats = params.pop("method", task.partition), {}
         if method == "external":
@@ -46,6 +48,7 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
         frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank")
         path = task.entry.folder / "ranking.parquet"
         frame.with_columns(pl.Series("gain", ranking.gains)).write_parquet(path)
+        stats["cpu_seconds"] = round(time.process_time() - cpu, 3)
         digests = {"ranking": digest_of_file(path)}
         task.done(digests, method=method, ranked=frame.height, pool=members.height, **stats)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import validate_method
+from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
 from clipcov_pipeline.shards import Shard
 from clipcov_pipeline.store import (
     WHOLE,
@@ -36,12 +37,15 @@ CODE_VERSIONS: dict[str, str] = {
     "pseudo_labels": "1",
     "rankings": "1",
     "subsets": "1",
+    "pool_map": "1",
+    "subset_diagnostics": "1",
     "checkpoints": "1",
     "scores": "1",
     "leaderboard": "2",
 }
 STAGES = tuple(CODE_VERSIONS)
 HOLDOUT = "holdout"
+OVERLAP = "overlap"
 
 
 class Input(NamedTuple):
@@ -314,6 +318,13 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
             params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
             inputs=(source, pool),
         )
+    yield Node(
+        "pool_map",
+        WHOLE,
+        params={"diagnostics": _some(config.diagnostics.semantic(), "tsne_samples", "seed")},
+        inputs=(labels, pool),
+    )
+    yield from _diagnostics_nodes(config, labels, pool)
     for arm in arms:
         settings = config.train.under(arm.protocol).semantic()
         training = {key: value for key, value in settings.items() if key != "seeds"}
@@ -323,6 +334,8 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
             params={"train": {**training, "seed": arm.seed}},
             sources=_tokens(world, "train.model", "train.pretrained"),
             inputs=(Input("subsets", arm.subset, "samples"),),
+            # an error that the diagnostics show is to be seen before anything is trained
+            after=() if arm.method == FULL else (Input("subset_diagnostics", arm.subset, "table"),),
         )
     sets = evaluation_sets(config, world.absent)
     for arm in arms:
@@ -341,6 +354,34 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
         },
         inputs=tuple(Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in sets),
     )
+
+
+def _diagnostics_nodes(config: Config, labels: Input, pool: Input) -> Iterator[Node]:
+    """Yield what is said of every subset alone, and, as a part of it, beside the other methods' subsets."""
+    draws = _some(config.diagnostics.semantic(), "random_draws", "seed")
+    shared = (labels, pool, Input("proxy_model", WHOLE, "weights"), Input("pool_map", WHOLE, "map"))
+    for fraction in config.select.fractions:
+        subsets = [Input("subsets", subset_key(m, fraction), "subset") for m in config.select.methods]
+        for label, subset in zip(config.select.methods, subsets, strict=True):
+            weights = {"methods": {label: {"weights": objective_weights(config, label)}}}
+            yield Node(
+                "subset_diagnostics",
+                subset.partition,
+                params={"diagnostics": draws, "select": weights},
+                inputs=(subset, *shared),
+            )
+            yield Node("subset_diagnostics", f"{subset.partition}@{OVERLAP}", inputs=(*subsets, labels))
+
+
+def objective_weights(config: Config, label: str) -> dict[str, float]:
+    """Return the weights of F's terms that a method works with; the default ones where it has no F."""
+    params = dict(config.select.methods[label])
+    settings = validate_method(params.pop("method", label), params)
+    return dict(settings.get("weights", DEFAULT_WEIGHTS))
+
+
+def _some(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names}
 
 
 def _score_node(config: Config, world: World, arm: Recipe, name: str) -> Node:

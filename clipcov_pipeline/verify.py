@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import Status
+from clipcov_pipeline.plan import OVERLAP, Status
 from clipcov_pipeline.pool import keys_by_shard
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.selection import budget_count
@@ -119,6 +119,11 @@ def _subset(record: Record) -> dict[str, str]:
     return {"samples": digest_of(tars), "subset": record.files["subset.parquet"]}
 
 
+def _diagnostics(record: Record) -> dict[str, str]:
+    names = ("table", OVERLAP)
+    return {name: record.files[f"{name}.parquet"] for name in names if f"{name}.parquet" in record.files}
+
+
 _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
     "raw_shards": lambda r: {"manifest": digest_of([r.files["manifest.parquet"], r.stats["sha256"]])},
     "proxy_model": lambda r: {**_file("weights", CHECKPOINT)(r), **_file("early", EARLY_CHECKPOINT)(r)},
@@ -126,6 +131,8 @@ _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
     "pseudo_labels": _labels,
     "rankings": _file("ranking", "ranking.parquet"),
     "subsets": _subset,
+    "pool_map": _file("map", "map.parquet"),
+    "subset_diagnostics": _diagnostics,
     "checkpoints": _file("weights", CHECKPOINT),
     "scores": _file("scores", "scores.json"),
     "leaderboard": _file("scores", "scores.parquet"),

@@ -41,7 +41,7 @@ def dense(pool: Pool, rows: np.ndarray) -> np.ndarray:
 
 def dense_figures(reference: np.ndarray, matrix: np.ndarray) -> list[float]:
     r = covariance.RANK
-    (u, s, v), (x, z, y) = np.linalg.svd(reference), np.linalg.svd(matrix)
+    (u, s, v), (x, _, y) = np.linalg.svd(reference), np.linalg.svd(matrix)
     left, right = u[:, :r].T @ x[:, :r], v[:r] @ y[:r].T
     norm = np.linalg.norm
     return [
@@ -169,13 +169,14 @@ def assert_tidy(table: pl.DataFrame) -> None:
             assert row[name] is None or np.isfinite(row[name]), row
 
 
-QUANTITIES = {r for r in (
-    "alignment scale frobenius_error spectral_error subspace_overlap class_total_variation class_coverage "
-    "rare_class_coverage largest_empty_class image_within image_between image_separation caption_within "
-    "caption_between caption_separation cross_within cross_between cross_separation proxy_loss "
-    "duplicate_images duplicate_captions near_duplicate_images term_class term_self term_label term_inter "
-    "term_redundancy"
-).split()}  # fmt: skip
+QUANTITIES = {
+    *("alignment", "scale", "frobenius_error", "spectral_error", "subspace_overlap"),
+    *("class_total_variation", "class_coverage", "rare_class_coverage", "largest_empty_class"),
+    *(f"{side}_{kind}" for side in ("image", "caption", "cross")
+      for kind in ("within", "between", "separation")),
+    *("proxy_loss", "duplicate_images", "duplicate_captions", "near_duplicate_images"),
+    *(f"term_{name}" for name in ("class", "self", "label", "inter", "redundancy")),
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error")

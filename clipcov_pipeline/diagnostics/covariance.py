@@ -91,9 +91,12 @@ def compare(pool: Pool, sets: Sequence[np.ndarray], threads: int | None = None) 
     overall = np.full((len(sets), len(QUANTITIES)), np.nan)
     overall_notes: dict[tuple[int, str], str] = {}
     reference = _Reference(matrices[0], int(counts[0].sum()), "the pool")
-    for s in range(len(sets)):
-        found, why = _figures(reference, matrices[s + 1], int(counts[s + 1].sum()), spectral=True)
-        overall[s] = found
+    others = zip(matrices[1:], counts[1:].sum(axis=1), strict=True)
+    found = over_stream(
+        lambda some: _figures(reference, some[0], int(some[1]), spectral=True), others, threads
+    )
+    for s, (values, why) in enumerate(found):
+        overall[s] = values
         overall_notes |= {(s, name): text for name, text in why.items()}
     sums = [ClassSums(counts[s], *scalars[:, s], total[s]) for s in range(n_sets)]
     return Comparison(sums, overall, by_class, overall_notes, notes)
@@ -176,7 +179,7 @@ class _Work:
                 part.notes |= {(c, name): text for name, text in why.items()}
 
     def _add_means(self, part: _Part, group: np.ndarray, shifted: np.ndarray) -> None:
-        """From sums about the classes' points to sums about the pool's mean, and sums of the rows themselves."""
+        """From sums about the classes' points to sums about the pool's mean, and sums of the rows."""
         d, points = self.pool.dim, self.points[group].astype(np.float64)
         away = points - self.centre
         for s in range(len(self.masks)):

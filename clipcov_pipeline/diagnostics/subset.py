@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from clipcov_pipeline.diagnostics.covariance import (
 from clipcov_pipeline.diagnostics.tables import Table
 from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
 from clipcov_pipeline.selection.objective import TERMS, directions, project, subset_sums
-from clipcov_pipeline.selection.parallel import over_classes, single_blas
+from clipcov_pipeline.selection.parallel import over_classes, over_stream, single_blas
 from clipcov_pipeline.selection.pool import Pool
 
 RARE = 10  # a class of fewer members is rare
@@ -88,7 +88,7 @@ def diagnose(
     _add_covariance(table, found)
     _add_classes(table, found.sums)
     _add_similarities(table, found.sums)
-    _add_loss(table, pool, masks, logit_scale, seed)
+    _add_loss(table, pool, masks, logit_scale, seed, threads)
     _add_duplicates(table, pool, masks, threads)
     shares = _add_terms(table, pool, rows, weights, threads)
     _add_covariance_by_class(table, found)
@@ -157,19 +157,31 @@ def _add_similarities(table: Table, sums: Sequence[ClassSums]) -> None:
     """Mean cosine of pairs of one class and of different classes, all pairs counted alike."""
     sides = (("image", "images"), ("caption", "captions"), ("cross", "images and other pairs' captions"))
     for side, words in sides:
-        both = [_within_between(s, side) for s in sums]
-        for at, kind in enumerate(("within", "between", "separation")):
-            values = [pair[at] for pair in both]
+        found = [_within_between(s, side) for s in sums]
+        for kind in ("within", "between", "separation"):
+            values = [getattr(some, kind) for some in found]
             text = {
                 "within": f"mean cosine of {words} of one latent class",
                 "between": f"mean cosine of {words} of different latent classes",
-                "separation": f"within less between, {words}: larger classes apart are easier to tell",
+                "separation": f"within less between, {words}: a larger one is easier to tell apart",
             }[kind]
-            why = both[1][3] if values[1] is None else ""
+            why = found[1].why if values[1] is None else ""
             table.add(f"{side}_{kind}", values[1], pool=values[0], random=values[2:], note=why or text)
 
 
-def _within_between(sums: ClassSums, side: str) -> tuple[float | None, float | None, float | None, str]:
+class _Cosines(NamedTuple):
+    """Means of one set of pairs; None where there is no such pair, and why."""
+
+    within: float | None
+    between: float | None
+    why: str
+
+    @property
+    def separation(self) -> float | None:
+        return None if self.within is None or self.between is None else self.within - self.between
+
+
+def _within_between(sums: ClassSums, side: str) -> _Cosines:
     d, m = len(sums.total) // 2, sums.counts.astype(np.float64)
     halves = {"image": (0, 0), "caption": (1, 1), "cross": (0, 1)}[side]
     total = [sums.total[half * d : (half + 1) * d] for half in halves]
@@ -180,11 +192,17 @@ def _within_between(sums: ClassSums, side: str) -> tuple[float | None, float | N
     between = float((total[0] @ total[1] - squares.sum()) / others) if others else None
     why = "" if same else "no latent class has two samples in the subset"
     why = why if others else "all samples of the subset are of one latent class"
-    separation = None if within is None or between is None else within - between
-    return within, between, separation, why
+    return _Cosines(within, between, why)
 
 
-def _add_loss(table: Table, pool: Pool, masks: Sequence[np.ndarray], logit_scale: float, seed: int) -> None:
+def _add_loss(
+    table: Table,
+    pool: Pool,
+    masks: Sequence[np.ndarray],
+    logit_scale: float,
+    seed: int,
+    threads: int | None,
+) -> None:
     """The symmetric contrastive loss of random batches, of the same size for subset and pool."""
     count = int(masks[0].sum())
     batch = min(BATCH, count)
@@ -192,12 +210,13 @@ def _add_loss(table: Table, pool: Pool, masks: Sequence[np.ndarray], logit_scale
         table.add("proxy_loss", None, note=f"the subset has {count} sample, a batch needs at least 2")
         return
     everyone = np.ones(len(pool), np.bool_)
-    losses = []
-    for mask in (everyone, *masks):
-        rng = np.random.default_rng([seed, 7])
-        positions = np.flatnonzero(mask)
+
+    def loss(mask: np.ndarray) -> float:
+        rng, positions = np.random.default_rng([seed, 7]), np.flatnonzero(mask)
         batches = [rng.choice(positions, batch, replace=False, shuffle=False) for _ in range(BATCHES)]
-        losses.append(float(np.mean([contrastive_loss(pool, some, logit_scale) for some in batches])))
+        return float(np.mean([contrastive_loss(pool, some, logit_scale) for some in batches]))
+
+    losses = list(over_stream(loss, (everyone, *masks), threads))
     table.add(
         "proxy_loss", losses[1], pool=losses[0], random=losses[2:],
         note=f"mean of {BATCHES} random batches of {batch}, logit scale {logit_scale:.4g}; lower: the proxy"
@@ -208,15 +227,17 @@ def _add_loss(table: Table, pool: Pool, masks: Sequence[np.ndarray], logit_scale
 def contrastive_loss(pool: Pool, positions: np.ndarray, logit_scale: float) -> float:
     """Return CLIP's loss of one batch, by sorted positions: mean of both directions' cross-entropy."""
     rows = pool.pairs[np.sort(positions)].astype(np.float32)
-    logits = logit_scale * (rows[:, : pool.dim] @ rows[:, pool.dim :].T).astype(np.float64)
-    own = np.diag(logits)
-    both = [_log_sum_exp(logits, axis) - own for axis in (0, 1)]
+    logits = np.float32(logit_scale) * (rows[:, : pool.dim] @ rows[:, pool.dim :].T)
+    own = np.diag(logits).astype(np.float64)
+    both = [_log_sum_exp(side) - own for side in (logits, np.ascontiguousarray(logits.T))]
     return float(np.mean(both))
 
 
-def _log_sum_exp(values: np.ndarray, axis: int) -> np.ndarray:
-    top = values.max(axis=axis, keepdims=True)
-    return np.log(np.exp(values - top).sum(axis=axis)) + top.squeeze(axis)
+def _log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """Over the rows; float64 [n]."""
+    top = values.max(axis=1, keepdims=True)
+    shifted = values - top
+    return np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64)) + top[:, 0]
 
 
 def _add_duplicates(table: Table, pool: Pool, masks: Sequence[np.ndarray], threads: int | None) -> None:
@@ -235,8 +256,8 @@ def _add_duplicates(table: Table, pool: Pool, masks: Sequence[np.ndarray], threa
     values = [float(near_duplicates(pool, mask, threads).sum() / mask.sum()) for mask in masks[:2]]
     table.add(
         "near_duplicate_images", values[0], random=values[1:],
-        note=f"share of samples with an image cosine above {NEAR:g} to an earlier sample of their class in the"
-        f" set; in classes of over {NEAR_BLOCK:,} only {NEAR_BLOCK:,} at a time are compared; one random draw",
+        note=f"share of samples with an image cosine above {NEAR:g} to an earlier sample of their class"
+        f" in the set; in classes of over {NEAR_BLOCK:,} {NEAR_BLOCK:,} at a time are compared; one draw",
     )  # fmt: skip
 
 
@@ -270,15 +291,16 @@ def _add_terms(
     terms = terms_along(pool, rows, weights, threads)
     shares: dict[str, float] = {}
     for count, values in terms.items():
-        total = sum(abs(value) for value in values.values())
+        total, whole = sum(abs(value) for value in values.values()), count == len(rows)
         for name, value in values.items():
             share = abs(value) / total if total else None
-            table.add(
-                f"term_{name}", share, scope="ranking" if count < len(rows) else "overall",
-                note=f"first {count:,} samples: {value:.6g} of F; share of the terms' absolute values"
-                if total else "all terms of F are 0",
-            )  # fmt: skip
-            if count == len(rows) and share is not None:
+            why = (
+                f"{value:.6g} of F; share of the terms' absolute values" if total else "all terms of F are 0"
+            )
+            table.add(f"term_{name}", share, scope="ranking", samples=count, note=why)
+            if whole:
+                table.add(f"term_{name}", share, note=why)
+            if whole and share is not None:
                 shares[name] = share
     return shares
 
@@ -312,6 +334,15 @@ def terms_along(
         }
         start = stop
     return found
+
+
+def add_cost(table: pl.DataFrame, seconds: float, cpu_seconds: float | None) -> pl.DataFrame:
+    """Return the table with what the ranking has cost that the subset is cut from."""
+    cost = Table()
+    cost.add("selection_seconds", seconds, note="of the whole ranking, reading the embeddings included")
+    why = "" if cpu_seconds is not None else "the ranking was made before it was recorded"
+    cost.add("selection_cpu_seconds", cpu_seconds, note=why or "over all processors")
+    return pl.concat([table, cost.frame()])
 
 
 def _stats(table: pl.DataFrame, sizes: Sizes, shares: Mapping[str, float]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import polars as pl
 SCHEMA = {
     "scope": pl.String,  # overall, class, ranking
     "latent_class": pl.Int64,  # null but for scope class
+    "samples": pl.Int64,  # the first so many of the ranking; null but for scope ranking
     "quantity": pl.String,
     "value": pl.Float64,  # of the subset; null where it is not defined, and the note says why
     "pool": pl.Float64,  # the same of the whole pool, where that makes sense
@@ -38,6 +39,7 @@ class Table:
         random: Sequence[float | None] = (),
         scope: str = "overall",
         latent_class: int | None = None,
+        samples: int | None = None,
         note: str = "",
     ) -> None:
         """Add a row; a value that is None or not finite needs a note that begins with the reason."""
@@ -48,6 +50,7 @@ class Table:
             {
                 "scope": scope,
                 "latent_class": latent_class,
+                "samples": samples,
                 "quantity": quantity,
                 "value": value,
                 "pool": pool,
@@ -60,14 +63,3 @@ class Table:
     def frame(self) -> pl.DataFrame:
         """Return the rows as a polars frame."""
         return pl.DataFrame(self.rows, schema=SCHEMA)
-
-
-def value_of(table: pl.DataFrame, quantity: str, column: str = "value") -> float | None:
-    """Return one overall number of a table; None where it is not defined."""
-    found = table.filter((pl.col("scope") == "overall") & (pl.col("quantity") == quantity))
-    return found[column][0]
-
-
-def note_of(table: pl.DataFrame, quantity: str) -> str:
-    """Return the note of one overall quantity."""
-    return table.filter((pl.col("scope") == "overall") & (pl.col("quantity") == quantity))["note"][0]
