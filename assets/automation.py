@@ -62,6 +62,9 @@ def run_requests(
     busy = stages_at_work(instance)
     for stage in stages:
         ready = [s for s in plan.of(stage) if s.status in (Status.BUILD, Status.RESTORE)]
+        if busy:  # a part that waits may be waiting for a run at work: then both parts are asked for at once
+            waiting = {s.key for s in plan.of(stage) if s.status is Status.WAIT}
+            ready = [s for s in ready if s.key not in waiting]
         if not ready or stage in busy:
             continue
         states: dict[str, list[object]] = {}

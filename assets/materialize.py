@@ -126,6 +126,11 @@ class _Work:
         metadata: dict[str, Any] = {}
         fingerprints = []
         for step in steps:
+            if step.status is Status.WAIT and any(other.status is not Status.WAIT for other in steps):
+                self.context.log.warning(
+                    f"{step.node.name} {'; '.join(step.why)}"
+                )  # its other parts need not
+                continue
             record, outcome = self._one(step)
             fingerprints.append(record.fingerprint[:16])
             part = step.node.partition.partition("@")[2]

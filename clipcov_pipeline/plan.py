@@ -370,7 +370,14 @@ def _diagnostics_nodes(config: Config, labels: Input, pool: Input) -> Iterator[N
                 params={"diagnostics": draws, "select": weights},
                 inputs=(subset, *shared),
             )
-            yield Node("subset_diagnostics", f"{subset.partition}@{OVERLAP}", inputs=(*subsets, labels))
+            whose = {"diagnostics": {"overlap_of": label}}
+            yield Node(
+                "subset_diagnostics",
+                f"{subset.partition}@{OVERLAP}",
+                params=whose,
+                inputs=(*subsets, labels),
+                after=(shared[-1],),  # so that both parts are ready at once
+            )
 
 
 def objective_weights(config: Config, label: str) -> dict[str, float]:

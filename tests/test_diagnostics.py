@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from clipcov_pipeline.diagnostics import covariance
+from clipcov_pipeline.diagnostics import covariance, overlap, plots
 from clipcov_pipeline.diagnostics.covariance import compare, random_masks
+from clipcov_pipeline.diagnostics.pool_map import pool_map
 from clipcov_pipeline.diagnostics.subset import contrastive_loss, diagnose, near_duplicates, terms_along
 from clipcov_pipeline.diagnostics.tables import SCHEMA
 from clipcov_pipeline.selection import Pool, objective, rank
@@ -230,3 +231,51 @@ def test_why_a_class_is_not_compared() -> None:
     assert notes[1, "alignment"] == (
         "not defined, because the subset has 0 of the 49 pairs of class 1, expected at least 2"
     )
+
+
+# --- the map and the plots ----------------------------------------------------------------------------
+
+
+def test_the_map_is_the_same_every_time_and_keeps_classes_together() -> None:
+    image, text, classes, similarity = synthetic_arrays(300, 3, 16, seed=2, mismatched=0)
+    centres = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0][:3]
+    image = (0.3 * image.astype(np.float32) + 0.9 * centres[classes]).astype(np.float32)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    pool = Pool.from_arrays(image, text, classes, similarity)
+    frame, why = pool_map(pool, 120, seed=1)
+    assert not why
+    assert frame.equals(pool_map(pool, 120, seed=1)[0])
+    assert frame.height == frame["row"].n_unique() == 120
+    places = frame.select("x", "y").to_numpy()
+    distances = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    of_class = frame["latent_class"].to_numpy()
+    assert (of_class[distances.argmin(axis=1)] == of_class).mean() > 0.9
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", ["sound", "one sample", "all alike"])
+def test_plots_of_any_pool(case: str, tmp_path) -> None:
+    image, text, classes, similarity = synthetic_arrays(60, 4, 16, seed=2)
+    if case == "all alike":
+        image[:], text[:] = image[0], text[0]
+    pool = Pool.from_arrays(image, text, classes, similarity)
+    rows = np.arange(1 if case == "one sample" else 30)
+    plots.plot_all(diagnose(pool, rows, draws=2), tmp_path)
+    frame, why = pool_map(pool, 50)
+    assert why == ("all pairs of the pool have the same embeddings" if case == "all alike" else "")
+    plots.plot_map(frame, tmp_path / "map.png", np.isin(frame["row"].to_numpy(), rows), why)
+    names = ["covariance", "classes", "similarities", "terms", "map"]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("methods", [["a"], ["a", "b", "c"]])
+def test_overlap_by_hand(methods: list[str], tmp_path) -> None:
+    uids = {"a": ["1", "2", "3"], "b": ["2", "3", "4"], "c": ["5", "6", "7"]}
+    table, by_chance = overlap({m: pl.Series(uids[m]) for m in methods}, 12)
+    cells = {(one, other): value for one, other, value, _ in table.iter_rows()}
+    expected = {("a", "b"): 0.5, ("b", "a"): 0.5, ("a", "c"): 0, ("c", "a"): 0, ("b", "c"): 0, ("c", "b"): 0}
+    assert cells == (expected if len(methods) > 1 else {})
+    assert by_chance == pytest.approx(0.25 / 1.75)  # p^2 of the pool in both, 2p - p^2 in one of them
+    plots.plot_overlap(table, methods, "a", by_chance, tmp_path / "overlap.png")
+    assert (tmp_path / "overlap.png").stat().st_size > 1000

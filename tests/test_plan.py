@@ -50,6 +50,8 @@ OUTPUTS = {
     "pseudo_labels": ("labels", "holdout", "pool"),
     "rankings": ("ranking",),
     "subsets": ("samples", "subset"),
+    "pool_map": ("map",),
+    "subset_diagnostics": ("table", "overlap"),
     "checkpoints": ("weights",),
     "scores": ("scores",),
     "leaderboard": ("table",),
@@ -185,11 +187,21 @@ def trained(subsets: Iterable[str], sets: Iterable[str] = ("coco", "holdout")) -
 
 
 def selected(subsets: Iterable[str] = ()) -> set[str]:
-    return {f"subsets/{subset}" for subset in subsets}
+    """The subsets, what is said of each, and the overlaps at their fractions."""
+    subsets = list(subsets)
+    fractions = {subset.partition("-f")[2] for subset in subsets} - {"1"}
+    return {f"subsets/{subset}" for subset in subsets} | diagnosed(subsets, fractions)
+
+
+def diagnosed(subsets: Iterable[str], fractions: Iterable[str]) -> set[str]:
+    named = [subset for subset in subsets if subset != "full-f1"]
+    methods = {*METHODS, *(subset.partition("-f")[0] for subset in named)}
+    overlaps = {f"subset_diagnostics/{m}-f{f}@overlap" for m in methods for f in fractions}
+    return {f"subset_diagnostics/{subset}" for subset in named} | overlaps
 
 
 FROM_SUBSETS = selected(arms()) | trained(arms())
-FROM_LABELS = {"pseudo_labels", "rankings/clipcov", "rankings/random"} | FROM_SUBSETS
+FROM_LABELS = {"pseudo_labels", "rankings/clipcov", "rankings/random", "pool_map"} | FROM_SUBSETS
 EVERYTHING = (
     {f"{stage}/{name}" for stage in ("raw_shards", "embeddings") for name in "abc"}
     | {"proxy_model"}
@@ -232,6 +244,8 @@ def test_the_first_run_builds_everything_once_in_order(fresh):
         "pseudo_labels": 1,
         "rankings": 2,
         "subsets": 5,
+        "pool_map": 1,
+        "subset_diagnostics": 8,
         "checkpoints": 10,
         "scores": 20,
         "leaderboard": 1,
@@ -328,7 +342,8 @@ def test_a_fraction_added(built):
     built.edit(set_key("select.fractions", [0.25, 0.5, 0.75]))
     new = arms(fractions=["0.75"], full=False)
     plan = built.plan()
-    assert {step.node.name for step in plan.todo if step.status is Status.BUILD} == selected(new)
+    ready = {step.node.name for step in plan.todo if step.status is Status.BUILD}
+    assert ready == {f"subsets/{subset}" for subset in new}
     assert why(plan)["subsets/random-f0.75"] == ("not built yet",)
     assert built.run() == builds(selected(new) | trained(new))
 
@@ -631,6 +646,8 @@ def test_a_code_version_with_the_same_result_stops_there(built, monkeypatch, sta
             {"rankings/clipcov", "rankings/random"} | selected(arms(full=False)) | trained(arms(full=False)),
         ),
         ("subsets", FROM_SUBSETS),
+        ("pool_map", {"pool_map"} | diagnosed(arms(), ())),
+        ("subset_diagnostics", diagnosed(arms(), FRACTIONS)),
         ("checkpoints", trained(arms())),
         ("scores", {name for name in trained(arms()) if not name.startswith("checkpoints")}),
         ("leaderboard", {"leaderboard"}),
@@ -727,8 +744,11 @@ def test_two_changes_at_once_are_both_named(built):
 def test_early_cutoff_at_the_ranking(built):
     ranking = built.store.current("rankings", "clipcov").digests
     built.edit(set_key("select.methods.clipcov.weights.self", 2.0000001))
-    built.digest = lambda _step, output: ranking[output]
-    assert built.run() == builds({"rankings/clipcov"})
+    digest = built.digest
+    built.digest = lambda step, output: ranking[output] if output in ranking else digest(step, output)
+    # the weights of F are those that its terms are shown with
+    own = diagnosed(["clipcov-f0.25", "clipcov-f0.5"], ())
+    assert built.run() == builds({"rankings/clipcov"} | own)
 
 
 def test_early_cutoff_at_the_subset(built):
@@ -738,7 +758,9 @@ def test_early_cutoff_at_the_subset(built):
     built.run()
     built.edit(set_key("select.methods.clipcov.weights.self", 4.0))
     assert built.run() == builds(
-        {"rankings/clipcov", "subsets/clipcov-f0.25", "subsets/clipcov-f0.5"} | trained(["clipcov-f0.5"])
+        {"rankings/clipcov", "subsets/clipcov-f0.25", "subsets/clipcov-f0.5"}
+        | diagnosed(["clipcov-f0.25", "clipcov-f0.5"], ["0.5"])
+        | trained(["clipcov-f0.5"])
     )
 
 
@@ -750,7 +772,7 @@ def test_the_held_out_set_is_scored_again_only_where_it_differs(built):
     built.shards["b"], built.times["b"] = "yet another caption", 3
     on_holdout = {f"scores/{subset}-s{seed}@holdout" for subset in arms() for seed in SEEDS}
     shard = {"raw_shards/b", "embeddings/b"}
-    labels = {"pseudo_labels", "rankings/clipcov", "rankings/random"} | selected(arms())
+    labels = {"pseudo_labels", "rankings/clipcov", "rankings/random", "pool_map"} | selected(arms())
     assert built.run() == builds(shard | labels | on_holdout | {"leaderboard"})
     built.edit(set_key("labels.templates", ["the {}"]))
     assert built.run() == builds(labels)
@@ -851,7 +873,7 @@ def test_2000_shards_and_200_recipes_are_planned_in_under_5_seconds(fresh):
     while (ready := (plan := make_plan(config, world, fresh.store)).ready()) is not None:
         for step in plan.of(ready[0]):
             fresh.execute(step)
-    assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 205 * 3 + 1
+    assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 1 + 40 * 2 + 205 * 3 + 1
 
     def timed(config: Config, world: World) -> tuple[Plan, float]:
         started = time.monotonic()

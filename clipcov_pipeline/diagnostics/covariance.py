@@ -98,7 +98,8 @@ def compare(pool: Pool, sets: Sequence[np.ndarray], threads: int | None = None) 
     for s, (values, why) in enumerate(found):
         overall[s] = values
         overall_notes |= {(s, name): text for name, text in why.items()}
-    sums = [ClassSums(counts[s], *scalars[:, s], total[s]) for s in range(n_sets)]
+    image, caption, own, matched = scalars
+    sums = [ClassSums(counts[s], image[s], caption[s], own[s], matched[s], total[s]) for s in range(n_sets)]
     return Comparison(sums, overall, by_class, overall_notes, notes)
 
 

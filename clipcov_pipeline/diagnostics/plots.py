@@ -90,8 +90,8 @@ def plot_covariance(found: Diagnosis, path: Path) -> None:
     else:
         _say(right, "not defined, because no latent class has a cross-covariance in pool and subset")
     caption = (
-        "Alignment and subspace overlap near 1 are good: judge by alignment. Errors are least for random subsets"
-        " by construction;\nscale above 1: the kept pairs agree more clearly than the pool's."
+        "Alignment and subspace overlap near 1 are good: judge by alignment. Errors are least for random"
+        " subsets by construction;\nscale above 1: the kept pairs agree more clearly than the pool's."
     )
     _save(figure, caption, path)
 

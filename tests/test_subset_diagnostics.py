@@ -1,0 +1,80 @@
+"""The stages pool_map and subset_diagnostics on real data: tables, plots, overlap, what a change runs again."""
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+
+from clipcov_pipeline.diagnostics.tables import SCHEMA
+from clipcov_pipeline.plan import Status
+from lab import Lab
+
+pytestmark = pytest.mark.slow
+
+PLOTS = {"covariance.png", "classes.png", "similarities.png", "terms.png", "map.png"}
+
+
+def folder(lab: Lab, name: str):
+    return lab.project().store.folder(lab.plan().by_name[name].record)
+
+
+def test_a_subset_has_its_table_and_its_plots(built_lab: Lab) -> None:
+    place = folder(built_lab, "subset_diagnostics/clipcov-f0.5")
+    assert {path.name for path in place.iterdir()} >= PLOTS
+    table = pl.read_parquet(place / "table.parquet")
+    assert dict(table.schema) == SCHEMA
+    values = dict(table.filter(scope="overall").select("quantity", "value").iter_rows())
+    assert 0 < values["alignment"] <= 1
+    assert values["selection_seconds"] > 0
+    assert values["selection_cpu_seconds"] > 0
+    # the lab's three shards hold the same images: uids differ, bytes do not
+    labels = pl.read_parquet(folder(built_lab, "pseudo_labels") / "labels.parquet")
+    subset = pl.read_parquet(folder(built_lab, "subsets/clipcov-f0.5") / "subset.parquet")
+    kept = labels.filter(pl.col("uid").is_in(subset["uid"].implode()))
+    repeats = 1 - kept["image_sha256"].n_unique() / kept.height
+    assert repeats > 0.2
+    assert values["duplicate_images"] == pytest.approx(repeats)
+
+
+def test_the_overlap_is_that_of_the_uids(built_lab: Lab) -> None:
+    one, other = (
+        set(pl.read_parquet(folder(built_lab, f"subsets/{method}-f0.5") / "subset.parquet")["uid"])
+        for method in ("clipcov", "random")
+    )
+    place = folder(built_lab, "subset_diagnostics/clipcov-f0.5@overlap")
+    assert (place / "overlap.png").is_file()
+    (row,) = pl.read_parquet(place / "overlap.parquet").filter(method="clipcov").iter_rows(named=True)
+    assert row["other"] == "random"
+    assert row["jaccard"] == pytest.approx(len(one & other) / len(one | other))
+
+
+def test_the_map_has_a_place_for_every_sample(built_lab: Lab) -> None:
+    frame = pl.read_parquet(folder(built_lab, "pool_map") / "map.parquet")
+    labels = pl.read_parquet(folder(built_lab, "pseudo_labels") / "labels.parquet")
+    assert frame.height == labels.height
+    assert frame["uid"].to_list() == labels["uid"].to_list()
+    assert np.isfinite(frame["x"].to_numpy()).all()
+
+
+def test_dagster_shows_plots_and_numbers_of_both_parts(built_lab: Lab) -> None:
+    with built_lab.instance() as instance:
+        found = instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey("subset_diagnostics"), asset_partitions=["random-f0.5"]),
+            limit=5,
+        ).records
+    assert len(found) == 1
+    assert found[0].asset_materialization is not None
+    metadata = found[0].asset_materialization.metadata
+    assert {"covariance", "classes", "similarities", "terms", "map", "overall", "overlap/matrix"} <= set(
+        metadata
+    )
+    assert "data:image/png;base64," in str(metadata["covariance"].value)
+    assert metadata["alignment"].value > 0
+
+
+def test_a_map_of_fewer_samples_selects_and_trains_nothing_again(lab: Lab) -> None:
+    lab.edit(lambda s: s.update(diagnostics={"tsne_samples": 50}))
+    assert dict(lab.run()) == {"pool_map": 1, "subset_diagnostics": 2}
+    lab.edit(lambda s: s.update(diagnostics={"tsne_samples": 50, "random_draws": 2}))
+    assert {step.status for step in lab.plan().of("checkpoints")} == {Status.CURRENT}
+    assert dict(lab.run()) == {"subset_diagnostics": 2}
