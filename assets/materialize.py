@@ -127,9 +127,8 @@ class _Work:
         fingerprints = []
         for step in steps:
             if step.status is Status.WAIT and any(other.status is not Status.WAIT for other in steps):
-                self.context.log.warning(
-                    f"{step.node.name} {'; '.join(step.why)}"
-                )  # its other parts need not
+                # its other parts need not
+                self.context.log.warning(f"{step.node.name} {'; '.join(step.why)}")
                 continue
             record, outcome = self._one(step)
             fingerprints.append(record.fingerprint[:16])

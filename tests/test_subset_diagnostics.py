@@ -1,4 +1,4 @@
-"""The stages pool_map and subset_diagnostics on real data: tables, plots, overlap, what a change runs again."""
+"""The stages pool_map and subset_diagnostics on real data: tables, plots, overlap, what runs again."""
 
 import dagster as dg
 import numpy as np
@@ -27,13 +27,11 @@ def test_a_subset_has_its_table_and_its_plots(built_lab: Lab) -> None:
     assert 0 < values["alignment"] <= 1
     assert values["selection_seconds"] > 0
     assert values["selection_cpu_seconds"] > 0
-    # the lab's three shards hold the same images: uids differ, bytes do not
     labels = pl.read_parquet(folder(built_lab, "pseudo_labels") / "labels.parquet")
     subset = pl.read_parquet(folder(built_lab, "subsets/clipcov-f0.5") / "subset.parquet")
     kept = labels.filter(pl.col("uid").is_in(subset["uid"].implode()))
     repeats = 1 - kept["image_sha256"].n_unique() / kept.height
-    assert repeats > 0.2
-    assert values["duplicate_images"] == pytest.approx(repeats)
+    assert values["duplicate_images"] == pytest.approx(repeats, abs=1e-9)
 
 
 def test_the_overlap_is_that_of_the_uids(built_lab: Lab) -> None:
@@ -65,9 +63,8 @@ def test_dagster_shows_plots_and_numbers_of_both_parts(built_lab: Lab) -> None:
     assert len(found) == 1
     assert found[0].asset_materialization is not None
     metadata = found[0].asset_materialization.metadata
-    assert {"covariance", "classes", "similarities", "terms", "map", "overall", "overlap/matrix"} <= set(
-        metadata
-    )
+    plots = {"covariance", "classes", "similarities", "terms", "map"}
+    assert plots | {"overall", "overlap/matrix"} <= set(metadata)
     assert "data:image/png;base64," in str(metadata["covariance"].value)
     assert metadata["alignment"].value > 0
 
