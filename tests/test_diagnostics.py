@@ -3,7 +3,9 @@
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from clipcov_pipeline.cli import cli
 from clipcov_pipeline.diagnostics import covariance, overlap, plots
 from clipcov_pipeline.diagnostics.covariance import compare, random_masks
 from clipcov_pipeline.diagnostics.pool_map import pool_map
@@ -279,3 +281,16 @@ def test_overlap_by_hand(methods: list[str], tmp_path) -> None:
     assert by_chance == pytest.approx(0.25 / 1.75)  # p^2 of the pool in both, 2p - p^2 in one of them
     plots.plot_overlap(table, methods, "a", by_chance, tmp_path / "overlap.png")
     assert (tmp_path / "overlap.png").stat().st_size > 1000
+
+
+def test_the_benchmark_prints_seconds_and_memory() -> None:
+    result = CliRunner().invoke(
+        cli, ["bench", "diagnostics", "--pairs", "3000", "--classes", "20", "--dim", "32", "--draws", "2"]
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith("3,000 pairs, d=32, 20 classes, 10% kept, 2 random subsets")
+    assert [line.split()[0] for line in lines[2:4]] == ["numbers", "plots"]
+    seconds, _, memory = map(float, lines[2].split()[1:])
+    assert 0 < seconds < 60
+    assert 0 < memory < 4

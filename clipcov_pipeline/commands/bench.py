@@ -63,6 +63,31 @@ def selection(
         json_path.write_text(text)
 
 
+@command.command()
+@click.option("--pairs", type=click.IntRange(100), default=1_000_000, show_default=True)
+@click.option("--classes", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--dim", type=click.IntRange(4), default=512, show_default=True)
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), default=0.1, show_default=True)
+@click.option("--draws", type=click.IntRange(1), default=10, show_default=True, help="Random subsets.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@click.option(
+    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diagnostics(
+    pairs: int, classes: int, dim: int, fraction: float, draws: int, seed: int, threads: int | None,
+    scratch_dir: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Seconds and anonymous memory of one subset's diagnostics on synthetic CLIP-like embeddings."""
+    from clipcov_pipeline.diagnostics.benchmark import as_text, bench_diagnostics
+
+    found = bench_diagnostics(
+        pairs, classes, dim, fraction=fraction, draws=draws, seed=seed, threads=threads, folder=scratch_dir
+    )
+    click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+
+
 def _numbers(kind: type) -> Any:
     """A callback that reads ``0.05,0.1`` as a tuple."""
 
