@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -34,7 +35,8 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
     def build(task: Task) -> None:
         cpu = time.process_time()
         params = dict(task.config.select.methods[task.partition])
-        method, stats = params.pop("method", task.partition), {}
+        method = params.pop("method", task.partition)
+        stats: dict[str, Any] = {}
         if method == "external":
             params["uids"] = str(task.config.resolve(params["uids"]))
         labels, read = task.record("pseudo_labels"), columns_read(method, params)
