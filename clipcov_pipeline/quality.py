@@ -38,8 +38,11 @@ MATRIX: dict[str, dict[str, Any]] = {
 # not in the matrix unless asked for
 FURTHER: dict[str, dict[str, Any]] = {
     "dedup": {},
-    "clipcov-global": {"method": "clipcov", "class_balance": "global"},
-    "clipcov-notebook": {"method": "clipcov", "mode": "notebook", "class_balance": "global"},
+    **{
+        f"clipcov-{shares}": {"method": "clipcov", "class_balance": shares}
+        for shares in ("proportional", "sqrt", "uniform")
+    },
+    "clipcov-notebook": {"method": "clipcov", "mode": "notebook"},
     **{
         f"clipcov-no_{term}": {"method": "clipcov", "weights": {term: 0.0}}
         for term in ("class", "self", "label", "inter", "redundancy")
