@@ -115,7 +115,7 @@ def test_the_report(sources, arrays, tmp_path):
     assert [size for _, size in report["class_counts"].values()] == np.bincount(arrays[2]).tolist()
     terms = report["objective"]
     assert terms["F"] == pytest.approx(sum(terms[name] for name in terms if name != "F"))
-    assert set(report["seconds"]) == {"read", "rank", "objective"}
+    assert set(report["seconds"]) == {"read", "rank", "objective", "write"}
     assert min(report["anonymous_bytes"].values()) > 1e6
 
 

@@ -63,6 +63,7 @@ def command(
             progress=progress,
         )
     with pool:
+        click.echo(f"ranking {len(pool):,} pairs by {method}", err=True)
         with phases("rank"):
             ranking = rank(pool, method, budget, threads=threads, **params)
         if method == "external" and (unknown := listed(pool, params["uids"]).unknown):
@@ -79,8 +80,7 @@ def command(
                 threads=threads,
             )
         report = _report(pool, ranking, method, filled, value, phases)
-        with phases("write"):
-            written = write_outputs(prefix, pool, ranking, report)
+        written = write_outputs(prefix, pool, ranking, report, phases)
     click.echo(_summary(report))
     click.echo("wrote " + ", ".join(map(str, written)))
     if len(written) < 3:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clipcov_pipeline.selection.measure import Phases
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking
 
@@ -26,11 +27,14 @@ def datacomp_uids(uids: np.ndarray) -> np.ndarray:
     return np.sort(np.array(halves, DATACOMP_DTYPE))
 
 
-def write_outputs(prefix: Path, pool: Pool, ranking: Ranking, report: dict[str, Any]) -> list[Path]:
+def write_outputs(
+    prefix: Path, pool: Pool, ranking: Ranking, report: dict[str, Any], phases: Phases
+) -> list[Path]:
     """Write ``PREFIX.parquet``, ``PREFIX.npy`` and ``PREFIX.json``; all are whole before any has its name.
 
     The parquet has uid (row number as text, where the pool has none), rank from 1, gain and class, in the
-    order taken. The ``.npy`` is written only where uids are 32 hex digits.
+    order taken. The ``.npy`` is written only where uids are 32 hex digits. The tables are the phase "write";
+    the report comes last, so that it can hold it.
 
     Returns:
         The paths written.
@@ -48,11 +52,12 @@ def write_outputs(prefix: Path, pool: Pool, ranking: Ranking, report: dict[str, 
     prefix.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{prefix.name}-", dir=prefix.parent))
     try:
-        frame.write_parquet(room / "parquet")
-        if has_hex_uids(pool):
-            assert pool.uid is not None
-            with (room / "npy").open("wb") as file:
-                np.save(file, datacomp_uids(pool.uid[ranking.rows]))
+        with phases("write"):
+            frame.write_parquet(room / "parquet")
+            if has_hex_uids(pool):
+                assert pool.uid is not None
+                with (room / "npy").open("wb") as file:
+                    np.save(file, datacomp_uids(pool.uid[ranking.rows]))
         (room / "json").write_text(json.dumps(report, indent=2) + "\n")
         written = []
         for kind in ("parquet", "npy", "json"):
