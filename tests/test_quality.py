@@ -1,13 +1,13 @@
 """The controlled benchmark: its tables by hand, and one small real run from photos to the printed result."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-from click.testing import CliRunner
 
-from clipcov_pipeline.cli import main
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.quality import MATRIX, PRIMARY, matrix_methods, summary, to_text
 from test_testbed import write_photos
@@ -63,22 +63,13 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     photos = tmp_path / "photos"
     write_photos(photos / "train", {"cat": 60, "dog": 60, "owl": 60})
     write_photos(photos / "test", {"cat": 8, "dog": 8, "owl": 8})
-    arguments = ["bench", "quality", "--images", str(photos), "--out", str(tmp_path / "out")]
-    arguments += [
-        "--methods",
-        "clipcov,random,oracle",
-        "--fractions",
-        "0.5",
-        "--seeds",
-        "0",
-        "--largest",
-        "60",
-    ]
-    arguments += ["--samples-seen", "96", "--proxy-samples-seen", "256", "--json", str(tmp_path / "q.json")]
-    arguments += ["--batch-size", "32"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    assert f"{PRIMARY} (percent" in result.output
+    command = [sys.executable, "-m", "clipcov_pipeline.cli", "bench", "quality", "--images", str(photos)]
+    command += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "q.json"), "--batch-size", "32"]
+    command += ["--methods", "clipcov,random,oracle", "--fractions", "0.5", "--seeds", "0", "--largest", "60"]
+    command += ["--samples-seen", "96", "--proxy-samples-seen", "256"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"{PRIMARY} (percent" in result.stdout
     found = json.loads((tmp_path / "q.json").read_text())
     truth = {row["method"]: row for row in found["truth"]}
     assert truth["full"]["samples"] == pl.read_parquet(tmp_path / "out" / "draw0" / "truth.parquet").height
