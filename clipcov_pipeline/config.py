@@ -87,6 +87,8 @@ class Shards(Section):
     max_image_pixels: PositiveInt = 89_478_485  # Pillow's own bound against decompression bombs
     settle_seconds: Annotated[NonNegativeFloat, KNOB] = 0.0
     """A local shard that was written to within this time is left for the next scan."""
+    expected_samples: Annotated[PositiveInt | None, KNOB] = None
+    """Size of a pool that is not here yet: only ``clipcov check`` reads it, and counts where it can."""
 
 
 class Training(Section):

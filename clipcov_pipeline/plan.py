@@ -584,15 +584,20 @@ def _evaluation_files(
         else:
             shards[name], files = list_folder(name, config.resolve(chosen.benchmark), chosen)
             tokens |= {f"evaluate.sets.{name}.{file}": token for file, token in files.items()}
-    primary = config.evaluate.primary_metric.partition("/")[0]
-    suite = config.evaluate.suites.get(primary)
-    members = suite.sets if suite else (primary,)
+    members = primary_sets(config)
     if all(name in absent for name in members):
         raise InputError(
             f"evaluate.primary_metric: found {config.evaluate.primary_metric!r}, but there is no folder"
             f" {' nor '.join(absent[name] for name in members)}: put the data there, or name another metric"
         )
     return shards, tokens, absent
+
+
+def primary_sets(config: Config) -> tuple[str, ...]:
+    """Return the evaluation sets that the primary metric is made of."""
+    primary = config.evaluate.primary_metric.partition("/")[0]
+    suite = config.evaluate.suites.get(primary)
+    return suite.sets if suite else (primary,)
 
 
 def absent_sets(config: Config) -> dict[str, str]:

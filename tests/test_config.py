@@ -428,7 +428,7 @@ def test_exactly_these_keys_are_knobs():
     }
     assert knobs == {
         "work_dir",
-        *(f"shards.{name}" for name in ("storage_options", "settle_seconds")),
+        *(f"shards.{name}" for name in ("storage_options", "settle_seconds", "expected_samples")),
         *(f"train.{name}" for name in ("workers", "device", "gpus")),
         *(f"proxy.train.{name}" for name in ("workers", "device", "gpus")),
         *(f"embed.{name}" for name in ("batch_size", "device", "workers")),

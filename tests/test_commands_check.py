@@ -1,0 +1,204 @@
+"""`clipcov check`: what is missing and what it takes, on a machine with and without the data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from clipcov_pipeline import preflight as module
+from clipcov_pipeline.cli import cli
+from clipcov_pipeline.config import load_config
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.preflight import cached_weights, count_samples, measure_rates, model_size, preflight
+from clipcov_pipeline.shards import scan
+from make_benchmark import write_classification
+from make_shards import write_pool
+
+PRESETS = ("cc3m", "cc12m", "datacomp_small")
+TINY = {"samples_seen": 64, "batch_size": 8, "warmup": 2, "num_checkpoints": 2}
+SETTINGS: dict[str, Any] = {
+    "name": "tiny",
+    "shards": {"source": "pool"},
+    "proxy": {"model": "clipcov-tiny-RN", "train": TINY},
+    "labels": {"latent_classes": "clusters", "n_clusters": 2},
+    "select": {"fractions": [0.5], "methods": ["clipcov", "random"]},
+    "train": {"model": "clipcov-tiny-RN", **TINY, "seeds": [0, 1]},
+    "evaluate": {
+        "holdout_fraction": 0.0,
+        "sets": {
+            "icons": {"benchmark": "icons", "tasks": ["zeroshot_classification"]},
+            "gone": {"benchmark": "gone", "tasks": ["zeroshot_classification"]},
+        },
+        "suites": {"both": {"sets": ["icons", "gone"]}},
+        "primary_metric": "icons/acc1",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without data: an empty folder, an empty cache of weights, no network."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def experiment(folder: Path, **changes: Any) -> Path:
+    """20 samples in 2 shards, one evaluation folder of two."""
+    write_pool(folder / "pool", 2, 10)
+    write_classification(folder / "icons", ["star", "sun"], {"test": 2})
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**SETTINGS, **changes}))
+    return path
+
+
+def check(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["check", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_load_and_say_what_is_missing(name: str, tmp_path: Path):
+    done = check(name, "--no-measure", "--json")
+    assert done.exit_code == 1, done.output
+    found = json.loads(done.stdout)
+    missing = {item["subject"]: item["text"] for item in found["findings"] if item["level"] == "missing"}
+    assert f"{tmp_path}/{name}" in missing["pool"]
+    assert "openai is not in this machine's cache" in missing["weights"]
+    assert missing["evaluation"].startswith(f"imagenet1k: no folder {tmp_path}/eval/wds_imagenet1k")
+    absent = [i for i in found["findings"] if i["subject"] == "evaluation" and "no folder" in i["text"]]
+    assert len(absent) == 6 + 11
+    assert all("\n" not in item["text"] for item in found["findings"])
+    suites = load_config(name).evaluate.suites
+    assert {key: len(suite.sets) for key, suite in suites.items()} == {
+        "imagenet_and_shifts": 6,
+        "downstream_11": 11,
+    }
+
+
+def test_a_small_subset_of_cc3m_does_not_finish_the_warm_up():
+    found = preflight(load_config("cc3m"), measure=False)
+    arms = {arm.subset: arm for arm in found.arms}
+    # 30 epochs of ceil(0.05 * 2,836,000 / 512) = 277 batches
+    assert (arms["5 %"].samples, arms["5 %"].batches, arms["5 %"].warmup) == (141_800, 8_310, 10_000)
+    assert arms["5 %"].steps == 30 * 280  # by open_clip_train's rule of whole epochs for 8 workers
+    assert arms["full pool"].batches == 30 * 5540
+    (warning,) = [i.text for i in found.findings if i.level == "warning" and i.subject == "warm-up"]
+    assert warning.startswith("5 %: 8,400 steps (8,310 batches")
+    assert "fewer than the warm-up of 10,000: the learning rate only reaches 84 %" in warning
+
+
+def test_datacomp_sees_as_many_samples_with_every_subset():
+    found = preflight(load_config("datacomp_small"), measure=False)
+    assert {arm.steps for arm in found.arms} == {3136}  # ceil(12.8 M / 4096) = 3125, in 8 parts of 392
+    assert found.arms[0].samples == 12_800_000
+
+
+def test_an_experiment_that_can_run(tmp_path: Path):
+    path = experiment(tmp_path)
+    done = check(path, "--no-measure")
+    assert done.exit_code == 0, done.output
+    assert "ok       pool        2 shards in pool\nok       pool size   20 samples\n" in done.output
+    assert "present: icons" in done.output
+    assert f"warning  evaluation  gone: no folder {tmp_path}/gone: left out, in no average" in done.output
+    assert "warning  suite       both/acc1 would be the mean of 1 of its 2 sets" in done.output
+    assert "50 %: 10 samples, 8 steps of 8, 6.4 passes, 4 trainings" in done.output
+    assert done.output.endswith("tiny: can run\n")
+    assert not (tmp_path / "work").exists()
+
+
+def test_time_is_told_from_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = load_config(str(experiment(tmp_path)))
+    rates, notes = measure_rates(config, seconds=0.2)
+    assert not notes
+    assert set(rates) == {"embed", "train", "proxy"}
+    assert rates["embed"] > 1
+    monkeypatch.setattr(module, "measure_rates", lambda _: ({"embed": 10.0, "train": 4.0, "proxy": 2.0}, []))
+    found = preflight(config)
+    # 20 samples; 64 seen; 6 trainings of 8 steps of 8
+    assert found.seconds == pytest.approx({"embeddings": 2.0, "proxy": 32.0, "checkpoints": 6 * 64 / 4})
+    assert "about 2.2 min (embeddings 2 s, proxy 32 s, checkpoints 96 s)" in found.to_text()
+
+
+def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = load_config(str(experiment(tmp_path)))
+    found = preflight(config, measure=False)
+    pool = sum(path.stat().st_size for path in (tmp_path / "pool").iterdir())
+    size = model_size("clipcov-tiny-RN")
+    assert found.disk["subsets"] == 2 * pool  # all of it, and half of it twice
+    assert found.disk["embeddings"] == 20 * (4 * size.embed_dim + 200)
+    assert found.disk["checkpoints"] == 4 * size.parameters * (6 + 3 + 1)
+
+    usage = module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    full = preflight(config, measure=False)
+    assert [item.subject for item in full.findings if item.level == "missing"] == ["disk"]
+
+
+def test_parameters_are_counted_as_built():
+    import open_clip
+
+    module.register_model_configs()
+    model = open_clip.create_model("clipcov-tiny-RN")
+    assert model_size("clipcov-tiny-RN").parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_samples_are_counted_or_told_from_sizes(tmp_path: Path):
+    shards = scan(str(write_pool(tmp_path / "pool", 3, 10)))
+    assert count_samples(shards) == (30, True)
+    found, exact = count_samples(shards, seconds=-1) or (0, True)
+    assert found == pytest.approx(30, abs=1)
+    assert not exact
+    assert count_samples([]) is None
+    (tmp_path / "pool" / "00001.tar").write_bytes(b"no tar")
+    assert count_samples(scan(str(tmp_path / "pool"))) == (20, True)
+
+
+def test_a_pool_of_another_size_than_expected_is_told(tmp_path: Path):
+    path = experiment(tmp_path, shards={"source": "pool", "expected_samples": 1000})
+    assert "20 samples, but shards.expected_samples is 1,000" in check(path, "--no-measure").output
+    unknown = experiment(tmp_path / "other", shards={"source": "nowhere"})
+    done = check(unknown, "--no-measure")
+    assert done.exit_code == 1
+    assert "pool size   not known: give shards.expected_samples" in done.output
+
+
+def test_a_batch_larger_than_a_subset_is_missing_samples(tmp_path: Path):
+    path = experiment(tmp_path, train={**SETTINGS["train"], "batch_size": 16})
+    done = check(path, "--no-measure")
+    assert done.exit_code == 1
+    assert "missing  steps       50 %: train.batch_size: 16 is more than the 10 samples" in done.output
+
+
+def test_broken_evaluation_folders_and_weights_are_named(tmp_path: Path):
+    path = experiment(tmp_path, proxy={"model": "RN50-quickgelu", "pretrained": "weights/mine.pt"})
+    (tmp_path / "icons" / "test" / "0.tar").unlink()
+    done = check(path, "--no-measure")
+    assert done.exit_code == 1
+    assert f"weights     proxy.pretrained: no checkpoint file at {tmp_path}/weights/mine.pt" in done.output
+    assert "missing  evaluation  icons: evaluate.sets.icons: " in done.output
+
+
+def test_weights_in_the_cache_are_found(tmp_path: Path):
+    model, tag = "ViT-B-32-quickgelu", "openai"
+    assert cached_weights(model, tag) is None
+    cache = tmp_path / "hub" / "models--timm--vit_base_patch32_clip_224.openai"
+    snapshot = cache / "snapshots" / "abc" / "open_clip_model.safetensors"
+    for path, text in ((cache / "refs" / "main", "abc"), (snapshot, "weights")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert cached_weights(model, tag) == str(snapshot)
+    found = preflight(load_config("datacomp_small"), measure=False)
+    assert [item.level for item in found.findings if item.subject == "weights"] == ["ok"]
+
+
+def test_mistakes_in_the_yaml_are_errors(tmp_path: Path):
+    for model in ({"model": "RN51", "pretrained": "openai"}, {"model": "RN50-quickgelu", "pretrained": "x"}):
+        path = experiment(tmp_path / model["model"], proxy=model)
+        with pytest.raises(InputError, match=r"RN51|'x' is neither a file nor an open_clip tag"):
+            preflight(load_config(str(path)), measure=False)
+    assert isinstance(check("no_such_preset").exception, InputError)
