@@ -532,7 +532,7 @@ def _time(config: Config, seconds: Mapping[str, float], rates: Mapping[str, floa
     measured = ", ".join(f"{name} {_number(rate)}" for name, rate in rates.items())
     gpus = f" x {config.train.gpus} GPUs" if config.train.gpus > 1 else ""
     text = f"about {_duration(sum(seconds.values()))} ({parts}); measured here, samples/s: {measured}{gpus},"
-    return [Finding("ok", "time", f"{text} without reading and decoding")]
+    return [Finding("note", "time", f"{text} without reading and decoding")]
 
 
 def _number(value: float) -> str:

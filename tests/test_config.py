@@ -392,8 +392,8 @@ def test_a_key_given_twice_is_refused_with_its_line(refused):
     ("given", "message"),
     [
         ("no/such.yaml", "config 'no/such.yaml' not found, expected a YAML file: check the path"),
-        ("smaple", "preset 'smaple' not found, expected one of ['sample'"),
-        (".", "preset '.' not found, expected one of ['sample'"),
+        ("smaple", "preset 'smaple' not found, expected one of ['cc12m', 'cc3m', 'datacomp_small', 'sample'"),
+        (".", "preset '.' not found, expected one of ['cc12m', 'cc3m', 'datacomp_small', 'sample'"),
     ],
 )
 def test_a_missing_file_or_preset_gives_one_line(given, message):
