@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from clipcov_pipeline.config import Suite
 from clipcov_pipeline.plan import Recipe
 from clipcov_pipeline.report import (
     SCORE_SCHEMA,
@@ -23,9 +24,11 @@ from clipcov_pipeline.report import (
     plot,
     short_name,
     shown,
+    suite_notes,
     to_markdown,
     to_rows,
     to_text,
+    with_suites,
 )
 
 PRIMARY = "coco/text_retrieval_recall@5"
@@ -372,3 +375,42 @@ def test_the_plot_is_the_same_for_the_same_scores_and_shows_other_scores(board, 
         plot(table, PRIMARY, tmp_path / f"{name}.png")
     images = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("one", "again", "other")}
     assert images["one"] == images["again"] != images["other"]
+
+
+def test_a_suite_is_the_mean_of_the_sets_that_are_there():
+    def row(arm: str, seed: int, name: str, value: float) -> dict:
+        return {
+            "arm": arm,
+            "method": arm,
+            "fraction": 0.5,
+            "protocol": "samples_seen",
+            "seed": seed,
+            "metric": f"{name}/acc1",
+            "value": value,
+            "chance": {"a": 0.1, "b": 0.3}[name],
+            "n_samples": 10,
+        }
+
+    scores = pl.DataFrame(
+        [
+            row("x", 0, "a", 0.2),
+            row("x", 0, "b", 0.6),
+            row("x", 1, "a", 0.4),
+            row("x", 1, "b", 0.8),
+            row("y", 0, "a", 0.9),  # not scored on b yet: no average over other sets than the rest
+        ],
+        schema=SCORE_SCHEMA,
+    )
+    suites = {"s": Suite(sets=("a", "b", "gone")), "none": Suite(sets=("gone",))}
+    found = with_suites(scores, suites, absent={"gone"})
+    averages = found.filter(pl.col("metric").is_in(["s/acc1", "none/acc1"]))
+    assert averages.select("arm", "seed").rows() == [("x", 0), ("x", 1)]
+    assert averages["value"].to_list() == pytest.approx([0.4, 0.6])
+    assert averages["chance"].to_list() == pytest.approx([0.2, 0.2])
+    assert averages["n_samples"].to_list() == [20, 20]
+    assert found.height == scores.height + 2
+    assert suite_notes(suites, {"gone"}) == [
+        "s/acc1: mean of 2 of its 3 sets (a, b); left out, folder absent: gone",
+        "none/acc1: not defined, none of its 1 sets has a folder; left out, folder absent: gone",
+    ]
+    assert with_suites(scores, {}).equals(scores)
