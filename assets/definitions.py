@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.automation import JOBS, rebuild, rescan
+from assets.checkpoint_galleries import checkpoint_galleries
 from assets.checkpoints import checkpoints
 from assets.early_similarities import early_similarities
 from assets.embeddings import embeddings
@@ -15,6 +16,7 @@ from assets.raw_shards import raw_shards
 from assets.resources import Experiment
 from assets.scores import scores
 from assets.subset_diagnostics import subset_diagnostics
+from assets.subset_galleries import subset_galleries
 from assets.subsets import subsets
 from assets.terminal import terminal_logger
 
@@ -29,9 +31,11 @@ defs = dg.Definitions(
         subsets,
         pool_map,
         subset_diagnostics,
+        subset_galleries,
         checkpoints,
         scores,
         leaderboard,
+        checkpoint_galleries,
     ],
     jobs=list(JOBS.values()),
     sensors=[rebuild],

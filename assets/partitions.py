@@ -18,8 +18,10 @@ PARTITIONED_STAGES = (
     "rankings",
     "subsets",
     "subset_diagnostics",
+    "subset_galleries",
     "checkpoints",
     "scores",
+    "checkpoint_galleries",
 )
 ONE_AT_A_TIME = {"checkpoints"}  # long enough to deserve a run each: a failure or a kill costs one
 

@@ -46,10 +46,10 @@ DESCRIPTIONS = {
 }
 
 
-def image(png: Path) -> dg.MarkdownMetadataValue:
-    """Return a PNG within the metadata itself, so that the page needs no file server."""
-    data = b64encode(png.read_bytes()).decode()
-    return dg.MetadataValue.md(f"![{png.stem}](data:image/png;base64,{data})")
+def image(path: Path) -> dg.MarkdownMetadataValue:
+    """Return a PNG or WebP within the metadata itself, so that the page needs no file server."""
+    data, kind = b64encode(path.read_bytes()).decode(), path.suffix.removeprefix(".")
+    return dg.MetadataValue.md(f"![{path.stem}](data:image/{kind};base64,{data})")
 
 
 def columns(types: Iterable[tuple[str, Any]]) -> dg.TableSchema:

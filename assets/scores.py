@@ -1,6 +1,7 @@
 """Asset: benchmark scores of every checkpoint."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from assets.tracking import Tracking
 from clipcov_pipeline.benchmark_folders import DecodedImages, FolderSet, evaluate_folder
 from clipcov_pipeline.config import EvaluationSet
 from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
-from clipcov_pipeline.evaluate import evaluate_shards
+from clipcov_pipeline.evaluate import EmbeddedPairs, evaluate_shards
+from clipcov_pipeline.neighbours import nearest
 from clipcov_pipeline.plan import CODE_VERSIONS, HOLDOUT
 from clipcov_pipeline.pool import good_samples
 from clipcov_pipeline.project import Task
@@ -44,8 +46,12 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
     def build(task: Task) -> None:
         recipe, _, name = task.partition.partition("@")
         checkpoint = task.record("checkpoints", recipe)
-        records = _evaluate(task, recipe, name, checkpoint.stats["model"])
-        path = task.entry.folder / "scores.json"
+        path, neighbours = task.entry.folder / "scores.json", task.entry.folder / "neighbours.json"
+
+        def keep_neighbours(pairs: EmbeddedPairs) -> None:
+            neighbours.write_text(json.dumps(nearest(pairs), indent=1))
+
+        records = _evaluate(task, recipe, name, checkpoint.stats["model"], keep_neighbours)
         path.write_text(json.dumps(records, indent=1))
         metrics = {
             f"{name}/{metric}": value for record in records for metric, value in record["metrics"].items()
@@ -55,7 +61,7 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
         tracking.log_artifact(run_id, path, f"scores/{name}")
         values = {metric.partition("/")[2]: value for metric, value in metrics.items()}
         task.done(
-            {"scores": digest_of_file(path)},
+            {"scores": digest_of_file(path), "neighbours": digest_of_file(neighbours)},
             **values,
             chance={metric: level for record in records for metric, level in record["chance"].items()},
             n_scored={metric: record["n_samples"] for record in records for metric in record["metrics"]},
@@ -81,7 +87,9 @@ def show(folder: Path) -> Metadata:
     return table_metadata(pl.DataFrame(rows), "scores", rows=len(rows))
 
 
-def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, Any]]:
+def _evaluate(
+    task: Task, recipe: str, name: str, model: str, on_pairs: Callable[[EmbeddedPairs], None]
+) -> list[dict[str, Any]]:
     settings = task.config.evaluate
     weights = str(task.path("checkpoints", recipe, CHECKPOINT))
     encoder = _encoder(model, weights, settings.device, settings.batch_size)
@@ -96,7 +104,7 @@ def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, 
         # boilerplate captions and copied images have no single right answer
         return evaluate_shards(
             encoder, shards, manifest, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
-            storage_options=dict(task.config.shards.storage_options),
+            storage_options=dict(task.config.shards.storage_options), on_pairs=on_pairs,
         )  # fmt: skip
     chosen = settings.sets[name]
     shards = list(task.project.world.evaluation_shards[name])
@@ -116,6 +124,7 @@ def _evaluate(task: Task, recipe: str, name: str, model: str) -> list[dict[str, 
         encoder, shards, manifest, dataset=name, model=model, pretrained=recipe,
         tasks=chosen.tasks, templates=chosen.templates or ("{}",),
         storage_options=dict(chosen.storage_options),
+        on_pairs=on_pairs,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ thus scores 0. A row of NaN (a model that diverged) is a miss and stays in the d
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import comb
 from typing import Any, Protocol
 
@@ -198,7 +198,8 @@ def _ranks(
 class EmbeddedPairs:
     """The readable pairs of an evaluation set, embedded.
 
-    uids, captions and image_sha256 [n]; image_embedding and text_embedding float32 [n, d], unit rows or NaN.
+    uids, captions, image_sha256, shards and keys [n]; image_embedding and text_embedding float32 [n, d], unit
+    rows or NaN.
     n_damaged: pairs of the set that cannot be read and are in no denominator.
     """
 
@@ -208,6 +209,8 @@ class EmbeddedPairs:
     image_embedding: np.ndarray
     text_embedding: np.ndarray
     n_damaged: int
+    shards: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
 
     @property
     def n_without_embedding(self) -> int:
@@ -272,6 +275,8 @@ def embed_pairs(
         image_embedding=encoder.encode_images(images(), progress),
         text_embedding=encoder.encode_texts(captions),
         n_damaged=manifest.height - good.height,
+        shards=rows["shard"].to_list(),
+        keys=rows["key"].to_list(),
     )
 
 
@@ -289,13 +294,17 @@ def evaluate_shards(
     unique: bool = False,
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
+    on_pairs: Callable[[EmbeddedPairs], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
 
-    Every image is read and embedded once. tasks: `retrieval`, `zeroshot_names`. Other arguments as
-    `embed_pairs`, `evaluate_retrieval` and `evaluate_names`, which also say what is raised.
+    Every image is read and embedded once; `on_pairs` is given the embedded pairs. tasks: `retrieval`,
+    `zeroshot_names`. Other arguments as `embed_pairs`, `evaluate_retrieval` and `evaluate_names`, which also
+    say what is raised.
     """
     pairs = embed_pairs(encoder, shards, manifest, storage_options=storage_options, progress=progress)
+    if on_pairs is not None:
+        on_pairs(pairs)
     named = {"dataset": dataset, "model": model, "pretrained": pretrained}
     return [
         evaluate_retrieval(pairs, **named, ks=ks, unique=unique)

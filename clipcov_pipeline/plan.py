@@ -39,9 +39,11 @@ CODE_VERSIONS: dict[str, str] = {
     "subsets": "1",
     "pool_map": "1",
     "subset_diagnostics": "1",
+    "subset_galleries": "1",
     "checkpoints": "1",
-    "scores": "1",
+    "scores": "2",
     "leaderboard": "2",
+    "checkpoint_galleries": "1",
 }
 STAGES = tuple(CODE_VERSIONS)
 HOLDOUT = "holdout"
@@ -318,6 +320,13 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
             params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
             inputs=(source, pool),
         )
+        if method != FULL:
+            yield Node(
+                "subset_galleries",
+                subset_key(method, fraction),
+                sources=_tokens(world, "labels.class_names"),
+                inputs=(Input("subsets", subset_key(method, fraction), "subset"), source, labels, pool),
+            )
     yield Node(
         "pool_map",
         WHOLE,
@@ -354,6 +363,34 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
         },
         inputs=tuple(Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in sets),
     )
+    yield from _checkpoint_gallery_nodes(config, world)
+
+
+def gallery_set(config: Config) -> str | None:
+    """Return the set of pairs that checkpoint galleries look at: the primary metric's, else the first one."""
+    pairs = [name for name, one in config.evaluate.sets.items() if one.shards is not None]
+    pairs += [HOLDOUT] if config.evaluate.holdout_fraction else []
+    primary = config.evaluate.primary_metric.partition("/")[0]
+    return primary if primary in pairs else next(iter(pairs), None)
+
+
+def _checkpoint_gallery_nodes(config: Config, world: World) -> Iterator[Node]:
+    """Yield the pictures of what each model finds among held-out pairs, beside the full pool's."""
+    name = gallery_set(config)
+    if name is None:
+        return
+    shards = world.shards if name == HOLDOUT else world.evaluation_shards[name]
+    for arm in recipes(config):
+        full = arm._replace(method=FULL, fraction=1.0).key
+        yield Node(
+            "checkpoint_galleries",
+            arm.key,
+            params={"evaluate": {"set": name}},
+            sources={f"{name}/{shard.name}": shard.version for shard in shards},
+            inputs=tuple(
+                Input("scores", f"{key}@{name}", "neighbours") for key in dict.fromkeys([arm.key, full])
+            ),
+        )
 
 
 def _diagnostics_nodes(config: Config, labels: Input, pool: Input) -> Iterator[Node]:
@@ -687,6 +724,20 @@ def class_names(config: Config) -> list[str] | str:
             return sample_class_names()
         case path:
             return load_class_names(config.resolve(path))
+
+
+def latent_class_names(config: Config) -> list[str] | None:
+    """Return the names of the latent classes by their number; None where classes are clusters.
+
+    Raises:
+        InputError: as `class_names`.
+    """
+    from clipcov_pipeline.prompts import imagenet_class_names
+
+    if config.labels.latent_classes == "clusters":
+        return None
+    names = class_names(config)
+    return imagenet_class_names() if isinstance(names, str) else names
 
 
 def checkpoint_path(config: Config, pretrained: str | None) -> str | None:

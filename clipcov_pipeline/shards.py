@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -255,6 +255,51 @@ def iter_all_groups(shard: Shard, suffixes: Container[str]) -> Iterator[Group]:
     """
     with _open(shard.url, None) as file:
         yield from _read_groups(_Reader(file), load=lambda _, suffix: suffix in suffixes)
+
+
+def read_images(
+    shard: Shard, keys: Container[str], storage_options: dict | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """(key, image as stored) of these keys, as far as the shard still holds them; for looking at a few.
+
+    Headers and these images are read, nothing else; the headers once a process. Images are not checked.
+    Raises OSError where the file cannot be read and NotATarError for a file that is no tar.
+    """
+    places = _image_places(shard.url, shard.version, json.dumps(storage_options or {}, sort_keys=True))
+    wanted = [(key, place) for key, place in places.items() if key in keys]
+    if wanted:
+        with _open(shard.url, storage_options) as file:
+            for key, (offset, size) in wanted:
+                file.seek(offset)
+                yield key, file.read(size)
+
+
+@lru_cache(maxsize=128)
+def _image_places(url: str, version: str, storage_options: str) -> dict[str, tuple[int, int]]:  # noqa: ARG001 (a changed shard has another version)
+    """Key -> (offset, size) of the image of each key's first sample."""
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    current = None
+    with _open(url, json.loads(storage_options)) as file:
+        try:
+            tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictTarInfo)  # noqa: SIM115
+        except tarfile.TarError as error:
+            file.seek(0)
+            raise NotATarError(_why_no_tar(file.read(8), error)) from None
+        try:
+            while (member := tar.next()) is not None:
+                tar.members.clear()
+                key, suffix = _key_and_suffix(member)
+                if key is None or (key != current and key in places):
+                    continue
+                current = key
+                places.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
+        except tarfile.TarError:
+            pass  # it breaks off: what came before can be read
+    found = {
+        key: next((by_suffix[suffix] for suffix in IMAGE_EXTENSIONS if suffix in by_suffix), None)
+        for key, by_suffix in places.items()
+    }
+    return {key: place for key, place in found.items() if place is not None}
 
 
 def uid_of(shard_name: str, key: str, meta: dict | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.galleries import GALLERY
 from clipcov_pipeline.plan import OVERLAP, Status
 from clipcov_pipeline.pool import keys_by_shard
 from clipcov_pipeline.project import Project
@@ -124,6 +125,11 @@ def _diagnostics(record: Record) -> dict[str, str]:
     return {name: record.files[f"{name}.parquet"] for name in names if f"{name}.parquet" in record.files}
 
 
+def _scores(record: Record) -> dict[str, str]:
+    names = [name for name in ("scores", "neighbours") if f"{name}.json" in record.files]
+    return {name: record.files[f"{name}.json"] for name in names}
+
+
 _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
     "raw_shards": lambda r: {"manifest": digest_of([r.files["manifest.parquet"], r.stats["sha256"]])},
     "proxy_model": lambda r: {**_file("weights", CHECKPOINT)(r), **_file("early", EARLY_CHECKPOINT)(r)},
@@ -134,7 +140,9 @@ _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
     "pool_map": _file("map", "map.parquet"),
     "subset_diagnostics": _diagnostics,
     "checkpoints": _file("weights", CHECKPOINT),
-    "scores": _file("scores", "scores.json"),
+    "subset_galleries": _file("gallery", GALLERY),
+    "scores": _scores,
+    "checkpoint_galleries": _file("gallery", GALLERY),
     "leaderboard": _file("scores", "scores.parquet"),
 }
 

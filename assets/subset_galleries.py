@@ -1,0 +1,90 @@
+"""Asset: pictures of what a subset holds and leaves out."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from assets.materialize import Events, Metadata, materialize_partitions
+from assets.partitions import partitions_of, same_key
+from assets.preview import image
+from assets.resources import Experiment
+from clipcov_pipeline.galleries import (
+    GALLERY,
+    Gallery,
+    subset_gallery,
+    with_captions,
+    with_pictures,
+    write_gallery,
+)
+from clipcov_pipeline.pages import PAGE, SHEET, write_page, write_sheet
+from clipcov_pipeline.plan import CODE_VERSIONS, latent_class_names, recipes
+from clipcov_pipeline.project import Task
+from clipcov_pipeline.selection import Pool
+from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.vectors import Vectors
+
+
+@dg.asset(
+    partitions_def=partitions_of("subset_galleries"),
+    deps=[same_key("subsets"), "pseudo_labels"],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    output_required=False,
+    group_name="selection",
+    kinds={"html"},
+    owners=["team:data"],
+    code_version=CODE_VERSIONS["subset_galleries"],
+)
+def subset_galleries(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
+    """A subset's samples with the highest and lowest gain, by class, and against what it leaves out."""
+
+    def build(task: Task) -> None:
+        recipe = next(r for r in recipes(task.config) if r.subset == task.partition)
+        labels = task.path("pseudo_labels", file="labels.parquet")
+        gallery = subset_gallery(
+            task.partition,
+            pl.read_parquet(task.path("rankings", recipe.method, "ranking.parquet")),
+            task.record("subsets", task.partition).stats["samples"],
+            pl.read_parquet(labels),
+            _pool(task.project.vectors.folder, *_rows(task), labels, task.project.scratch),
+            latent_class_names(task.config),
+        )
+        gallery = _filled(task, gallery)
+        folder = task.entry.folder
+        write_gallery(gallery, folder / GALLERY)
+        write_page(gallery, folder / PAGE)
+        write_sheet(gallery, folder / SHEET)
+        task.done(
+            {"gallery": digest_of_file(folder / GALLERY)},
+            samples=len({tile.uid for tile in gallery.tiles}),
+            pictures_missing=gallery.missing,
+        )
+
+    yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def show(folder: Path) -> Metadata:
+    """Return the contact sheet, and where the page is."""
+    return {"gallery": image(folder / SHEET), "page": dg.MetadataValue.path(str(folder / PAGE))}
+
+
+def _rows(task: Task) -> tuple[str, int]:
+    labels = task.record("pseudo_labels")
+    return labels.stats["table"], labels.stats["version"]
+
+
+def _filled(task: Task, gallery: Gallery) -> Gallery:
+    """Add captions, from the embeddings' table, and pictures, from the shards."""
+    uids = sorted({tile.uid for tile in gallery.tiles})
+    columns = ("shard", "key", "caption", "image_sha256")
+    rows = task.project.vectors.samples(*_rows(task), uids, columns).to_pylist()
+    captions = {(row["shard"], row["key"]): row["caption"] for row in rows}
+    sha256 = {(row["shard"], row["key"]): row["image_sha256"] for row in rows}
+    options = dict(task.config.shards.storage_options)
+    return with_pictures(with_captions(gallery, captions), task.project.shards, sha256, options)
+
+
+@lru_cache(maxsize=1)  # for all subsets of a run
+def _pool(folder: Path, table: str, version: int, labels: Path, scratch: Path) -> Pool:
+    return Pool.from_lance(Vectors(folder).open(table, version), labels, scratch_dir=scratch)

@@ -1,0 +1,402 @@
+"""Contact sheets that let people judge a subset or a model by looking at samples.
+
+A gallery is sections of rows of groups of tiles, with the small pictures kept apart, by content: the stage
+writes it as ``gallery.json``, and pages and the report draw it (`pages`).
+"""
+
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from clipcov_pipeline.selection import Pool
+from clipcov_pipeline.shards import Shard
+from clipcov_pipeline.thumbnails import Place, thumbnails
+
+GALLERY = "gallery.json"
+ROW = 12  # tiles in a row over the whole width
+PAIRS = 8  # rejected samples that are shown beside what makes them redundant
+CLASSES = 8  # classes that samples are shown of
+MOST_OF_A_CLASS = 4096  # rejected and chosen samples of a class that are compared with each other
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sample: its picture (an id in ``Gallery.images``) or why there is none, and what to say of it."""
+
+    uid: str
+    shard: str
+    key: str
+    caption: str
+    note: str = ""
+    image: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tiles that belong together, under a few words."""
+
+    label: str
+    tiles: tuple[Tile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Groups side by side; ``note`` stands for what is not defined."""
+
+    heading: str
+    groups: tuple[Group, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows under a title; ``text`` says what to look for."""
+
+    title: str
+    text: str
+    rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A page of pictures; ``images`` holds the WebP of each id."""
+
+    title: str
+    sections: tuple[Section, ...]
+    images: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def tiles(self) -> Iterator[Tile]:
+        """All tiles, in the order of the page."""
+        return (t for s in self.sections for r in s.rows for g in r.groups for t in g.tiles)
+
+    @property
+    def missing(self) -> int:
+        """Samples whose picture cannot be had."""
+        return len({(tile.shard, tile.key) for tile in self.tiles if tile.problem})
+
+
+def write_gallery(gallery: Gallery, path: Path) -> None:
+    """Write a gallery as JSON."""
+    images = {name: b64encode(data).decode() for name, data in gallery.images.items()}
+    values = {"title": gallery.title, "sections": [asdict(s) for s in gallery.sections], "images": images}
+    path.write_text(json.dumps(values))
+
+
+def read_gallery(path: Path) -> Gallery:
+    """Read what `write_gallery` wrote."""
+    values = json.loads(path.read_text())
+    sections = tuple(
+        Section(s["title"], s["text"], tuple(_row(row) for row in s["rows"])) for s in values["sections"]
+    )
+    return Gallery(values["title"], sections, {k: b64decode(v) for k, v in values["images"].items()})
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    groups = (Group(g["label"], tuple(Tile(**tile) for tile in g["tiles"])) for g in values["groups"])
+    return Row(values["heading"], tuple(groups), values["note"])
+
+
+def with_pictures(
+    gallery: Gallery,
+    shards: Mapping[str, Shard],
+    sha256: Mapping[Place, str],
+    storage_options: dict | None = None,
+) -> Gallery:
+    """Return the gallery with the pictures of its samples, read from the original shards.
+
+    Args:
+        shards: by name, as they are now.
+        sha256: of the samples' images as they were read, where it is known.
+    """
+    wanted = {(tile.shard, tile.key): sha256.get((tile.shard, tile.key)) for tile in gallery.tiles}
+    found = thumbnails(shards, wanted, storage_options)
+    images: dict[str, bytes] = {}
+
+    def picture(tile: Tile) -> Tile:
+        thumbnail = found[tile.shard, tile.key]
+        if thumbnail.webp is None:
+            return replace(tile, problem=thumbnail.problem)
+        name = hashlib.sha256(thumbnail.webp).hexdigest()[:12]
+        images[name] = thumbnail.webp
+        return replace(tile, image=name)
+
+    sections = tuple(
+        replace(section, rows=tuple(_with_tiles(row, picture) for row in section.rows))
+        for section in gallery.sections
+    )
+    return replace(gallery, sections=sections, images=images)
+
+
+def _with_tiles(row: Row, change: Any) -> Row:
+    groups = tuple(replace(group, tiles=tuple(map(change, group.tiles))) for group in row.groups)
+    return replace(row, groups=groups)
+
+
+# ---------------------------------------------------------------- a subset
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The pool cut in two.
+
+    pool: uid, shard, key, latent_class, rank and gain (null for what the method does not rank), chosen;
+    one row a sample, in the pool's order, with its number as ``row``.
+    """
+
+    pool: pl.DataFrame
+    names: Sequence[str] | None
+
+    @property
+    def chosen(self) -> pl.DataFrame:
+        return self.pool.filter("chosen").sort("rank")
+
+    @property
+    def rejected(self) -> pl.DataFrame:
+        return self.pool.filter(~pl.col("chosen")).sort("rank", nulls_last=True)
+
+    def class_name(self, number: int) -> str:
+        """The class by its name, where classes were made of prompts."""
+        known = self.names is not None and number < len(self.names)
+        return f"class {number} ({self.names[number]})" if known and self.names else f"class {number}"
+
+
+def subset_gallery(
+    title: str,
+    ranking: pl.DataFrame,
+    count: int,
+    labels: pl.DataFrame,
+    pool: Pool,
+    class_names: Sequence[str] | None = None,
+) -> Gallery:
+    """Choose what to show of a subset; captions and pictures come later (`with_captions`, `with_pictures`).
+
+    Args:
+        title: the subset's name.
+        ranking: uid, gain, in the order of the method; the subset is its first ``count`` rows.
+        labels: uid, shard, key, latent_class, one row a sample of the pool.
+        pool: their embeddings, in the same order.
+        class_names: names of the latent classes, where they have any.
+    """
+    ranked = ranking.select("uid", "gain").with_row_index("rank", offset=1)
+    frame = (
+        labels.select("uid", "shard", "key", "latent_class")
+        .with_row_index("row")
+        .join(ranked, on="uid", how="left", maintain_order="left")
+        .with_columns(chosen=(pl.col("rank") <= count).fill_null(False))
+    )
+    split = _Split(frame, class_names)
+    sections = (_by_gain(split), _redundant(split, pool), _of_classes(split), _against(split))
+    return Gallery(title, sections)
+
+
+def _tiles(frame: pl.DataFrame, note: str = "rank") -> tuple[Tile, ...]:
+    return tuple(_tile(row, note) for row in frame.iter_rows(named=True))
+
+
+def _tile(row: Mapping[str, Any], note: str = "rank") -> Tile:
+    rank = f"rank {row['rank']:,}" if row["rank"] is not None else "not ranked"
+    gain = f"gain {row['gain']:.3g}" if row["gain"] is not None else "no gain"
+    return Tile(row["uid"], row["shard"], row["key"], "", f"{gain}, {rank}" if note == "gain" else rank)
+
+
+def _by_gain(split: _Split) -> Section:
+    chosen = split.chosen.filter(pl.col("gain").is_not_null()).sort("gain", "rank", descending=[True, False])
+    missed = split.rejected.head(ROW)
+    none = "" if chosen.height else "not defined, because the method gives no gains"
+    everything = "" if missed.height else "nothing: the subset is the whole pool"
+    return Section(
+        "Highest and lowest gain",
+        "The gain is what the sample added to the method's objective when it was taken. The lowest should not"
+        " look worse than what just missed the cut.",
+        (
+            Row("Highest gain", (Group("", _tiles(chosen.head(ROW), "gain")),), none),
+            Row("Lowest gain", (Group("", _tiles(chosen.tail(ROW), "gain")),), none),
+            Row("First left out", (Group("", _tiles(missed, "gain")),), everything),
+        ),
+    )
+
+
+def _redundant(split: _Split, pool: Pool) -> Section:
+    """Show the rejected samples that a chosen one of their class is most similar to, one a class."""
+    found = redundant_pairs(pool, split.pool["chosen"].to_numpy())[:PAIRS]
+    groups = []
+    for similarity, rejected, chosen in found:
+        pair = [split.pool.row(row, named=True) for row in (rejected, chosen)]
+        tiles = tuple(
+            replace(_tile(row), note=f"{verb}, {_tile(row).note}")
+            for verb, row in zip(("rejected", "chosen"), pair, strict=True)
+        )
+        groups.append(Group(f"{split.class_name(pair[0]['latent_class'])}, s = {similarity:.3f}", tiles))
+    rows = [Row("", tuple(groups[at : at + PAIRS // 2])) for at in range(0, len(groups), PAIRS // 2)]
+    if not rows:
+        rows = [Row("None", (), "not defined, because no class has both chosen and rejected samples")]
+    return Section(
+        "Most redundant of the rejected",
+        "Each rejected sample stands beside the chosen one of its class that is most similar to it:"
+        " s = <image, other caption> + <caption, other image>, at most 2; the highest of each class. They"
+        " should say the same thing.",
+        tuple(rows),
+    )
+
+
+def redundant_pairs(pool: Pool, chosen: np.ndarray) -> list[tuple[float, int, int]]:
+    """Return the most similar (rejected, chosen) pair of every class that has both, most similar first.
+
+    Args:
+        pool: N pairs with their classes.
+        chosen: bool [N], in the pool's order.
+
+    Returns:
+        (s_ij, row of the rejected, row of the chosen). Of a class with more than ``MOST_OF_A_CLASS``
+        chosen or rejected samples so many are compared, evenly spread.
+    """
+    found: list[tuple[float, int, int]] = []
+    for number in range(pool.n_classes):
+        rows = pool.order[pool.starts[number] : pool.starts[number + 1]]
+        inside, outside = _spread(rows[chosen[rows]]), _spread(rows[~chosen[rows]])
+        if len(inside) == 0 or len(outside) == 0:
+            continue
+        images, captions = pool.sides(inside)
+        swapped = np.concatenate([captions, images], axis=1).astype(np.float32)
+        own = np.concatenate(pool.sides(outside), axis=1).astype(np.float32)
+        similarity = own @ swapped.T
+        best = int(similarity.argmax())
+        i, j = divmod(best, len(inside))
+        found.append((float(similarity[i, j]), int(outside[i]), int(inside[j])))
+    return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    return rows[_evenly(len(rows), MOST_OF_A_CLASS)]
+
+
+def _evenly(total: int, count: int) -> list[int]:
+    """Return up to ``count`` places of ``total``, evenly spread, the first and last among them."""
+    if total <= count:
+        return list(range(total))
+    return [round(index * (total - 1) / (count - 1)) for index in range(count)]
+
+
+def _sizes(split: _Split) -> pl.DataFrame:
+    """Return latent_class, size and chosen of every class, the largest first."""
+    sizes = split.pool.group_by("latent_class").agg(size=pl.len(), chosen=pl.col("chosen").sum())
+    return sizes.sort("size", "latent_class", descending=[True, False])
+
+
+def _of_classes(split: _Split) -> Section:
+    sizes = _sizes(split)
+    rows = []
+    for number, size, chosen in sizes[_evenly(sizes.height, CLASSES)].iter_rows():
+        members = split.chosen.filter(pl.col("latent_class") == number)
+        heading = f"{split.class_name(number)}: {chosen:,} of {size:,} chosen"
+        note = "" if chosen else "none of it is chosen"
+        rows.append(Row(heading, (Group("", _tiles(members[_evenly(members.height, ROW)])),), note))
+    return Section(
+        "Chosen samples by class",
+        f"{len(rows)} of {sizes.height:,} latent classes, from the largest to the smallest. A row should show"
+        " one thing in many ways; a class of unlike things says that the proxy or the classes are poor.",
+        tuple(rows),
+    )
+
+
+def _against(split: _Split) -> Section:
+    both = _sizes(split).filter((pl.col("chosen") > 0) & (pl.col("chosen") < pl.col("size")))
+    rows = []
+    for number in dict.fromkeys(both[at, "latent_class"] for at in (0, both.height // 2) if both.height):
+        of_class = pl.col("latent_class") == number
+        for verb, frame in (("chosen", split.chosen), ("rejected", split.rejected)):
+            members = frame.filter(of_class)
+            tiles = _tiles(members[_evenly(members.height, ROW)])
+            rows.append(Row(f"{split.class_name(number)}: {members.height:,} {verb}", (Group("", tiles),)))
+    if not rows:
+        rows = [Row("None", (), "not defined, because no class has both chosen and rejected samples")]
+    return Section(
+        "Chosen against rejected",
+        "The largest class that was cut, and one of middle size. Chosen ones should be clear and varied;"
+        " rejected ones repeats, or pairs whose caption does not fit.",
+        tuple(rows),
+    )
+
+
+def with_captions(gallery: Gallery, captions: Mapping[Place, str]) -> Gallery:
+    """Return the gallery with the captions of its samples."""
+
+    def captioned(tile: Tile) -> Tile:
+        return replace(tile, caption=captions.get((tile.shard, tile.key), ""))
+
+    sections = tuple(
+        replace(section, rows=tuple(_with_tiles(row, captioned) for row in section.rows))
+        for section in gallery.sections
+    )
+    return replace(gallery, sections=sections)
+
+
+# ---------------------------------------------------------------- a checkpoint
+
+
+def checkpoint_gallery(
+    title: str, own: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]] | None
+) -> Gallery:
+    """Return what a model finds nearest to fixed queries, beside what the full-pool model finds.
+
+    Args:
+        title: the arm's name.
+        own, full: as `neighbours.nearest` gives them; ``full`` is None for the full-pool arm itself.
+    """
+    beside = {query["uid"]: query for query in full or ()}
+    sections = []
+    for kind, name, text in (
+        ("image_to_image", "Image to image", "The held-out images nearest to an image (its own left out)."),
+        ("caption_to_image", "Caption to image", "The held-out images nearest to a caption."),
+    ):
+        rows = tuple(_neighbours(query, beside.get(query["uid"]), kind) for query in own)
+        if full is not None:
+            text += " Left this model's, right the full-pool model's: does the meaning survive the smaller pool?"
+        sections.append(Section(name, text, rows))
+    return Gallery(title, tuple(sections))
+
+
+def _neighbours(query: Mapping[str, Any], full: Mapping[str, Any] | None, kind: str) -> Row:
+    groups = [Group("query", (_found_tile(query, ""),)), Group("this model", _found(query, kind))]
+    if full is not None:
+        groups.append(Group("full pool", _found(full, kind)))
+    note = "" if query[kind] else "not defined, because the model gives no embedding of it"
+    if kind == "caption_to_image" and query["rank"] is not None:
+        note = f"its own image is number {query['rank']:,} of {query['of']:,}"
+        if full is not None and full["rank"] is not None:
+            note += f", for the full-pool model {full['rank']:,}"
+    return Row(query["caption"] if kind == "caption_to_image" else "", tuple(groups), note)
+
+
+def _found(query: Mapping[str, Any], kind: str) -> tuple[Tile, ...]:
+    tiles = []
+    for neighbour in query[kind]:
+        own = ", its own" if neighbour["uid"] == query["uid"] else ""
+        tiles.append(_found_tile(neighbour, f"{neighbour['similarity']:.2f}{own}"))
+    return tuple(tiles)
+
+
+def _found_tile(values: Mapping[str, Any], note: str) -> Tile:
+    return Tile(values["uid"], values["shard"], values["key"], values["caption"], note)
+
+
+def shared_neighbours(
+    own: Iterable[Mapping[str, Any]], full: Iterable[Mapping[str, Any]], kind: str
+) -> float | None:
+    """Return the mean share of a query's neighbours that the full-pool model finds too; None without any."""
+    beside = {query["uid"]: {found["uid"] for found in query[kind]} for query in full}
+    shares = [
+        len(beside[query["uid"]] & {found["uid"] for found in query[kind]}) / len(query[kind])
+        for query in own
+        if query[kind] and query["uid"] in beside
+    ]
+    return sum(shares) / len(shares) if shares else None
