@@ -42,7 +42,8 @@ def checkpoint_galleries(context: dg.AssetExecutionContext, experiment: Experime
         name = gallery_set(task.config)
         assert name is not None  # there is no node otherwise
         own = _neighbours(task, arm.key, name)
-        full = None if arm.method == FULL else _neighbours(task, arm._replace(method=FULL, fraction=1.0).key, name)
+        beside = arm._replace(method=FULL, fraction=1.0)
+        full = None if arm.method == FULL else _neighbours(task, beside.key, name)
         found = [n for q in own + (full or []) for n in (q, *q["image_to_image"], *q["caption_to_image"])]
         sha256 = {(n["shard"], n["key"]): n["image_sha256"] for n in found}
         shards = task.project.world.shards if name == HOLDOUT else task.project.world.evaluation_shards[name]

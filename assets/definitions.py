@@ -13,6 +13,7 @@ from assets.proxy_model import proxy_model
 from assets.pseudo_labels import pseudo_labels
 from assets.rankings import rankings
 from assets.raw_shards import raw_shards
+from assets.report import report
 from assets.resources import Experiment
 from assets.scores import scores
 from assets.subset_diagnostics import subset_diagnostics
@@ -36,6 +37,7 @@ defs = dg.Definitions(
         scores,
         leaderboard,
         checkpoint_galleries,
+        report,
     ],
     jobs=list(JOBS.values()),
     sensors=[rebuild],

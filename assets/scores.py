@@ -61,7 +61,7 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
         tracking.log_artifact(run_id, path, f"scores/{name}")
         values = {metric.partition("/")[2]: value for metric, value in metrics.items()}
         task.done(
-            {"scores": digest_of_file(path), "neighbours": digest_of_file(neighbours)},
+            {file.stem: digest_of_file(file) for file in (path, neighbours) if file.exists()},
             **values,
             chance={metric: level for record in records for metric, level in record["chance"].items()},
             n_scored={metric: record["n_samples"] for record in records for metric in record["metrics"]},

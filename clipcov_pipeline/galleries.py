@@ -360,7 +360,7 @@ def checkpoint_gallery(
     ):
         rows = tuple(_neighbours(query, beside.get(query["uid"]), kind) for query in own)
         if full is not None:
-            text += " Left this model's, right the full-pool model's: does the meaning survive the smaller pool?"
+            text += " Left this model's, right the full-pool model's: does the meaning survive?"
         sections.append(Section(name, text, rows))
     return Gallery(title, tuple(sections))
 

@@ -42,7 +42,7 @@ def nearest(pairs: EmbeddedPairs, queries: int = QUERIES, k: int = NEIGHBOURS) -
     What is not defined, because the model gives no embedding (NaN), is empty or None.
     """
     images = np.nan_to_num(pairs.image_embedding, nan=0.0)
-    absent = np.isnan(pairs.image_embedding).any(axis=1)
+    absent = np.asarray(np.isnan(pairs.image_embedding).any(axis=1))
     found = []
     for row in fixed_queries(pairs, queries):
         by_image = _similarity(pairs.image_embedding[row], images, absent)

@@ -1,7 +1,7 @@
 """Draws galleries: as one self-contained HTML page, and as a contact sheet for Dagster.
 
-Captions and keys come from the web: every value goes through Jinja2 with autoescaping on, and no template marks
-anything safe but the package's own style sheet.
+Captions and keys come from the web: every value goes through Jinja2 with autoescaping on, and no template
+marks anything safe but the package's own style sheet.
 """
 
 import io

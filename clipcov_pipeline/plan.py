@@ -44,6 +44,7 @@ CODE_VERSIONS: dict[str, str] = {
     "scores": "2",
     "leaderboard": "2",
     "checkpoint_galleries": "1",
+    "report": "1",
 }
 STAGES = tuple(CODE_VERSIONS)
 HOLDOUT = "holdout"
@@ -364,6 +365,19 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
         inputs=tuple(Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in sets),
     )
     yield from _checkpoint_gallery_nodes(config, world)
+    pictures = [Input("subset_galleries", arm.subset, "gallery") for arm in arms if arm.method != FULL]
+    if gallery_set(config) is not None:
+        pictures += [Input("checkpoint_galleries", arm.key, "gallery") for arm in arms]
+    yield Node(
+        "report",
+        WHOLE,
+        inputs=(
+            Input("leaderboard", WHOLE, "scores"),
+            *(Input("checkpoints", arm.key, "weights") for arm in arms),
+            *dict.fromkeys(pictures),
+            *_diagnostics_of(config),
+        ),
+    )
 
 
 def gallery_set(config: Config) -> str | None:
@@ -415,6 +429,14 @@ def _diagnostics_nodes(config: Config, labels: Input, pool: Input) -> Iterator[N
                 inputs=(*subsets, labels),
                 after=(shared[-1],),  # so that both parts are ready at once
             )
+
+
+def _diagnostics_of(config: Config) -> Iterator[Input]:
+    for fraction in config.select.fractions:
+        for method in config.select.methods:
+            subset = subset_key(method, fraction)
+            yield Input("subset_diagnostics", subset, "table")
+            yield Input("subset_diagnostics", f"{subset}@{OVERLAP}", OVERLAP)
 
 
 def objective_weights(config: Config, label: str) -> dict[str, float]:

@@ -287,7 +287,7 @@ def _image_places(url: str, version: str, storage_options: str) -> dict[str, tup
             raise NotATarError(_why_no_tar(file.read(8), error)) from None
         try:
             while (member := tar.next()) is not None:
-                tar.members.clear()
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 key, suffix = _key_and_suffix(member)
                 if key is None or (key != current and key in places):
                     continue

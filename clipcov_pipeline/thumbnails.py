@@ -92,4 +92,3 @@ def make_thumbnail(data: bytes, side: int = SIDE) -> bytes:
     file = io.BytesIO()
     small.save(file, "WEBP", quality=QUALITY, method=4)
     return file.getvalue()
-

@@ -153,9 +153,7 @@ class Vectors:
         """Return all rows of a shard as they were in a version."""
         return self.open(name, version).search().where(f"shard = {_quoted(shard)}").to_arrow()
 
-    def samples(
-        self, name: str, version: int, uids: Sequence[str], columns: Sequence[str]
-    ) -> "pa.Table":
+    def samples(self, name: str, version: int, uids: Sequence[str], columns: Sequence[str]) -> "pa.Table":
         """Return these columns of the rows with these uids, as they were in a version, in any order."""
         where = f"uid IN ({', '.join(_quoted(uid) for uid in uids)})" if uids else "false"
         return self.open(name, version).search().where(where).select(list(columns)).to_arrow()

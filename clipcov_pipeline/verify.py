@@ -143,6 +143,7 @@ _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
     "subset_galleries": _file("gallery", GALLERY),
     "scores": _scores,
     "checkpoint_galleries": _file("gallery", GALLERY),
+    "report": _file("report", "report.html"),
     "leaderboard": _file("scores", "scores.parquet"),
 }
 

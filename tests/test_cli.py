@@ -209,7 +209,7 @@ def test_plan_as_json(place):
     done = place.run("plan", "--config", str(place.yaml), "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows[0] == {"step": "raw_shards/00000", "status": "build", "why": ["not built yet"]}
-    assert rows[-1]["step"] == "leaderboard"
+    assert rows[-1]["step"] == "report"
     assert {row["status"] for row in rows} == {"build", "wait"}
 
 

@@ -28,10 +28,19 @@ FIRST_RUN = {
     "subsets": 3,
     "pool_map": 1,
     "subset_diagnostics": 2,
+    "subset_galleries": 2,
     "checkpoints": 3,
     "scores": 3,
     "leaderboard": 1,
+    "checkpoint_galleries": 3,
+    "report": 1,
 }
+
+
+def trained(arms: int) -> dict[str, int]:
+    """What new arms cost, from their training on."""
+    each = dict.fromkeys(("checkpoints", "scores", "checkpoint_galleries"), arms)
+    return {**each, "leaderboard": 1, "report": 1}
 
 
 def sample_folder(lab: Lab) -> Path:
@@ -160,9 +169,18 @@ def test_one_selection_parameter_rebuilds_that_method_only(lab: Lab) -> None:
     changed = lab.plan().by_name["rankings/clipcov"]
     assert changed.why == ("select.methods.clipcov.weights.self 2.0 -> 0.0",)
     executed = lab.run()
-    trained = {"checkpoints": 1, "scores": 1, "leaderboard": 1}
-    # the other method's overlap with it is another, too
-    assert dict(executed) == {"rankings": 1, "subsets": 1, "subset_diagnostics": 2, **trained}
+    assert dict(executed) == {
+        "rankings": 1,
+        "subsets": 1,
+        # the other method's overlap with it is another, too
+        "subset_diagnostics": 2,
+        "subset_galleries": 1,
+        "checkpoints": 1,
+        "scores": 1,
+        "leaderboard": 1,
+        "checkpoint_galleries": 1,
+        "report": 1,
+    }
 
 
 def test_a_parameter_there_and_back_builds_nothing(lab: Lab) -> None:
@@ -178,19 +196,14 @@ def test_a_parameter_there_and_back_builds_nothing(lab: Lab) -> None:
 
 def test_a_fraction_added_builds_only_its_subsets_and_what_follows(lab: Lab) -> None:
     lab.edit(lambda s: s["select"].update(fractions=[0.25, 0.5]))
-    assert dict(lab.run()) == {
-        "subsets": 2,
-        "subset_diagnostics": 2,
-        "checkpoints": 2,
-        "scores": 2,
-        "leaderboard": 1,
-    }
+    subsets = {"subsets": 2, "subset_diagnostics": 2, "subset_galleries": 2}
+    assert dict(lab.run()) == {**subsets, **trained(2)}
 
 
 def test_a_training_parameter_trains_again_and_selects_nothing(lab: Lab) -> None:
     lab.edit(lambda s: s["train"].update(lr=0.002))
     assert lab.plan().by_name["checkpoints/full-f1-s0"].why == ("train.lr 0.001 -> 0.002",)
-    assert dict(lab.run()) == {"checkpoints": 3, "scores": 3, "leaderboard": 1}
+    assert dict(lab.run()) == trained(3)
 
 
 def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
@@ -255,7 +268,7 @@ def test_an_evaluation_set_added_is_scored_alone(lab: Lab) -> None:
     before = {step.node.name: step.record for step in lab.plan().of("scores")}
     copy_samples(lab.folder / "vendor" / "00000.tar", lab.folder / "half" / "00000.tar", 0, 30)
     lab.edit(lambda s: s["evaluate"]["sets"].update(half={"shards": "half"}))
-    assert dict(lab.run()) == {"scores": 3, "leaderboard": 1}
+    assert dict(lab.run()) == {"scores": 3, "leaderboard": 1, "report": 1}
     after = {step.node.name: step.record for step in lab.plan().of("scores")}
     assert {name: after[name] for name in before} == before
 
@@ -415,7 +428,7 @@ def test_both_protocols_in_one_experiment(lab: Lab) -> None:
     text = standing(lab.project())
     assert "full" in text
     assert "missing, in no mean above: full-f1-s0-epochs@vendor" in text.splitlines()[-1]
-    assert dict(lab.run()) == {"checkpoints": 2, "scores": 2, "leaderboard": 1}
+    assert dict(lab.run()) == trained(2)
     project = lab.project()
     steps = project.plan().by_name
     for subset in ("full-f1", "random-f0.5"):

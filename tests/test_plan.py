@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "train": {"model": "arm-net", "samples_seen": 100, "lr": 0.001, "seeds": [0, 1]},
     "evaluate": {"sets": {"coco": {"shards": "coco"}}, "primary_metric": "coco/text_retrieval_recall@5"},
 }
+BOARD = {"leaderboard", "report"}
 METHODS, FRACTIONS, SEEDS = ("clipcov", "random"), ("0.25", "0.5"), (0, 1)
 OUTPUTS = {
     "raw_shards": ("manifest",),
@@ -52,9 +53,12 @@ OUTPUTS = {
     "subsets": ("samples", "subset"),
     "pool_map": ("map",),
     "subset_diagnostics": ("table", "overlap"),
+    "subset_galleries": ("gallery",),
     "checkpoints": ("weights",),
-    "scores": ("scores",),
-    "leaderboard": ("table",),
+    "scores": ("scores", "neighbours"),
+    "checkpoint_galleries": ("gallery",),
+    "report": ("report",),
+    "leaderboard": ("scores",),
 }
 Change = Callable[[dict[str, Any]], object]
 
@@ -180,17 +184,25 @@ def arms(
 
 
 def trained(subsets: Iterable[str], sets: Iterable[str] = ("coco", "holdout")) -> set[str]:
-    """The checkpoints of these subsets, their scores, and the leaderboard."""
+    """The checkpoints of these subsets, their scores and pictures, and the leaderboard."""
     recipes = [f"{subset}-s{seed}" for subset in subsets for seed in SEEDS]
     checkpoints = {f"checkpoints/{recipe}" for recipe in recipes}
-    return checkpoints | {f"scores/{recipe}@{name}" for recipe in recipes for name in sets} | {"leaderboard"}
+    return checkpoints | scored(recipes, sets) | BOARD
+
+
+def scored(recipes: Iterable[str], sets: Iterable[str]) -> set[str]:
+    """The scores on these sets; pictures are of the primary metric's set, coco."""
+    recipes, sets = list(recipes), list(sets)
+    pictures = {f"checkpoint_galleries/{recipe}" for recipe in recipes if "coco" in sets}
+    return {f"scores/{recipe}@{name}" for recipe in recipes for name in sets} | pictures
 
 
 def selected(subsets: Iterable[str] = ()) -> set[str]:
-    """The subsets, what is said of each, and the overlaps at their fractions."""
+    """The subsets, their pictures, what is said of each, and the overlaps at their fractions."""
     subsets = list(subsets)
     fractions = {subset.partition("-f")[2] for subset in subsets} - {"1"}
-    return {f"subsets/{subset}" for subset in subsets} | diagnosed(subsets, fractions)
+    pictures = {f"subset_galleries/{subset}" for subset in subsets if subset != "full-f1"}
+    return {f"subsets/{subset}" for subset in subsets} | pictures | diagnosed(subsets, fractions)
 
 
 def diagnosed(subsets: Iterable[str], fractions: Iterable[str]) -> set[str]:
@@ -246,9 +258,12 @@ def test_the_first_run_builds_everything_once_in_order(fresh):
         "subsets": 5,
         "pool_map": 1,
         "subset_diagnostics": 8,
+        "subset_galleries": 4,
         "checkpoints": 10,
         "scores": 20,
         "leaderboard": 1,
+        "checkpoint_galleries": 10,
+        "report": 1,
     }
 
 
@@ -352,7 +367,7 @@ def test_a_fraction_removed_costs_only_the_leaderboard(built):
     built.edit(set_key("select.fractions", [0.25]))
     (reason,) = why(built.plan())["leaderboard"]
     assert reason == "scores/clipcov-f0.5-s0@coco#scores and 7 more removed"
-    assert built.run() == builds({"leaderboard"})
+    assert built.run() == builds(BOARD)
 
 
 def test_a_method_added(built):
@@ -394,17 +409,17 @@ def test_epochs_beside_samples_seen_adds_arms_and_trains_nothing_again(built):
     assert [arm.protocol for arm in found] == ["samples_seen"] * 10 + ["epochs"] * 10
     assert {arm.subset for arm in found} == set(arms())
     new = {f"checkpoints/{subset}-s{seed}-epochs" for subset in arms() for seed in SEEDS}
-    scores = {f"scores/{name.partition('/')[2]}@{s}" for name in new for s in ("coco", "holdout")}
-    assert built.run() == builds(new | scores | {"leaderboard"})
+    scores = scored([name.partition("/")[2] for name in new], ["coco", "holdout"])
+    assert built.run() == builds(new | scores | BOARD)
     after = built.plan().by_name
     for name, step in before.items():
-        if name != "leaderboard":
+        if name not in BOARD:
             assert after[name].fingerprint == step.fingerprint
     params = after["checkpoints/full-f1-s0-epochs"].node.params["train"]
     assert (params["samples_seen"], params["epochs"], params["seed"]) == (None, 8, 0)
     # and back: the arms that are no longer asked for cost nothing
     built.edit(set_key("train.epochs", None))
-    assert built.run() == builds({"leaderboard"}) or built.run() == {}
+    assert built.run() == builds(BOARD) or built.run() == {}
 
 
 def test_epochs_alone_name_their_arms_without_a_suffix(fresh):
@@ -423,15 +438,15 @@ def test_another_method_behind_a_label_concerns_the_leaderboard_though_the_score
 def test_a_seed_added(built):
     built.edit(set_key("train.seeds", [0, 1, 2]))
     new = {f"checkpoints/{subset}-s2" for subset in arms()}
-    scores = {f"scores/{subset}-s2@{name}" for subset in arms() for name in ("coco", "holdout")}
-    assert built.run() == builds(new | scores | {"leaderboard"})
+    scores = scored([f"{subset}-s2" for subset in arms()], ["coco", "holdout"])
+    assert built.run() == builds(new | scores | BOARD)
 
 
 def test_an_evaluation_set_added(built):
     built.sets["flickr"] = 1
     built.edit(set_key("evaluate.sets.flickr", {"shards": "flickr"}))
     assert built.run() == builds(
-        {f"scores/{subset}-s{seed}@flickr" for subset in arms() for seed in SEEDS} | {"leaderboard"}
+        {f"scores/{subset}-s{seed}@flickr" for subset in arms() for seed in SEEDS} | BOARD
     )
 
 
@@ -440,8 +455,8 @@ def test_an_evaluation_setting_concerns_its_own_set_only(built):
     assert why(built.plan())["scores/random-f0.5-s0@coco"] == (
         "evaluate.sets.coco.templates ['{}'] -> ['a {}']",
     )
-    scores = {f"scores/{subset}-s{seed}@coco" for subset in arms() for seed in SEEDS}
-    assert built.run() == builds(scores | {"leaderboard"})
+    scores = scored([f"{subset}-s{seed}" for subset in arms() for seed in SEEDS], ["coco"])
+    assert built.run() == builds(scores | BOARD)
 
 
 def test_an_evaluation_set_that_lies_elsewhere_is_the_same_set(built):
@@ -452,7 +467,7 @@ def test_an_evaluation_set_that_lies_elsewhere_is_the_same_set(built):
 def test_an_evaluation_set_whose_shards_changed(built):
     built.sets["coco"] = 2
     assert why(built.plan())["scores/random-f0.5-s0@coco"] == ("coco/00000 changed",)
-    assert len(built.run()) == 11
+    assert len(built.run()) == 22
 
 
 def test_the_primary_metric_concerns_the_leaderboard_only(built):
@@ -460,9 +475,10 @@ def test_the_primary_metric_concerns_the_leaderboard_only(built):
     assert why(built.plan()) == {
         "leaderboard": (
             "evaluate.primary_metric coco/text_retrieval_recall@5 -> coco/image_retrieval_recall@1",
-        )
+        ),
+        "report": ("waits for leaderboard",),
     }
-    assert built.run() == builds({"leaderboard"})
+    assert built.run() == builds(BOARD)
 
 
 def test_a_shard_added(built):
@@ -529,10 +545,11 @@ def test_class_names_edited(built):
 
 def test_class_names_edited_without_consequence(built):
     """A class that no sample belongs to: the labels come out as they were."""
-    labels = built.store.current("pseudo_labels", "_").digests
     built.tokens["labels.class_names"] = digest_of(["cat", "dog", "unicorn"])
-    built.digest = lambda _step, output: labels[output]
-    assert built.run() == builds({"pseudo_labels"})
+    current = built.store.current
+    built.digest = lambda step, output: current(step.node.stage, step.node.partition).digests[output]
+    pictures = {f"subset_galleries/{subset}" for subset in arms(full=False)}
+    assert built.run() == builds({"pseudo_labels"} | pictures)
 
 
 def test_a_prompt_template_edited(built):
@@ -646,11 +663,11 @@ def test_a_code_version_with_the_same_result_stops_there(built, monkeypatch, sta
             {"rankings/clipcov", "rankings/random"} | selected(arms(full=False)) | trained(arms(full=False)),
         ),
         ("subsets", FROM_SUBSETS),
-        ("pool_map", {"pool_map"} | diagnosed(arms(), ())),
-        ("subset_diagnostics", diagnosed(arms(), FRACTIONS)),
+        ("pool_map", {"pool_map", "report"} | diagnosed(arms(), ())),
+        ("subset_diagnostics", {"report"} | diagnosed(arms(), FRACTIONS)),
         ("checkpoints", trained(arms())),
         ("scores", {name for name in trained(arms()) if not name.startswith("checkpoints")}),
-        ("leaderboard", {"leaderboard"}),
+        ("leaderboard", BOARD),
     ],
 )
 def test_a_code_version_with_another_result_goes_on(built, monkeypatch, stage, expected):
@@ -748,7 +765,7 @@ def test_early_cutoff_at_the_ranking(built):
     built.digest = lambda step, output: ranking[output] if output in ranking else digest(step, output)
     # the weights of F are those that its terms are shown with
     own = diagnosed(["clipcov-f0.25", "clipcov-f0.5"], ())
-    assert built.run() == builds({"rankings/clipcov"} | own)
+    assert built.run() == builds({"rankings/clipcov", "report"} | own)
 
 
 def test_early_cutoff_at_the_subset(built):
@@ -758,7 +775,8 @@ def test_early_cutoff_at_the_subset(built):
     built.run()
     built.edit(set_key("select.methods.clipcov.weights.self", 4.0))
     assert built.run() == builds(
-        {"rankings/clipcov", "subsets/clipcov-f0.25", "subsets/clipcov-f0.5"}
+        {"rankings/clipcov"}
+        | (selected(["clipcov-f0.25", "clipcov-f0.5"]) - diagnosed(METHODS, ["0.25"]))
         | diagnosed(["clipcov-f0.25", "clipcov-f0.5"], ["0.5"])
         | trained(["clipcov-f0.5"])
     )
@@ -773,9 +791,9 @@ def test_the_held_out_set_is_scored_again_only_where_it_differs(built):
     on_holdout = {f"scores/{subset}-s{seed}@holdout" for subset in arms() for seed in SEEDS}
     shard = {"raw_shards/b", "embeddings/b"}
     labels = {"pseudo_labels", "rankings/clipcov", "rankings/random", "pool_map"} | selected(arms())
-    assert built.run() == builds(shard | labels | on_holdout | {"leaderboard"})
+    assert built.run() == builds(shard | labels | on_holdout | BOARD)
     built.edit(set_key("labels.templates", ["the {}"]))
-    assert built.run() == builds(labels)
+    assert built.run() == builds(labels | {"report"})
 
 
 def test_a_damaged_file_is_the_reason_given_and_is_built_again(built):
@@ -832,9 +850,12 @@ def test_the_plan_as_text_and_as_json(built):
     built.edit(set_key("train.lr", 0.002))
     lines = as_text(built.plan()).splitlines()
     assert lines[0].split(maxsplit=2) == ["build", "checkpoints/full-f1-s0", "train.lr 0.001 -> 0.002"]
-    assert lines[-1] == "checkpoints: 10 build; scores: 20 wait; leaderboard: 1 wait"
+    assert lines[-1] == (
+        "checkpoints: 10 build; scores: 20 wait; leaderboard: 1 wait; checkpoint_galleries: 10 wait;"
+        " report: 1 wait"
+    )
     steps = [yaml.safe_load(line) for line in as_json_lines(built.plan()).splitlines()]
-    assert len(steps) == 31
+    assert len(steps) == 42
     assert steps[0] == {
         "step": "checkpoints/full-f1-s0",
         "status": "build",
@@ -873,7 +894,7 @@ def test_2000_shards_and_200_recipes_are_planned_in_under_5_seconds(fresh):
     while (ready := (plan := make_plan(config, world, fresh.store)).ready()) is not None:
         for step in plan.of(ready[0]):
             fresh.execute(step)
-    assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 1 + 40 * 2 + 205 * 3 + 1
+    assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 40 + 1 + 40 * 2 + 205 * 4 + 2
 
     def timed(config: Config, world: World) -> tuple[Plan, float]:
         started = time.monotonic()
