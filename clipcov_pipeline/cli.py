@@ -16,6 +16,15 @@ COMMANDS = {
     "ui": ("clipcov_pipeline.commands.run:ui", "Serve the Dagster UI and MLflow on this machine."),
     "select": ("clipcov_pipeline.commands.select:command", "Rank a table or arrays and write the subset."),
     "explain": ("clipcov_pipeline.commands.explain:command", "Say why a sample is in or out of a subset."),
+    "search": ("clipcov_pipeline.commands.search:command", "Find samples by a text or an image."),
+    "report": (
+        "clipcov_pipeline.commands.report:command",
+        "Print leaderboard, diagnostics and failed checks.",
+    ),
+    "export-fiftyone": (
+        "clipcov_pipeline.commands.export_fiftyone:command",
+        "Write a subset as a FiftyOne dataset.",
+    ),
     "verify": ("clipcov_pipeline.commands.verify:command", "Check everything stored against its record."),
     "gc": ("clipcov_pipeline.commands.gc:command", "List what nothing needs; remove it with --delete."),
     "lineage": (

@@ -276,10 +276,10 @@ def redundant_pairs(pool: Pool, chosen: np.ndarray) -> list[tuple[float, int, in
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:
-    return rows[_evenly(len(rows), MOST_OF_A_CLASS)]
+    return rows[evenly(len(rows), MOST_OF_A_CLASS)]
 
 
-def _evenly(total: int, count: int) -> list[int]:
+def evenly(total: int, count: int) -> list[int]:
     """Return up to ``count`` places of ``total``, evenly spread, the first and last among them."""
     if total <= count:
         return list(range(total))
@@ -295,11 +295,11 @@ def _sizes(split: _Split) -> pl.DataFrame:
 def _of_classes(split: _Split) -> Section:
     sizes = _sizes(split)
     rows = []
-    for number, size, chosen in sizes[_evenly(sizes.height, CLASSES)].iter_rows():
+    for number, size, chosen in sizes[evenly(sizes.height, CLASSES)].iter_rows():
         members = split.chosen.filter(pl.col("latent_class") == number)
         heading = f"{split.class_name(number)}: {chosen:,} of {size:,} chosen"
         note = "" if chosen else "none of it is chosen"
-        rows.append(Row(heading, (Group("", _tiles(members[_evenly(members.height, ROW)])),), note))
+        rows.append(Row(heading, (Group("", _tiles(members[evenly(members.height, ROW)])),), note))
     return Section(
         "Chosen samples by class",
         f"{len(rows)} of {sizes.height:,} latent classes, from the largest to the smallest. A row should show"
@@ -315,7 +315,7 @@ def _against(split: _Split) -> Section:
         of_class = pl.col("latent_class") == number
         for verb, frame in (("chosen", split.chosen), ("rejected", split.rejected)):
             members = frame.filter(of_class)
-            tiles = _tiles(members[_evenly(members.height, ROW)])
+            tiles = _tiles(members[evenly(members.height, ROW)])
             rows.append(Row(f"{split.class_name(number)}: {members.height:,} {verb}", (Group("", tiles),)))
     if not rows:
         rows = [Row("None", (), "not defined, because no class has both chosen and rejected samples")]

@@ -18,6 +18,7 @@ from clipcov_pipeline import report
 from clipcov_pipeline.checks import CheckOutcome, evaluate_checks
 from clipcov_pipeline.config import FULL, Config
 from clipcov_pipeline.galleries import GALLERY, Gallery, read_gallery
+from clipcov_pipeline.lineage import PER_SHARD
 from clipcov_pipeline.pages import render
 from clipcov_pipeline.plan import STAGES, Plan, recipes
 from clipcov_pipeline.project import Project
@@ -25,7 +26,6 @@ from clipcov_pipeline.store import Record, digest_of
 from clipcov_pipeline.train import RECORD as TRAINING
 
 REPORT = "report.html"
-PER_SHARD = ("raw_shards", "embeddings")  # shown as one line: there are thousands
 PACKAGES = ("clipcov-pipeline", "torch", "open_clip_torch", "lancedb", "polars", "numpy", "dagster", "mlflow")
 HIDDEN = "(hidden)"
 NOT_MADE = "not made"
@@ -171,10 +171,14 @@ def _seconds(value: float | None) -> str:
     return NOT_MADE if value is None else f"{value:,.1f}"
 
 
-def checks_table(outcomes: Sequence[CheckOutcome]) -> Table:
+def failed_first(outcomes: Sequence[CheckOutcome]) -> list[CheckOutcome]:
     """Return the failed checks, the blocking ones first."""
-    failed = sorted((one for one in outcomes if not one.passed), key=lambda one: not one.blocks)
-    rows = [[one.severity, one.entry, one.name, one.text] for one in failed]
+    return sorted((one for one in outcomes if not one.passed), key=lambda one: not one.blocks)
+
+
+def checks_table(outcomes: Sequence[CheckOutcome]) -> Table:
+    """Return the failed checks as a table."""
+    rows = [[one.severity, one.entry, one.name, one.text] for one in failed_first(outcomes)]
     return Table(("severity", "entry", "check", "what was found"), rows)
 
 
@@ -186,7 +190,9 @@ def learning_curves(project: Project, plan: Plan) -> list[Plot]:
         if step.record is not None
     }
     losses = {name: [(p["step"], p["loss"]) for p in t["learning_curve"]] for name, t in trainings.items()}
-    plots = [_lines(losses, "contrastive loss")] if losses else []
+    if not trainings:
+        return []
+    plots = [_lines(losses, "contrastive loss")]
     captions = ["Loss of every arm. A smaller subset is learnt by heart sooner: a low loss is no merit."]
     metric = "text_retrieval_recall@5"
     followed = {
@@ -241,13 +247,19 @@ def _diagnostic_records(plan: Plan) -> Iterator[Record]:
         yield from (step.record for step in plan.of("subset_diagnostics") if step.record is not None)
 
 
-def diagnostics_table(project: Project, plan: Plan) -> Table:
-    """Return the diagnostics of all subsets side by side, one row a quantity."""
+def diagnostics(project: Project, plan: Plan) -> list[tuple[str, pl.DataFrame]]:
+    """Return what is known of every subset as a whole: (its name, rows of the diagnostics' table)."""
     tables = []
     for record in _diagnostic_records(plan):
         path = project.store.checked(record) / "table.parquet"
         if path.is_file():
             tables.append((record.partition, pl.read_parquet(path).filter(pl.col("scope") == "overall")))
+    return tables
+
+
+def diagnostics_table(project: Project, plan: Plan) -> Table:
+    """Return the diagnostics of all subsets side by side, one row a quantity."""
+    tables = diagnostics(project, plan)
     if not tables:
         return Table((), (), NOT_MADE)
     quantities = list(dict.fromkeys(name for _, table in tables for name in table["quantity"]))
@@ -255,14 +267,15 @@ def diagnostics_table(project: Project, plan: Plan) -> Table:
         (row["quantity"], subset): row for subset, table in tables for row in table.iter_rows(named=True)
     }
     rows = [
-        [name.replace("_", " "), *(_figure(found.get((name, subset))) for subset, _ in tables)]
+        [name.replace("_", " "), *(figure(found.get((name, subset))) for subset, _ in tables)]
         for name in quantities
     ]
     note = "In brackets the same of the whole pool, and after ~ the mean of random subsets of the same size."
     return Table(("quantity", *(subset for subset, _ in tables)), rows, note)
 
 
-def _figure(row: Mapping[str, Any] | None) -> str:
+def figure(row: Mapping[str, Any] | None) -> str:
+    """Return a row of the diagnostics' table in a few characters: value (pool) ~ random mean."""
     if row is None:
         return ""
     if row["value"] is None:

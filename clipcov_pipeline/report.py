@@ -176,11 +176,15 @@ def leaderboard(scores: pl.DataFrame, methods: Mapping[str, str] | None = None) 
     labels: list[str] = scores["method"].unique(maintain_order=True).to_list()
     kind = {label: (methods or {}).get(label, label) for label in labels}
     at_random = next((label for label, method in kind.items() if method == RANDOM), None)
+
+    def of_method(label: str | None) -> pl.DataFrame:
+        return scores.clear() if label is None else scores.filter(pl.col("method") == label)
+
     for name, reference, on in (
         (RANDOM, at_random, ["fraction", "protocol", "seed", "metric"]),
         (FULL, FULL, ["protocol", "seed", "metric"]),
     ):
-        pairs = differences(scores, scores.filter(pl.col("method") == reference), on, name)
+        pairs = differences(scores, of_method(reference), on, name)
         board = board.join(pairs, on=[*GROUP, "metric"], how="left", maintain_order="left")
     return _with_best_baseline(board, kind)
 

@@ -131,13 +131,13 @@ def test_a_record_names_the_commit_and_keeps_the_yaml(tmp_path: Path) -> None:
 def test_what_was_built_verifies(built_lab: Lab) -> None:
     report = verify(built_lab.project(), deep=True)
     assert report.lines() == []
-    assert report.checked["entries"] == 28
+    assert report.checked["entries"] == 34
     assert report.checked["LanceDB rows"] >= 240
     assert report.checked["LanceDB tags"] == 1
     assert report.checked["subsets cut again"] == 3
     code, text = run_command(built_lab, "verify")
     assert code == 0
-    assert text.startswith("0 problems; checked 28 entries")
+    assert text.startswith("0 problems; checked 34 entries")
 
 
 @pytest.mark.slow

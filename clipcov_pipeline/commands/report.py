@@ -1,0 +1,112 @@
+"""``clipcov report``: what is known of the experiment, on the terminal."""
+
+import json
+import math
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from clipcov_pipeline.project import Project
+
+
+@click.command()
+@click.option("--config", help="YAML file or preset; default $CLIPCOV_CONFIG, else the sample.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(config: str | None, as_json: bool) -> None:
+    """Print the leaderboard, the diagnostics of every subset, the failed checks, and where report.html is.
+
+    What is not built yet is said to be missing. Colours are for terminals; NO_COLOR turns them off.
+    """
+    known = _known(Project.open(config))
+    if as_json:
+        known.pop("text")
+        click.echo(json.dumps(known, allow_nan=False))
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    click.echo(_as_text(known), color=colour)
+
+
+def _known(project: Project) -> dict[str, Any]:
+    """Return everything as JSON-able values, and the leaderboard's ``text``."""
+    from clipcov_pipeline import report
+    from clipcov_pipeline.checks import evaluate_checks
+    from clipcov_pipeline.html_report import REPORT, diagnostics, failed_first
+    from clipcov_pipeline.plan import method_names
+
+    plan, primary = project.plan(), project.config.evaluate.primary_metric
+    scores, missing = report.scores_so_far(project)
+    board = report.leaderboard(scores, method_names(project.config))
+    world, is_scored = project.world, primary in scores["metric"]
+    more = [*report.suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
+    sizes = report.subset_sizes(plan)
+    outcomes = evaluate_checks(project.config, plan)
+    made = plan.by_name["report"].record
+    return {
+        "experiment": project.config.name,
+        "primary_metric": primary,
+        "leaderboard": board.to_dicts(),
+        "missing": missing,
+        "diagnostics": [
+            {"subset": subset, **row}
+            for subset, table in diagnostics(project, plan)
+            for row in table.to_dicts()
+        ],
+        "checks": {
+            "made": len(outcomes),
+            "failed": [_finite(asdict(outcome)) for outcome in failed_first(outcomes)],
+        },
+        "report": str(project.store.folder(made) / REPORT) if made else None,
+        "text": report.as_text(board, primary, sizes, missing, more) if is_scored else "",
+    }
+
+
+def _finite(outcome: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: the loss of a training that diverged."""
+    value = outcome["value"]
+    return {**outcome, "value": value if value is not None and math.isfinite(value) else None}
+
+
+def _as_text(known: dict[str, Any]) -> str:
+    board = known["text"] or "not made: no arm has a score of the primary metric yet\n"
+    lines = [_title(f"{known['experiment']}: leaderboard"), board]
+    lines += [_title("Diagnostics (subset; in brackets the pool; ~ random subsets of the same size)")]
+    lines += _diagnostics(known["diagnostics"]) or ["not made"]
+    lines += ["", _title("Failed checks")]
+    lines += _checks(known["checks"])
+    lines += ["", f"report.html: {known['report'] or 'not made'}"]
+    return "\n".join(lines)
+
+
+def _title(text: str) -> str:
+    return click.style(text, bold=True)
+
+
+def _diagnostics(rows: list[dict[str, Any]]) -> list[str]:
+    from clipcov_pipeline.html_report import figure
+    from clipcov_pipeline.report import to_text
+
+    subsets = list(dict.fromkeys(row["subset"] for row in rows))
+    quantities = list(dict.fromkeys(row["quantity"] for row in rows))
+    found = {(row["quantity"], row["subset"]): row for row in rows}
+    if not rows:
+        return []
+    table = [
+        [name.replace("_", " "), *(figure(found.get((name, subset))) for subset in subsets)]
+        for name in quantities
+    ]
+    return [to_text(["quantity", *subsets], table)]
+
+
+def _checks(checks: dict[str, Any]) -> list[str]:
+    if not checks["made"]:
+        return ["not made"]
+    if not checks["failed"]:
+        return [click.style(f"none: all {checks['made']:,} passed or are not defined", fg="green")]
+    return [
+        click.style(f"{one['severity']:5}", fg="red" if one["severity"] == "error" else "yellow")
+        + f"  {one['asset']}/{one['partition']}  {one['name']}: {one['text']}"
+        for one in checks["failed"]
+    ]

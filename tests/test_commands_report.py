@@ -1,0 +1,80 @@
+"""``clipcov report``: what it prints is what the store has."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from clipcov_pipeline.cli import cli
+from lab import Lab
+
+pytestmark = pytest.mark.slow
+
+
+def run(lab: Lab, *arguments: str) -> str:
+    done = CliRunner().invoke(cli, ["report", "--config", str(lab.yaml), *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_text_and_json_say_the_same_as_the_leaderboard(built_lab: Lab) -> None:
+    project = built_lab.project()
+    plan = project.plan()
+    folder = project.store.folder(plan.by_name["leaderboard"].record)
+    text, found = run(built_lab), json.loads(run(built_lab, "--json"))
+    assert (folder / "leaderboard.txt").read_text() in text
+    board = pl.read_parquet(folder / "leaderboard.parquet").to_dicts()
+    assert [row["mean"] for row in found["leaderboard"]] == [row["mean"] for row in board]
+    assert found["missing"] == []
+    assert found["report"] == str(project.store.folder(plan.by_name["report"].record) / "report.html")
+    assert found["report"] in text
+    assert "\x1b" not in text
+
+
+def test_a_failed_check_is_named_with_its_figure_and_bound(lab: Lab) -> None:
+    lab.edit(lambda s: s.update(diagnostics={"checks": {"mean_margin": {"bound": 5.0, "severity": "error"}}}))
+    [failed] = [
+        one for one in json.loads(run(lab, "--json"))["checks"]["failed"] if one["name"] == "mean_margin"
+    ]
+    assert (failed["asset"], failed["severity"], failed["threshold"]) == ("pseudo_labels", "error", 5.0)
+    line = next(line for line in run(lab).splitlines() if "mean_margin" in line)
+    assert line.startswith("error")
+    assert "expected at least 5" in line
+
+
+def test_nothing_built_is_said(lab: Lab) -> None:
+    shutil.rmtree(lab.project().store.root)
+    text = run(lab)
+    assert text.count("not made") == 4
+    found = json.loads(run(lab, "--json"))
+    assert (found["leaderboard"], found["checks"]["made"], found["report"]) == ([], 0, None)
+
+
+def on_a_terminal(lab: Lab, **environment: str) -> bytes:
+    """What the command sends to a real terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "clipcov_pipeline.cli", "report", "--config", str(lab.yaml)]
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | environment
+    child = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
+    os.close(theirs)
+    output = b""
+    try:
+        while data := os.read(ours, 65_536):
+            output += data
+    except OSError:  # the other side is closed
+        pass
+    finally:
+        os.close(ours)
+    assert child.wait(60) == 0, output
+    return output
+
+
+def test_colours_are_for_terminals_that_want_them(built_lab: Lab) -> None:
+    assert b"\x1b[1m" in on_a_terminal(built_lab)
+    assert b"\x1b" not in on_a_terminal(built_lab, NO_COLOR="1")
