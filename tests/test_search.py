@@ -147,7 +147,7 @@ def _add_rows(lab: Lab, vector: np.ndarray) -> None:
     vectors.replace_shard(stats["table"], "new", rows)
 
 
-def _with_many_rows(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Searcher:
+def _with_many_rows(lab: Lab) -> Searcher:
     """An index needs 256 rows for its partitions; the labels are told of a version with 400."""
     project = lab.project()
     searcher = Searcher.open(project)
@@ -174,7 +174,7 @@ def _with_many_rows(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Searcher:
 def test_an_index_is_made_where_the_table_is_large_and_the_labels_follow_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher = _with_many_rows(lab, monkeypatch)
+    searcher = _with_many_rows(lab)
     query, version = a_query(searcher), searcher.labels.stats["version"]
     exact = search(searcher, query, count=10, index=False)
     assert not has_index(searcher.table(), "image")
@@ -196,8 +196,8 @@ def test_an_index_is_made_where_the_table_is_large_and_the_labels_follow_it(
     assert "tag" not in code.output
 
 
-def test_no_index_is_made_once_newer_rows_are_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    searcher = _with_many_rows(lab, monkeypatch)
+def test_no_index_is_made_once_newer_rows_are_there(lab: Lab) -> None:
+    searcher = _with_many_rows(lab)
     query = a_query(searcher)
     exact = search(searcher, query, index=False)
     _add_rows(lab, query)
@@ -258,7 +258,7 @@ def test_hostile_captions_do_no_harm_in_a_terminal_or_a_page(built_lab: Lab, tmp
 # ---------------------------------------------------------------- FiftyOne
 
 
-def test_a_subset_in_fiftyones_format(searcher: Searcher, built_lab: Lab, tmp_path: Path) -> None:
+def test_a_subset_in_fiftyones_format(searcher: Searcher, tmp_path: Path) -> None:
     exported = export_fiftyone(searcher, "random-f0.5", tmp_path / "out", rejected=10)
     chosen = searcher.subsets()["random-f0.5"]
     assert exported.samples == len(chosen) + 10
