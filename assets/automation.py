@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets.checks import report_checks
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.resources import Experiment
 from assets.staleness import report_staleness
@@ -114,11 +115,15 @@ def _tick(
         return dg.SkipReason(f"waiting for shards that are still being written: {', '.join(growing)}")
     sync_partitions(instance, plan)
     report_staleness(instance, plan)
+    report_checks(instance, project.config, plan)
     requests = list(run_requests(instance, project, plan, stages))
     if requests:
         return dg.SensorResult(run_requests=requests)
     if not plan.todo:
         return dg.SkipReason(f"nothing to do: all {len(plan.steps)} entries are up to date")
+    if blocked := [step for step in plan.steps if step.status is Status.BLOCKED]:
+        rest = f" and {len(blocked) - 1} more" if len(blocked) > 1 else ""
+        return dg.SkipReason(f"{blocked[0].node.name}{rest} {'; '.join(blocked[0].why)}")
     return dg.SkipReason(f"waiting: {len(plan.todo)} entries out of date, their runs are at work")
 
 

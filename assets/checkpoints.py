@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.checks import check_specs
 from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
 from assets.preview import image
@@ -34,6 +35,7 @@ KEPT = ("steps", "samples_seen", "passes", "training_seconds", "first_loss", "la
     kinds={"pytorch", "mlflow"},
     owners=["team:training"],
     code_version=CODE_VERSIONS["checkpoints"],
+    check_specs=check_specs("checkpoints"),
     pool="gpu",
 )
 def checkpoints(

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets.checks import check_specs
 from assets.encoders import proxy_encoder
 from assets.materialize import Events, materialize_partitions
 from assets.partitions import partitions_of, same_key
@@ -30,6 +31,7 @@ TYPES = {**dict.fromkeys(TEXT_COLUMNS, "string"), **dict.fromkeys(VECTORS, "fixe
     kinds={"lancedb", "pytorch"},
     owners=["team:data"],
     code_version=CODE_VERSIONS["embeddings"],
+    check_specs=check_specs("embeddings"),
     metadata={COLUMN_SCHEMA: columns(TYPES.items())},
     pool="embed",
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.checks import check_results
 from assets.preview import COLUMN_SCHEMA, ROW_COUNT
 from assets.resources import Experiment
 from assets.tracking import mlflow_run_url
@@ -25,7 +26,7 @@ Show = Callable[[Path], Metadata]
 """Returns an entry's tables, plots and links from its folder, whether it was built just now or long ago."""
 Restore = Callable[[Project, Record], None]
 """Brings back what an earlier entry keeps outside the store; InputError where that is gone."""
-Events = Iterator[dg.AssetMaterialization]
+Events = Iterator[dg.AssetMaterialization | dg.AssetCheckResult]
 
 DATA_VERSION_TAG = "dagster/data_version"
 CODE_VERSION_TAG = "dagster/code_version"
@@ -56,6 +57,7 @@ def materialize_partitions(
             continue
         tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage]}
         yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata, tags=tags)
+    yield from check_results(work.stage, experiment.open())
     if failures:
         lines = "; ".join(f"{work.stage}/{key}: {text}" for key, text in failures.items())
         raise dg.Failure(f"{len(failures)} of {len(keys)} partitions failed: {lines}")
@@ -70,11 +72,16 @@ def materialize_whole(
     restore: Restore | None = None,
 ) -> dg.MaterializeResult:
     """Bring a stage without partitions up to date."""
+    work = _open(context, experiment, build, show, restore)
     try:
-        metadata, version = _open(context, experiment, build, show, restore).bring_up_to_date(None)
+        metadata, version = work.bring_up_to_date(None)
     except InputError as error:
         raise _shown(error) from error
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
+    return dg.MaterializeResult(
+        metadata=metadata,
+        data_version=dg.DataVersion(version),
+        check_results=list(check_results(work.stage, experiment.open())),
+    )
 
 
 def _is_plain(error: Exception) -> bool:
@@ -146,6 +153,8 @@ class _Work:
     def _one(self, step: Step) -> tuple[Record, str]:
         if step.status is Status.WAIT:
             raise InputError(f"{step.node.name} {'; '.join(step.why)}: materialize that first")
+        if step.status is Status.BLOCKED:
+            raise InputError(f"{step.node.name} is {'; '.join(step.why)}")
         if step.status is Status.CURRENT:
             assert step.record is not None
             return step.record, "cached"

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from assets.checks import check_specs
 from assets.encoders import proxy_encoder
 from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
@@ -25,6 +26,7 @@ from clipcov_pipeline.vectors import label_tag, table_name
     kinds={"polars", "parquet"},
     owners=["team:data"],
     code_version=CODE_VERSIONS["pseudo_labels"],
+    check_specs=check_specs("pseudo_labels"),
 )
 def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> dg.MaterializeResult:
     """Latent class, margin and label similarity of every pool sample, by class prompts or by clusters."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.checks import check_specs
 from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of
 from assets.preview import table_metadata
@@ -24,6 +25,7 @@ from clipcov_pipeline.store import digest_of, digest_of_file
     kinds={"webdataset", "polars"},
     owners=["team:data"],
     code_version=CODE_VERSIONS["raw_shards"],
+    check_specs=check_specs("raw_shards"),
 )
 def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
     """WebDataset shards of image-caption pairs: sha256, and a manifest with a status for every sample.

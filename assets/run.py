@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 import dagster as dg
 
+from assets.checks import report_checks
 from assets.definitions import defs
 from assets.instance import project_instance
 from assets.partitions import chunks, range_tags, sync_partitions
@@ -15,7 +16,7 @@ from assets.staleness import report_staleness
 from clipcov_pipeline import report
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import Plan, Status, method_names
+from clipcov_pipeline.plan import STAGES, Plan, Status, method_names
 from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import node_name
@@ -70,7 +71,12 @@ def run_plan(
         ready = plan.ready(skip=failed, only=only)
         if ready is None:
             report_staleness(instance, plan)
-            return executed, [node_name(stage, key) for stage, key in failed]
+            report_checks(instance, project.config, plan)
+            blocked = [
+                s for s in plan.steps if s.status is Status.BLOCKED and s.node.stage in (only or STAGES)
+            ]
+            reasons = [f"{s.node.name} ({'; '.join(s.why)})" for s in blocked]
+            return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
         for chunk in chunks(instance, stage, keys):
             execute(instance, stage, chunk)

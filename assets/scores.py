@@ -10,6 +10,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets.checks import check_specs
 from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of, same_key
 from assets.preview import table_metadata
@@ -38,6 +39,7 @@ from clipcov_pipeline.train import CHECKPOINT
     kinds={"pytorch", "json"},
     owners=["team:training"],
     code_version=CODE_VERSIONS["scores"],
+    check_specs=check_specs("scores"),
     pool="gpu",
 )
 def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:

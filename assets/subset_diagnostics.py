@@ -7,6 +7,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets.checks import check_specs
 from assets.encoders import proxy_encoder
 from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
@@ -32,6 +33,7 @@ PLOTS = ("covariance", "classes", "similarities", "terms", "map")
     kinds={"polars", "matplotlib"},
     owners=["team:data"],
     code_version=CODE_VERSIONS["subset_diagnostics"],
+    check_specs=check_specs("subset_diagnostics"),
 )
 def subset_diagnostics(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
     """Cross-covariance, classes, similarities, loss, objective, duplicates and overlap of every subset."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from assets.checks import report_checks
 from assets.instance import project_instance
 from assets.partitions import sync_partitions
 from assets.staleness import report_staleness
@@ -38,6 +39,7 @@ def main(config: str | None) -> None:
         plan = project.plan()
         sync_partitions(instance, plan)
         report_staleness(instance, plan)
+        report_checks(instance, project.config, plan)
     # this creates the store, which the server then finds up to date
     click.echo(f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   {mlflow_runs_url(project.config)}")
     sys.exit(serve(commands(project.config)))

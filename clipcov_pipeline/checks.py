@@ -1,9 +1,9 @@
 """Failure signatures: figures that a stage has recorded, held against the bounds of the YAML.
 
 A check is a pure function of an entry's recorded statistics and of its bound (`diagnostics.checks`), so that
-a changed bound re-evaluates the check and builds nothing. A failed check of severity ``error`` keeps every
-training that reads the entry from starting (see :func:`stands_against`). Dagster and the terminal show the
-same outcomes.
+a changed bound re-evaluates the check and builds nothing. A failed check of severity ``error`` keeps what
+reads the entry, and all that follows from it, from being built (:func:`stands_against`; the plan says so).
+Dagster and the terminal show the same outcomes.
 """
 
 import math
@@ -44,7 +44,7 @@ class CheckOutcome:
 
     Attributes:
         asset, partition: the stage and the entry's partition (``_`` where the stage has none).
-        severity: ``warn``, or ``error``: no training starts from it.
+        severity: ``warn``, or ``error``: nothing is built from it.
         passed: whether the figure is within its bound; True as well where it is not defined.
         value: the figure, None where it is not defined; NaN (a loss that diverged) never passes.
         threshold: the bound; good: on which side of it the figure has to be.
@@ -68,7 +68,7 @@ class CheckOutcome:
 
     @property
     def blocks(self) -> bool:
-        """Whether it keeps trainings from starting."""
+        """Whether it keeps what follows from being built."""
         return not self.passed and self.severity == "error"
 
 
@@ -86,8 +86,19 @@ def outcomes_of(config: Config, records: Iterable[Record]) -> list[CheckOutcome]
     return [
         _outcome(check, getattr(config.diagnostics.checks, check.name), record)
         for record in records
+        if "@" not in record.partition or record.stage == "scores"  # a subset's overlap has no check
         for check in checks_of(record.stage)
     ]
+
+
+def stands_against(config: Config, record: Record) -> tuple[str, ...]:
+    """Return why nothing may be built from an entry: its failed checks of severity ``error``, in words."""
+    return tuple(
+        f"blocked by check {outcome.name} of {outcome.entry}: {outcome.text}; mend the cause, or change"
+        f" diagnostics.checks.{outcome.name}"
+        for outcome in outcomes_of(config, [record])
+        if outcome.blocks
+    )
 
 
 def checks_of(asset: str) -> list[Check]:
@@ -155,6 +166,22 @@ def _refused(stats: Stats) -> Figure:
 
 def _largest_class(stats: Stats) -> Figure:
     return Figure(stats["largest_class"] / stats["pool"], "share of the pool in the largest latent class")
+
+
+def _alignment(stats: Stats) -> Figure:
+    figure = _recorded("alignment", "alignment of the cross-covariance with the pool's")(stats)
+    if figure.value is None or stats.get("alignment_of_random") is None:
+        return figure
+    return Figure(figure.value, f"{figure.text} (random subsets {stats['alignment_of_random']:.4g})")
+
+
+def _duplicates(stats: Stats) -> Figure:
+    kinds = {"duplicate_images": "exactly", "near_duplicate_images": "nearly"}
+    found = {words: stats[name] for name, words in kinds.items() if name in stats}
+    if not found:
+        return Figure(None, _before("near_duplicate_images"))
+    words = max(found, key=lambda kind: found[kind])
+    return Figure(found[words], f"share of samples that repeat an image of the subset {words}")
 
 
 def _loss(stats: Stats) -> Figure:
@@ -225,6 +252,34 @@ CHECKS = (
         "at least",
         _recorded("mean_margin", "mean lead of a sample's class over the next best"),
         "Samples have a class of their own: near 0 the classes tell nothing apart.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "alignment",
+        "at least",
+        _alignment,
+        "The subset's cross-covariance of images and captions points where the pool's does.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "dominant_term",
+        "at most",
+        _recorded("dominant_share", "share of the term {dominant_term} in the sum of the terms"),
+        "No term of the objective outweighs all others.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "empty_class",
+        "at most",
+        _recorded("largest_empty_class", "pool members of the largest latent class left empty"),
+        "No latent class of some size is lost.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "duplicates",
+        "at most",
+        _duplicates,
+        "Few samples repeat an image that the subset has already.",
     ),
     Check(
         "checkpoints", "loss", "at most", _loss, "The loss is finite and lower at the end than at the start."

@@ -447,7 +447,7 @@ class Bound(Section):
 
     bound: Annotated[float, Field(strict=True)]
     severity: Literal["warn", "error"] = "warn"
-    """``error`` on what a training reads keeps it from being trained."""
+    """``error`` keeps everything that follows from the entry from being built."""
 
 
 class Checks(Section):
@@ -472,7 +472,7 @@ class Checks(Section):
     """subset_diagnostics: largest share of one term in the sum of the terms' absolute values."""
     empty_class: Bound = Bound(bound=9.0)
     """subset_diagnostics: most members that a latent class left empty may have in the pool."""
-    duplicates: Bound = Bound(bound=0.1)
+    duplicates: Bound = Bound(bound=0.5)
     """subset_diagnostics: largest share of the subset that repeats an image of it, exactly or nearly."""
     loss: Bound = Bound(bound=1.0)
     """checkpoints: largest ratio of the last loss to the first."""

@@ -7,12 +7,13 @@ re-run upstream that gives the same digest leaves the node untouched (early cuto
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipcov_pipeline.checks import stands_against
 from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import validate_method
@@ -110,6 +111,7 @@ class Status(StrEnum):
     RESTORE = "restore"  # an earlier entry fits again: nothing is built
     BUILD = "build"
     WAIT = "wait"  # known only after what it reads has been built
+    BLOCKED = "blocked"  # a failed check stands against building it
 
 
 @dataclass(frozen=True)
@@ -480,8 +482,15 @@ def _tokens(world: World, *names: str) -> dict[str, str]:
 def make_plan(config: Config, world: World, store: Store) -> Plan:
     """Compare what should exist with what the store holds; reads records only, changes nothing."""
     done: dict[str, Step] = {}
+    against: dict[str, tuple[str, ...]] = {}  # what stands against building anything from an entry
     for node in nodes(config, world):
-        done[node.name] = _step(node, done, store)
+        step = _step(node, done, store)
+        above = {node_name(item.stage, item.partition) for item in (*node.inputs, *node.after)}
+        reasons = tuple(sorted({reason for name in above for reason in against[name]}))
+        if reasons and step.status is Status.BUILD:
+            step = replace(step, status=Status.BLOCKED, why=reasons)
+        done[node.name] = step
+        against[node.name] = reasons + (stands_against(config, step.record) if step.record else ())
     return Plan(tuple(done.values()))
 
 
