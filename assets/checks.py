@@ -132,11 +132,8 @@ def _reported(instance: dg.DagsterInstance, stage: str, name: str) -> str | None
     """Return the state that the newest evaluation tells of."""
     key = dg.AssetCheckKey(dg.AssetKey(stage), name)
     history = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-    for execution in history:
-        event = execution.event
-        evaluation = (
-            event.dagster_event.asset_check_evaluation_data if event and event.dagster_event else None
-        )
-        value = evaluation.metadata.get(STATE) if evaluation else None
-        return str(value.value) if value is not None else None
-    return None
+    event = history[0].event if history else None
+    if event is None or event.dagster_event is None:
+        return None
+    value = event.dagster_event.asset_check_evaluation_data.metadata.get(STATE)
+    return str(value.value) if value is not None else None

@@ -72,10 +72,9 @@ def run_plan(
         if ready is None:
             report_staleness(instance, plan)
             report_checks(instance, project.config, plan)
-            blocked = [
-                s for s in plan.steps if s.status is Status.BLOCKED and s.node.stage in (only or STAGES)
-            ]
-            reasons = [f"{s.node.name} ({'; '.join(s.why)})" for s in blocked]
+            wanted = [step for step in plan.steps if step.node.stage in (only or STAGES)]
+            blocked = [step for step in wanted if step.status is Status.BLOCKED]
+            reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in blocked]
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
         for chunk in chunks(instance, stage, keys):

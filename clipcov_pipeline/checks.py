@@ -107,7 +107,10 @@ def checks_of(asset: str) -> list[Check]:
 
 
 def _outcome(check: Check, limit: Bound, record: Record) -> CheckOutcome:
-    value, text = check.figure(record.stats)
+    try:
+        value, text = check.figure(record.stats)
+    except KeyError as missing:
+        value, text = None, _before(str(missing.args[0]))
     if value is None:
         return CheckOutcome(
             check.asset, record.partition, check.name, limit.severity, True, None, limit.bound, check.good,

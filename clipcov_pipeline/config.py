@@ -466,7 +466,7 @@ class Checks(Section):
     """pseudo_labels: largest share of the pool in one latent class."""
     mean_margin: Bound = Bound(bound=0.002)
     """pseudo_labels: smallest mean lead of the chosen class over the next best, in cosine."""
-    alignment: Bound = Bound(bound=0.5, severity="error")
+    alignment: Bound = Bound(bound=0.2, severity="error")
     """subset_diagnostics: smallest cosine of the subset's and the pool's centred cross-covariance."""
     dominant_term: Bound = Bound(bound=0.9)
     """subset_diagnostics: largest share of one term in the sum of the terms' absolute values."""

@@ -488,7 +488,8 @@ def make_plan(config: Config, world: World, store: Store) -> Plan:
         above = {node_name(item.stage, item.partition) for item in (*node.inputs, *node.after)}
         reasons = tuple(sorted({reason for name in above for reason in against[name]}))
         if reasons and step.status is Status.BUILD:
-            step = replace(step, status=Status.BLOCKED, why=reasons)
+            rest = (f"and {len(reasons) - 1} more",) if len(reasons) > 1 else ()
+            step = replace(step, status=Status.BLOCKED, why=(reasons[0], *rest))
         done[node.name] = step
         against[node.name] = reasons + (stands_against(config, step.record) if step.record else ())
     return Plan(tuple(done.values()))

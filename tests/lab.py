@@ -33,6 +33,8 @@ SETTINGS: dict[str, Any] = {
         "sets": {"vendor": {"shards": "vendor", "tasks": ["retrieval", "zeroshot_names"]}},
         "primary_metric": "vendor/text_retrieval_recall@5",
     },
+    # six steps make no proxy: the check is right, but here the graph is to go on
+    "diagnostics": {"checks": {"matched_pairs": {"severity": "warn"}}},
 }
 SELECTION = (
     "raw_shards",

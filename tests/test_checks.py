@@ -8,7 +8,10 @@ import pytest
 
 from clipcov_pipeline.checks import CHECKS, CheckOutcome, checks_of, outcomes_of
 from clipcov_pipeline.config import Checks, Config
+from clipcov_pipeline.diagnostics import diagnose
 from clipcov_pipeline.embed import pair_figures
+from clipcov_pipeline.selection import Pool
+from clipcov_pipeline.selection.synthetic import synthetic_arrays
 from clipcov_pipeline.store import Record
 
 
@@ -163,6 +166,71 @@ def test_an_entry_from_before_a_figure_was_recorded_says_so() -> None:
     found = outcome("embeddings", "unit_norm", {"rows": 5, "refused": 0})
     assert found.passed
     assert found.text.endswith("before norm_error was recorded: materialize it again")
+
+
+# --- subsets ------------------------------------------------------------------------------------------
+
+SUBSET_CHECKS = ("alignment", "dominant_term", "empty_class", "duplicates")
+
+
+def subset_outcomes(pool: Pool, rows: np.ndarray, **options: Any) -> dict[str, CheckOutcome]:
+    stats = diagnose(pool, rows, draws=2, **options).stats
+    return {name: outcome("subset_diagnostics", name, stats) for name in SUBSET_CHECKS}
+
+
+def clip_pool() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image, text, classes, _ = synthetic_arrays(600, 6, 64, seed=4)
+    return image, text, classes
+
+
+def test_a_random_subset_passes_every_check() -> None:
+    found = subset_outcomes(Pool.from_arrays(*clip_pool()), np.arange(0, 600, 3))
+    assert all(o.passed and o.value is not None for o in found.values()), found
+
+
+def test_shuffled_captions_fail_the_alignment() -> None:
+    image, text = paired(600, 64)
+    text[:100] = np.roll(text[:100], 1, axis=0)  # each has its neighbour's caption
+    pool = Pool.from_arrays(image, text, np.arange(600) % 3)
+    assert subset_outcomes(pool, np.arange(100, 200))["alignment"].passed
+    found = subset_outcomes(pool, np.arange(100))["alignment"]
+    assert not found.passed
+    assert found.blocks
+    assert "(random subsets " in found.text
+
+
+def test_weights_that_leave_one_term_fail_its_bound() -> None:
+    weights = {"class": 0.01, "self": 5.0, "label": 0.0, "inter": 0.01, "redundancy": 0.01}
+    found = subset_outcomes(Pool.from_arrays(*clip_pool()), np.arange(0, 600, 3), weights=weights)
+    assert not found["dominant_term"].passed
+    assert found["dominant_term"].text.startswith("share of the term self in the sum")
+
+
+def test_a_lost_class_fails() -> None:
+    image, text, classes = clip_pool()
+    size = int((classes == 2).sum())
+    found = subset_outcomes(Pool.from_arrays(image, text, classes), np.flatnonzero(classes != 2))
+    assert not found["empty_class"].passed
+    assert found["empty_class"].value == size > 9
+
+
+def test_copies_fail_the_duplicates() -> None:
+    image, text, classes = clip_pool()
+    image[100:200], classes[100:200] = image[100], classes[100]
+    found = subset_outcomes(Pool.from_arrays(image, text, classes), np.arange(90, 200))
+    assert not found["duplicates"].passed
+    assert found["duplicates"].value == pytest.approx(99 / 110)
+
+
+def test_a_subset_of_one_is_not_judged_where_nothing_is_defined() -> None:
+    found = subset_outcomes(Pool.from_arrays(*clip_pool()), np.arange(1))
+    assert found["alignment"].passed
+    assert found["alignment"].text.startswith("not defined, because the subset has 1 of the 600 pairs")
+
+
+def test_the_overlap_part_of_a_subset_has_no_checks() -> None:
+    record = Record("subset_diagnostics", "x@overlap", "f", "1", {}, {}, {}, {})
+    assert outcomes_of(config(), [record]) == []
 
 
 # --- labels, trainings, scores ------------------------------------------------------------------------

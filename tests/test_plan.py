@@ -77,6 +77,8 @@ class Simulation:
         self.same_result: set[str] = set()
         """Steps (or stages) whose output does not depend on what they read."""
         self.code_result = dict.fromkeys(STAGES, "")
+        self.stats: dict[str, dict[str, Any]] = {}
+        """What steps record, by name."""
 
     def edit(self, change: Change) -> None:
         """Change the YAML."""
@@ -137,6 +139,7 @@ class Simulation:
             inputs=step.inputs,
         ) as entry:
             entry.digests = {output: self.digest(step, output) for output in OUTPUTS[node.stage]}
+            entry.stats = self.stats.get(node.name, {})
             for output, digest in entry.digests.items():
                 (entry.folder / output).write_text(digest)
 
@@ -868,6 +871,45 @@ def test_planning_writes_nothing_and_gives_the_same_plan_again(built):
     assert built.plan() == built.plan()
     after = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*") if path.suffix != ".yaml"}
     assert after == before
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def test_a_failed_check_keeps_what_follows_from_being_built(fresh):
+    fresh.stats = {"subset_diagnostics/random-f0.5": {"alignment": 0.1}}
+    with pytest.raises(AssertionError):  # the rest is done, and something is left
+        fresh.run()
+    plan = fresh.plan()
+    blocked = {step.node.name: step.why for step in plan.todo if step.status is Status.BLOCKED}
+    assert set(blocked) == {f"checkpoints/random-f0.5-s{seed}" for seed in SEEDS}
+    (text,) = blocked["checkpoints/random-f0.5-s0"]
+    assert text == (
+        "blocked by check alignment of subset_diagnostics/random-f0.5: alignment of the cross-covariance with"
+        " the pool's: 0.1, expected at least 0.2; mend the cause, or change diagnostics.checks.alignment"
+    )
+    assert "blocked" in as_text(plan)
+    assert plan.by_name["checkpoints/random-f0.25-s0"].status is Status.CURRENT
+    # another bound, or a warning, is looked at with what is there: nothing but the blocked is built
+    for change in ({"bound": 0.05}, {"severity": "warn"}):
+        fresh.edit(set_key("diagnostics.checks.alignment", change))
+        assert {step.node.name for step in fresh.plan().todo if step.status is Status.BUILD} == set(blocked)
+    assert fresh.run() == builds(trained(["random-f0.5"]))
+    # what is trained already stays when the bound is tightened
+    fresh.edit(set_key("diagnostics.checks.alignment", {"bound": 0.9, "severity": "error"}))
+    assert fresh.run() == {}
+
+
+def test_a_broken_proxy_stops_all_that_reads_its_embeddings(fresh):
+    figures = {"matched_lead": 0.1, "matched_cosine": 0.2, "shuffled_cosine": 0.2}
+    fresh.stats = {f"embeddings/{name}": figures for name in "ab"}
+    with pytest.raises(AssertionError):
+        fresh.run()
+    step = fresh.plan().by_name["pseudo_labels"]
+    assert step.status is Status.BLOCKED
+    assert step.why[0].startswith("blocked by check matched_pairs of embeddings/a: lead of matched pairs")
+    assert step.why[1:] == ("and 1 more",)
+    assert fresh.plan().by_name["rankings/random"].status is Status.WAIT
 
 
 # --- scale ------------------------------------------------------------------------------------------

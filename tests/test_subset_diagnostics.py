@@ -70,8 +70,8 @@ def test_dagster_shows_plots_and_numbers_of_both_parts(built_lab: Lab) -> None:
 
 
 def test_a_map_of_fewer_samples_selects_and_trains_nothing_again(lab: Lab) -> None:
-    lab.edit(lambda s: s.update(diagnostics={"tsne_samples": 50}))
+    lab.edit(lambda s: s["diagnostics"].update(tsne_samples=50))
     assert dict(lab.run()) == {"pool_map": 1, "subset_diagnostics": 2}
-    lab.edit(lambda s: s.update(diagnostics={"tsne_samples": 50, "random_draws": 2}))
+    lab.edit(lambda s: s["diagnostics"].update(random_draws=2))
     assert {step.status for step in lab.plan().of("checkpoints")} == {Status.CURRENT}
     assert dict(lab.run()) == {"subset_diagnostics": 2}
