@@ -486,12 +486,13 @@ def make_plan(config: Config, world: World, store: Store) -> Plan:
     for node in nodes(config, world):
         step = _step(node, done, store)
         above = {node_name(item.stage, item.partition) for item in (*node.inputs, *node.after)}
-        reasons = tuple(sorted({reason for name in above for reason in against[name]}))
+        reasons = sorted({reason for name in above for reason in against[name]})
         if reasons and step.status is Status.BUILD:
             rest = (f"and {len(reasons) - 1} more",) if len(reasons) > 1 else ()
             step = replace(step, status=Status.BLOCKED, why=(reasons[0], *rest))
         done[node.name] = step
-        against[node.name] = reasons + (stands_against(config, step.record) if step.record else ())
+        own = stands_against(config, step.record) if step.record else ()
+        against[node.name] = (*reasons, *own)
     return Plan(tuple(done.values()))
 
 

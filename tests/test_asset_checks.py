@@ -1,4 +1,4 @@
-"""Failure signatures in Dagster, on real data: yielded by the assets, blocking, told again for a new bound."""
+"""Failure signatures in Dagster, on real data: yielded by assets, blocking, told again for a new bound."""
 
 from typing import Any
 
@@ -19,11 +19,8 @@ def told(instance: dg.DagsterInstance, stage: str, name: str) -> list[Any]:
     """What Dagster has of a check, the newest first."""
     key = AssetCheckKey(AssetKey(stage), name)
     history = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
-    return [
-        e.event.dagster_event.asset_check_evaluation_data
-        for e in history
-        if e.event and e.event.dagster_event
-    ]
+    events = [entry.event.dagster_event for entry in history if entry.event]
+    return [event.asset_check_evaluation_data for event in events if event]
 
 
 def set_check(lab: Lab, name: str, **values: Any) -> None:
@@ -54,9 +51,7 @@ def test_an_untrained_proxy_blocks_selection_and_a_new_bound_embeds_nothing_agai
         executed, failed = run_plan(instance, str(lab.yaml))
         assert not executed
         assert len(failed) == 1
-        assert failed[0].startswith(
-            "pseudo_labels (blocked by check matched_pairs of embeddings/00000: lead of"
-        )
+        assert failed[0].startswith("pseudo_labels (blocked by check matched_pairs of embeddings/00000: lead")
         # the page of the check says so too, though nothing has run
         evaluation, *earlier = told(instance, "embeddings", "matched_pairs")
         assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.ERROR)
