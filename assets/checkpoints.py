@@ -94,6 +94,12 @@ def _finish_run(tracking: Tracking, run_id: str, task: Task, recipe: Recipe, sta
     tracking.log_artifact(run_id, task.path("subsets", recipe.subset, "subset.parquet"), "subset")
     tracking.log_artifact(run_id, task.entry.folder / RECORD)
     tracking.log_artifact(run_id, task.entry.folder / CURVE, "plots")
+    if recipe.method != FULL:
+        diagnosed = task.record("subset_diagnostics", recipe.subset)
+        numbers = {k: v for k, v in diagnosed.stats.items() if isinstance(v, int | float)}
+        tracking.log_metrics(run_id, {f"subset/{name}": value for name, value in numbers.items()})
+        for plot in sorted(task.project.store.folder(diagnosed).glob("*.png")):
+            tracking.log_artifact(run_id, plot, "diagnostics")
     if task.config.path is not None:
         tracking.log_artifact(run_id, task.config.path, "config")
     tracking.finish(run_id)
