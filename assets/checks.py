@@ -133,7 +133,8 @@ def _reported(instance: dg.DagsterInstance, stage: str, name: str) -> str | None
     key = dg.AssetCheckKey(dg.AssetKey(stage), name)
     history = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
     event = history[0].event if history else None
-    if event is None or event.dagster_event is None:
-        return None
-    value = event.dagster_event.asset_check_evaluation_data.metadata.get(STATE)
+    found = event.dagster_event if event else None
+    if found is None or found.event_type is not dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        return None  # a run that failed before it came to the check
+    value = found.asset_check_evaluation_data.metadata.get(STATE)
     return str(value.value) if value is not None else None

@@ -20,7 +20,8 @@ def told(instance: dg.DagsterInstance, stage: str, name: str) -> list[Any]:
     key = AssetCheckKey(AssetKey(stage), name)
     history = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
     events = [entry.event.dagster_event for entry in history if entry.event]
-    return [event.asset_check_evaluation_data for event in events if event]
+    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    return [event.asset_check_evaluation_data for event in events if event and event.event_type is kind]
 
 
 def set_check(lab: Lab, name: str, **values: Any) -> None:
