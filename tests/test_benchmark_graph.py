@@ -38,7 +38,7 @@ def test_folders_are_scored_averaged_and_left_out_by_name(lab: Lab):
     assert not any("gone" in step.node.name for step in lab.plan().steps)
 
     executed = lab.run()
-    assert set(executed) == {"scores", "leaderboard"}
+    assert set(executed) == {"scores", "leaderboard", "report"}
 
     project = lab.project()
     board = project.store.current("leaderboard", WHOLE)
