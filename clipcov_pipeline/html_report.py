@@ -271,7 +271,20 @@ def diagnostics_table(project: Project, plan: Plan) -> Table:
         for name in quantities
     ]
     note = "In brackets the same of the whole pool, and after ~ the mean of random subsets of the same size."
-    return Table(("quantity", *(subset for subset, _ in tables)), rows, note)
+    lines = [note, *undefined(tables)]
+    return Table(("quantity", *(subset for subset, _ in tables)), rows, "\n".join(lines))
+
+
+def undefined(tables: Sequence[tuple[str, pl.DataFrame]]) -> list[str]:
+    """Return a line for every quantity that is not defined: of which subsets, and why."""
+    subsets: dict[tuple[str, str], list[str]] = {}
+    for subset, table in tables:
+        for row in table.filter(pl.col("value").is_null()).iter_rows(named=True):
+            subsets.setdefault((row["quantity"], row["note"]), []).append(subset)
+    return [
+        f"{name.replace('_', ' ')} ({'all subsets' if len(of) == len(tables) else ', '.join(of)}): {why}"
+        for (name, why), of in subsets.items()
+    ]
 
 
 def figure(row: Mapping[str, Any] | None) -> str:
@@ -279,7 +292,7 @@ def figure(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     if row["value"] is None:
-        return row["note"]
+        return "not defined"
     text = f"{row['value']:.4g}"
     if row["pool"] is not None:
         text += f" ({row['pool']:.4g})"

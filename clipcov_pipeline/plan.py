@@ -356,23 +356,26 @@ def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iter
     board: dict[str, Any] = {"primary_metric": config.evaluate.primary_metric}
     if config.evaluate.suites:
         board["suites"] = {name: suite.semantic() for name, suite in config.evaluate.suites.items()}
+    # decides what is compared with what
+    compared = {"methods": {name: {"method": m} for name, m in method_names(config).items()}}
     yield Node(
         "leaderboard",
         WHOLE,
-        params={
-            "evaluate": board,
-            # decides what is compared with what
-            "select": {"methods": {name: {"method": m} for name, m in method_names(config).items()}},
-        },
+        params={"evaluate": board, "select": compared},
         inputs=tuple(Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in sets),
     )
-    yield from _checkpoint_gallery_nodes(config, world)
+    yield from _checkpoint_gallery_nodes(config)
     pictures = [Input("subset_galleries", arm.subset, "gallery") for arm in arms if arm.method != FULL]
     if gallery_set(config) is not None:
         pictures += [Input("checkpoint_galleries", arm.key, "gallery") for arm in arms]
     yield Node(
         "report",
         WHOLE,
+        params={
+            "evaluate": board,
+            "select": compared,
+            "diagnostics": {"checks": config.diagnostics.checks.model_dump()},
+        },
         inputs=(
             Input("leaderboard", WHOLE, "scores"),
             *(Input("checkpoints", arm.key, "weights") for arm in arms),
@@ -390,19 +393,17 @@ def gallery_set(config: Config) -> str | None:
     return primary if primary in pairs else next(iter(pairs), None)
 
 
-def _checkpoint_gallery_nodes(config: Config, world: World) -> Iterator[Node]:
+def _checkpoint_gallery_nodes(config: Config) -> Iterator[Node]:
     """Yield the pictures of what each model finds among held-out pairs, beside the full pool's."""
     name = gallery_set(config)
     if name is None:
         return
-    shards = world.shards if name == HOLDOUT else world.evaluation_shards[name]
     for arm in recipes(config):
         full = arm._replace(method=FULL, fraction=1.0).key
         yield Node(
             "checkpoint_galleries",
             arm.key,
             params={"evaluate": {"set": name}},
-            sources={f"{name}/{shard.name}": shard.version for shard in shards},
             inputs=tuple(
                 Input("scores", f"{key}@{name}", "neighbours") for key in dict.fromkeys([arm.key, full])
             ),

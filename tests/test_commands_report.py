@@ -34,6 +34,12 @@ def test_text_and_json_say_the_same_as_the_leaderboard(built_lab: Lab) -> None:
     assert found["missing"] == []
     assert found["report"] == str(project.store.folder(plan.by_name["report"].record) / "report.html")
     assert found["report"] in text
+    alignment = {row["subset"]: row for row in found["diagnostics"] if row["quantity"] == "alignment"}
+    lines = {line.split()[0]: line.split() for line in text.partition("Diagnostics")[2].splitlines() if line}
+    assert set(alignment) == {"clipcov-f0.5", "random-f0.5"}
+    for subset, row in alignment.items():
+        assert lines[subset][1] == f"{row['value']:.3g}"
+    assert "rare class coverage (all subsets): not defined, because no class" in text
     assert "\x1b" not in text
 
 

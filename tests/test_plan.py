@@ -475,12 +475,21 @@ def test_an_evaluation_set_whose_shards_changed(built):
 
 def test_the_primary_metric_concerns_the_leaderboard_only(built):
     built.edit(set_key("evaluate.primary_metric", "coco/image_retrieval_recall@1"))
+    change = "evaluate.primary_metric coco/text_retrieval_recall@5 -> coco/image_retrieval_recall@1"
     assert why(built.plan()) == {
-        "leaderboard": (
-            "evaluate.primary_metric coco/text_retrieval_recall@5 -> coco/image_retrieval_recall@1",
-        ),
-        "report": ("waits for leaderboard",),
+        "leaderboard": (change,),
+        "report": (change, "waits for leaderboard"),
     }
+    assert built.run() == builds(BOARD)
+
+
+def test_a_bound_of_a_check_and_the_primary_metric_concern_what_shows_them(built):
+    """The scores are the same, so that the leaderboard's output is: the report reads the settings itself."""
+    built.edit(set_key("diagnostics.checks.loss", {"bound": 2.0}))
+    assert why(built.plan()) == {"report": ("diagnostics.checks.loss.bound 1.0 -> 2.0",)}
+    assert built.run() == builds({"report"})
+    built.same_result = {"leaderboard"}
+    built.edit(set_key("evaluate.primary_metric", "coco/image_retrieval_recall@1"))
     assert built.run() == builds(BOARD)
 
 

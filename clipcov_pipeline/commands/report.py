@@ -8,8 +8,20 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+import polars as pl
 
 from clipcov_pipeline.project import Project
+
+# the quantities that a terminal has room for: heading, name in the diagnostics' table
+SUMMARY = {
+    "alignment": "alignment",
+    "class distance": "class_total_variation",
+    "class coverage": "class_coverage",
+    "rare covered": "rare_class_coverage",
+    "proxy loss": "proxy_loss",
+    "repeated images": "duplicate_images",
+    "near images": "near_duplicate_images",
+}
 
 
 @click.command()
@@ -72,8 +84,7 @@ def _finite(outcome: dict[str, Any]) -> dict[str, Any]:
 def _as_text(known: dict[str, Any]) -> str:
     board = known["text"] or "not made: no arm has a score of the primary metric yet\n"
     lines = [_title(f"{known['experiment']}: leaderboard"), board]
-    lines += [_title("Diagnostics (subset; in brackets the pool; ~ random subsets of the same size)")]
-    lines += _diagnostics(known["diagnostics"]) or ["not made"]
+    lines += [_title("Diagnostics"), *(_diagnostics(known["diagnostics"]) or ["not made"])]
     lines += ["", _title("Failed checks")]
     lines += _checks(known["checks"])
     lines += ["", f"report.html: {known['report'] or 'not made'}"]
@@ -85,19 +96,36 @@ def _title(text: str) -> str:
 
 
 def _diagnostics(rows: list[dict[str, Any]]) -> list[str]:
-    from clipcov_pipeline.html_report import figure
+    """Return a line a subset with the figures that a terminal has room for, and what is not defined."""
+    from clipcov_pipeline.html_report import undefined
     from clipcov_pipeline.report import to_text
 
-    subsets = list(dict.fromkeys(row["subset"] for row in rows))
-    quantities = list(dict.fromkeys(row["quantity"] for row in rows))
-    found = {(row["quantity"], row["subset"]): row for row in rows}
-    if not rows:
-        return []
-    table = [
-        [name.replace("_", " "), *(figure(found.get((name, subset))) for subset in subsets)]
-        for name in quantities
+    tables = [
+        (subset, [row for row in rows if row["subset"] == subset])
+        for subset in dict.fromkeys(row["subset"] for row in rows)
     ]
-    return [to_text(["quantity", *subsets], table)]
+    known = {row["quantity"] for row in rows}
+    shown = {title: name for title, name in SUMMARY.items() if name in known}
+    if not shown:
+        return []
+    lines = []
+    for subset, table in tables:
+        of = {row["quantity"]: row for row in table}
+        lines.append([subset, *(_figure(of.get(name)) for name in shown.values())])
+    kept = [row for row in rows if row["quantity"] in shown.values()]
+    frames = [(subset, pl.DataFrame([r for r in kept if r["subset"] == subset])) for subset, _ in tables]
+    return [
+        to_text(["subset", *shown], lines),
+        "in brackets the mean of random subsets of the same size; report.html and --json have every quantity",
+        *undefined(frames),
+    ]
+
+
+def _figure(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
+        return "-"
+    beside = "" if row["random_mean"] is None else f" ({row['random_mean']:.3g})"
+    return f"{row['value']:.3g}{beside}"
 
 
 def _checks(checks: dict[str, Any]) -> list[str]:
