@@ -1,6 +1,5 @@
 """Asset: pictures of what a subset holds and leaves out."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import dagster as dg
@@ -8,6 +7,7 @@ import polars as pl
 
 from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of, same_key
+from assets.pools import LabelledPool
 from assets.preview import image
 from assets.resources import Experiment
 from clipcov_pipeline.galleries import (
@@ -21,9 +21,7 @@ from clipcov_pipeline.galleries import (
 from clipcov_pipeline.pages import PAGE, SHEET, write_page, write_sheet
 from clipcov_pipeline.plan import CODE_VERSIONS, latent_class_names, recipes
 from clipcov_pipeline.project import Task
-from clipcov_pipeline.selection import Pool
 from clipcov_pipeline.store import digest_of_file
-from clipcov_pipeline.vectors import Vectors
 
 
 @dg.asset(
@@ -38,16 +36,17 @@ from clipcov_pipeline.vectors import Vectors
 )
 def subset_galleries(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
     """A subset's samples with the highest and lowest gain, by class, and against what it leaves out."""
+    labelled = LabelledPool()
 
     def build(task: Task) -> None:
         recipe = next(r for r in recipes(task.config) if r.subset == task.partition)
-        labels = task.path("pseudo_labels", file="labels.parquet")
+        pool, members = labelled.of(task)
         gallery = subset_gallery(
             task.partition,
             pl.read_parquet(task.path("rankings", recipe.method, "ranking.parquet")),
             task.record("subsets", task.partition).stats["samples"],
-            pl.read_parquet(labels),
-            _pool(task.project.vectors.folder, *_rows(task), labels, task.project.scratch),
+            members,
+            pool,
             latent_class_names(task.config),
         )
         gallery = _filled(task, gallery)
@@ -83,8 +82,3 @@ def _filled(task: Task, gallery: Gallery) -> Gallery:
     sha256 = {(row["shard"], row["key"]): row["image_sha256"] for row in rows}
     options = dict(task.config.shards.storage_options)
     return with_pictures(with_captions(gallery, captions), task.project.shards, sha256, options)
-
-
-@lru_cache(maxsize=1)  # for all subsets of a run
-def _pool(folder: Path, table: str, version: int, labels: Path, scratch: Path) -> Pool:
-    return Pool.from_lance(Vectors(folder).open(table, version), labels, scratch_dir=scratch)
