@@ -74,4 +74,4 @@ def test_a_map_of_fewer_samples_selects_and_trains_nothing_again(lab: Lab) -> No
     assert dict(lab.run()) == {"pool_map": 1, "subset_diagnostics": 2}
     lab.edit(lambda s: s["diagnostics"].update(random_draws=2))
     assert {step.status for step in lab.plan().of("checkpoints")} == {Status.CURRENT}
-    assert dict(lab.run()) == {"subset_diagnostics": 2}
+    assert dict(lab.run()) == {"subset_diagnostics": 2, "report": 1}
