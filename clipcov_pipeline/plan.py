@@ -488,7 +488,8 @@ def make_plan(config: Config, world: World, store: Store) -> Plan:
         step = _step(node, done, store)
         above = {node_name(item.stage, item.partition) for item in (*node.inputs, *node.after)}
         reasons = sorted({reason for name in above for reason in against[name]})
-        if reasons and step.status is Status.BUILD:
+        # the report shows what failed: it is never held up
+        if reasons and step.status is Status.BUILD and node.stage != "report":
             rest = (f"and {len(reasons) - 1} more",) if len(reasons) > 1 else ()
             step = replace(step, status=Status.BLOCKED, why=(reasons[0], *rest))
         done[node.name] = step
