@@ -70,8 +70,10 @@ def test_an_untrained_proxy_blocks_selection_and_a_new_bound_embeds_nothing_agai
     step = lab.plan().by_name["pseudo_labels"]
     assert step.status is Status.BUILD
     lab.edit(lambda s: s["labels"].update(n_clusters=5))
-    assert lab.run() == {}
-    assert {step.node.name: step.record for step in lab.plan().steps} == before
+    assert lab.run() == {"report": 1}  # it shows the bounds
+    after = {step.node.name: step.record for step in lab.plan().steps}
+    assert after.pop("report") != before.pop("report")
+    assert after == before
 
 
 def test_a_misaligned_subset_is_not_trained(lab: Lab) -> None:

@@ -42,8 +42,6 @@ SETTINGS: dict[str, Any] = {
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without data: an empty folder, an empty cache of weights, no network."""
     monkeypatch.chdir(tmp_path)
-    for name in ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 

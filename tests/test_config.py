@@ -35,12 +35,6 @@ DROP = object()
 PRESETS = sorted(preset_path("sample").parent.glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLIPCOV_CONFIG", raising=False)
-    monkeypatch.delenv("CLIPCOV_WORK_DIR", raising=False)
-
-
 def changed(path: str, value: Any) -> dict[str, Any]:
     """The minimal experiment with one key set, or dropped."""
     settings = copy.deepcopy(MINIMAL)

@@ -291,8 +291,7 @@ def test_the_alias_follows_the_best_arm_and_comes_back_with_an_earlier_leaderboa
     assert lab.plan().by_name["leaderboard"].record.stats["champion"] == first == named()
 
 
-def test_a_run_without_a_version_is_no_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLIPCOV_WORK_DIR", raising=False)
+def test_a_run_without_a_version_is_no_champion(tmp_path: Path) -> None:
     tracking = Tracking(SimpleNamespace(name="none", work=tmp_path))  # type: ignore[arg-type]
     assert set_champion(tracking, tracking.parent()) is None
     assert tracking.parent() == tracking.parent()

@@ -165,20 +165,17 @@ def watched(
     built_lab: Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Lab, dg.DagsterInstance]]:
     """A lab of two arms, up to date, with the daemon looking after it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME"):
-            patch.delenv(name, raising=False)
-        lab = built_lab.copy(tmp_path_factory.mktemp("watched") / "lab")
+    lab = built_lab.copy(tmp_path_factory.mktemp("watched") / "lab")
 
-        def small(settings: dict[str, Any]) -> None:
-            settings["select"]["methods"] = {"random": {}}
-            settings["automation"] = {"sensor_seconds": 5, "max_retries": 1, "retry_seconds": 1}
-            settings["ui"] = {"dagster_port": free_ports(1)[0]}
+    def small(settings: dict[str, Any]) -> None:
+        settings["select"]["methods"] = {"random": {}}
+        settings["automation"] = {"sensor_seconds": 5, "max_retries": 1, "retry_seconds": 1}
+        settings["ui"] = {"dagster_port": free_ports(1)[0]}
 
-        lab.edit(small)
-        lab.run()
-        with daemon(lab) as instance:
-            yield lab, instance
+    lab.edit(small)
+    lab.run()
+    with daemon(lab) as instance:
+        yield lab, instance
 
 
 def wait_until(lab: Lab, what: Callable[[], bool], seconds: float = 300) -> None:
