@@ -59,14 +59,9 @@ def _dot(pairs, i, vector):
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _add_row(pairs, i, block):
-    for j in range(block.shape[0]):
-        block[j] += _widen(pairs[i, j])
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _row_products(pairs, i, d):
-    """|v|^2, |t|^2 and <v, t> of one row, float32."""
+def _add_row(pairs, i, d, block):
+    """Add a row to ``block`` (float32 [2d]); |v|^2, |t|^2 and <v, t> of it, float32. The row is widened
+    once."""
     vv = np.float32(0.0)
     tt = np.float32(0.0)
     vt = np.float32(0.0)
@@ -76,7 +71,23 @@ def _row_products(pairs, i, d):
         vv += v * v
         tt += t * t
         vt += v * t
+        block[j] += v
+        block[d + j] += t
     return vv, tt, vt
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _three_dots(pairs, i, x, y, z):
+    """<pairs[i], x>, <pairs[i], y> and <pairs[i], z>, float32. The row is widened once."""
+    of_x = np.float32(0.0)
+    of_y = np.float32(0.0)
+    of_z = np.float32(0.0)
+    for j in range(x.shape[0]):
+        value = _widen(pairs[i, j])
+        of_x += value * x[j]
+        of_y += value * y[j]
+        of_z += value * z[j]
+    return of_x, of_y, of_z
 
 
 @njit(nogil=True, cache=True)
@@ -99,12 +110,11 @@ def class_statistics(pairs, starts, classes, sums, self_similarity, largest, tol
     for c in classes:
         block[:] = 0.0
         for i in range(starts[c], starts[c + 1]):
-            vv, tt, vt = _row_products(pairs, i, d)
+            vv, tt, vt = _add_row(pairs, i, d, block)
             self_similarity[i] = vt
             largest[c] = max(largest[c], float(vv) + float(tt))
             if not (abs(vv - 1.0) <= tolerance and abs(tt - 1.0) <= tolerance) and (bad < 0 or i < bad):
                 bad = i
-            _add_row(pairs, i, block)
             if (i - starts[c]) % 256 == 255:
                 for j in range(2 * d):
                     sums[c, j] += block[j]
@@ -157,9 +167,14 @@ def matched(rows, vectors, which, out):
 def project(pairs, starts, classes, directions, out):
     """out[m, i] = <pairs[i], directions[class of i, m]> for the rows of some classes, all float32, in one
     read."""
+    threes = directions.shape[1] // 3 * 3
     for c in classes:
         for i in range(starts[c], starts[c + 1]):
-            for m in range(directions.shape[1]):
+            for m in range(0, threes, 3):
+                out[m, i], out[m + 1, i], out[m + 2, i] = _three_dots(
+                    pairs, i, directions[c, m], directions[c, m + 1], directions[c, m + 2]
+                )
+            for m in range(threes, directions.shape[1]):
                 out[m, i] = _dot(pairs, i, directions[c, m])
 
 
