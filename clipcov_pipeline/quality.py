@@ -23,6 +23,7 @@ from clipcov_pipeline.testbed import PROMPTS, SHIFTS, Rule, plant
 
 PRIMARY = "photos/acc1"
 EXPERIMENT = "experiment.yaml"
+SCATTER = "covariance.png"
 # what the paper compares with at small budgets, of what is here
 PAPER_BASELINES = ("random", "clip_score", "semdedup")
 MATRIX: dict[str, dict[str, Any]] = {
@@ -118,7 +119,8 @@ def truth_of_subsets(project: Project) -> pl.DataFrame:
     Returns:
         one row a subset: method, fraction, samples, precision (share of captions that name the image's
         class), class_balance (entropy of the images' classes over its maximum, 1 is uniform),
-        distinct_sources (share of samples whose photo is not in the subset already).
+        distinct_sources (share of samples whose photo is not in the subset already), alignment and scale of
+        its cross-covariance (of ``subset_diagnostics``; null where that is not built, 1 for the full pool).
     """
     assert project.config.path is not None
     truth = pl.read_parquet(project.config.path.parent / "truth.parquet")
@@ -133,6 +135,9 @@ def truth_of_subsets(project: Project) -> pl.DataFrame:
         chosen = pl.read_parquet(project.store.folder(record) / "subset.parquet").select("uid")
         chosen = chosen.join(truth, on="uid", how="inner")
         share = chosen["class_name"].value_counts()["count"].to_numpy() / chosen.height
+        diagnosed = project.store.current("subset_diagnostics", subset)
+        covariance = diagnosed.stats if diagnosed is not None else {}
+        known = 1.0 if method == FULL else None
         rows.append(
             {
                 "method": method,
@@ -141,9 +146,46 @@ def truth_of_subsets(project: Project) -> pl.DataFrame:
                 "precision": float(chosen["right_class"].to_numpy().mean()),
                 "class_balance": float(-(share * np.log(share)).sum() / np.log(n_classes)),
                 "distinct_sources": chosen["source"].n_unique() / chosen.height,
+                "alignment": covariance.get("alignment", known),
+                "scale": covariance.get("scale", known),
             }
         )
     return pl.DataFrame(rows)
+
+
+def covariance_and_accuracy(scores: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+    """Every subset with its mean primary metric beside what its cross-covariance looks like.
+
+    Returns:
+        one row a draw, method and fraction (the full pool left out): draw, method, fraction, accuracy
+        (percent, mean over seeds), alignment, scale, and their product.
+    """
+    rows = scores.filter((pl.col("metric") == PRIMARY) & (pl.col("method") != FULL))
+    keys = ["draw", "method", "fraction"]
+    board = rows.group_by(keys, maintain_order=True).agg(accuracy=pl.col("value").mean() * 100)
+    known = truth.select(*keys, "alignment", "scale").drop_nulls()
+    return board.join(known, on=keys, maintain_order="left").with_columns(
+        product=pl.col("alignment") * pl.col("scale")
+    )
+
+
+def rank_correlations(subsets: pl.DataFrame) -> pl.DataFrame:
+    """Spearman correlations over the subsets of one fraction and draw, averaged over the draws.
+
+    Args:
+        subsets: as `covariance_and_accuracy` gives them.
+
+    Returns:
+        one row a fraction: subsets, and the correlation of accuracy with alignment, scale and product
+        (NaN where one of them does not vary).
+    """
+    names = ("alignment", "scale", "product")
+    by_draw = subsets.group_by("fraction", "draw").agg(
+        pl.len().alias("subsets"),
+        *(pl.corr("accuracy", name, method="spearman").alias(name) for name in names),
+    )
+    means = (pl.col(name).mean() for name in names)
+    return by_draw.group_by("fraction").agg(pl.col("subsets").sum(), *means).sort("fraction")
 
 
 def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -206,7 +248,8 @@ def to_text(scores: pl.DataFrame, truth: pl.DataFrame) -> str:
             f"{row[k]:.2f}" if row[k] is not None else "-" for k in ("to_best_baseline", "to_full")
         )
         lines.append(f"  {row['method']:24} {100 * row['fraction']:4g} %  {other:>6} {full:>6}")
-    return "\n\n".join([*parts, "\n".join(lines), _truth_table(truth)])
+    correlations = rank_correlations(covariance_and_accuracy(scores, truth))
+    return "\n\n".join([*parts, "\n".join(lines), _truth_table(truth), _correlation_table(correlations)])
 
 
 def _table(scores: pl.DataFrame, metric: str) -> str:
@@ -239,16 +282,58 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 def _truth_table(truth: pl.DataFrame) -> str:
     grouped = truth.group_by("method", "fraction", maintain_order=True).agg(
-        pl.col("precision", "class_balance", "distinct_sources").mean()
+        pl.col("precision", "class_balance", "distinct_sources", "alignment", "scale").mean()
     )
     lines = [
         "the planted truth of the subsets: captions that name the right class, balance of the classes (1 is"
-        " uniform), distinct photos",
-        f"{'':24} {'share':>7} {'right':>7} {'balance':>8} {'distinct':>9}",
+        " uniform), distinct photos; their cross-covariance beside the pool's: cosine and ratio of the norms",
+        f"{'':24} {'share':>7} {'right':>7} {'balance':>8} {'distinct':>9} {'alignment':>10} {'scale':>6}",
     ]
     lines += [
         f"{row['method']:24} {100 * row['fraction']:5g} % {row['precision']:7.3f}"
         f" {row['class_balance']:8.3f} {row['distinct_sources']:9.3f}"
+        f" {_number(row['alignment'], 10, 3)} {_number(row['scale'], 6, 2)}"
         for row in grouped.sort("fraction", "method").iter_rows(named=True)
     ]
     return "\n".join(lines)
+
+
+def _number(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+
+def _correlation_table(correlations: pl.DataFrame) -> str:
+    lines = [
+        f"does the cross-covariance predict {PRIMARY}? Spearman correlation over the subsets of a draw,"
+        " mean over draws",
+        f"{'':8} {'subsets':>8} {'alignment':>10} {'scale':>7} {'alignment x scale':>18}",
+    ]
+    lines += [
+        f"{100 * row['fraction']:6g} % {row['subsets']:>8} {row['alignment']:10.2f} {row['scale']:7.2f}"
+        f" {row['product']:18.2f}"
+        for row in correlations.iter_rows(named=True)
+    ]
+    return "\n".join(lines)
+
+
+def plot_covariance(scores: pl.DataFrame, truth: pl.DataFrame, path: Path) -> None:
+    """Draw every subset's primary metric over its alignment and over its scale."""
+    from matplotlib.figure import Figure
+
+    subsets = covariance_and_accuracy(scores, truth)
+    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 2, sharey=True)
+    markers = dict(zip(sorted(set(subsets["fraction"])), "os^Dv<>p", strict=False))
+    colours = {method: f"C{i % 10}" for i, method in enumerate(dict.fromkeys(subsets["method"]))}
+    for row in subsets.iter_rows(named=True):
+        for axis, name in zip(axes, ("alignment", "scale"), strict=True):
+            marker = markers.get(row["fraction"], "x")
+            axis.plot(row[name], row["accuracy"], marker, color=colours[row["method"]], alpha=0.8)
+    axes[0].set(xlabel="alignment: cosine to the pool's cross-covariance", ylabel=f"{PRIMARY} (percent)")
+    axes[1].set(xlabel="scale: norm over the pool's")
+    handles = [
+        *(axes[0].plot([], [], "o", color=colour, label=method)[0] for method, colour in colours.items()),
+        *(axes[0].plot([], [], m, color="grey", label=f"{100 * f:g} %")[0] for f, m in markers.items()),
+    ]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.savefig(path)

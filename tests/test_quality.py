@@ -9,7 +9,16 @@ import polars as pl
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.quality import MATRIX, PRIMARY, matrix_methods, summary, to_text
+from clipcov_pipeline.quality import (
+    MATRIX,
+    PRIMARY,
+    covariance_and_accuracy,
+    matrix_methods,
+    plot_covariance,
+    rank_correlations,
+    summary,
+    to_text,
+)
 from test_testbed import write_photos
 
 
@@ -39,16 +48,59 @@ def test_summary_against_a_hand_worked_table():
     assert board["clip_score_per_class", 0.1]["std"] is None
 
 
+def _truth(rows: list[tuple[str, float, int, float | None, float | None]]) -> pl.DataFrame:
+    frame = pl.DataFrame(
+        rows, schema=["method", "fraction", "draw", "alignment", "scale"], orient="row", strict=False
+    )
+    return frame.with_columns(precision=pl.lit(0.9), class_balance=pl.lit(0.8), distinct_sources=pl.lit(0.7))
+
+
 def test_without_baselines_and_full_pool_there_is_no_ratio():
     scores = _scores([("clipcov", 0.1, 0, 0, 0.4)])
-    truth = pl.DataFrame(
-        [("clipcov", 0.1, 0.9, 0.8, 0.7)],
-        schema=["method", "fraction", "precision", "class_balance", "distinct_sources"], orient="row",
-    )  # fmt: skip
     row = summary(scores).row(0, named=True)
     assert row["to_best_baseline"] is None
     assert row["to_full"] is None
-    assert "40.0 (1)" in to_text(scores, truth)
+    assert "40.0 (1)" in to_text(scores, _truth([("clipcov", 0.1, 0, 0.8, 3.0)]))
+
+
+def test_accuracy_beside_the_cross_covariance_against_a_hand_worked_table(tmp_path: Path):
+    scores = _scores(
+        [
+            ("full", 1.0, 0, 0, 0.3),
+            ("a", 0.1, 0, 0, 0.10), ("a", 0.1, 1, 0, 0.20), ("b", 0.1, 0, 0, 0.30), ("c", 0.1, 0, 0, 0.40),
+            ("a", 0.1, 0, 1, 0.30), ("b", 0.1, 0, 1, 0.20), ("c", 0.1, 0, 1, 0.10),
+            ("unseen", 0.1, 0, 0, 0.9),
+        ]
+    )  # fmt: skip
+    truth = _truth(
+        [
+            ("full", 1.0, 0, 1.0, 1.0), ("unseen", 0.1, 0, None, None),
+            ("a", 0.1, 0, 0.5, 3.0), ("b", 0.1, 0, 0.6, 2.0), ("c", 0.1, 0, 0.7, 4.0),
+            ("a", 0.1, 1, 0.5, 3.0), ("b", 0.1, 1, 0.6, 2.0), ("c", 0.1, 1, 0.7, 4.0),
+        ]
+    )  # fmt: skip
+    found = covariance_and_accuracy(scores, truth)
+    assert found.select("draw", "method").rows() == [
+        (0, "a"),
+        (0, "b"),
+        (0, "c"),
+        (1, "a"),
+        (1, "b"),
+        (1, "c"),
+    ]
+    assert found["accuracy"].to_list() == pytest.approx([15, 30, 40, 30, 20, 10])
+    assert found["product"].to_list() == pytest.approx([1.5, 1.2, 2.8] * 2)
+    [row] = rank_correlations(found).to_dicts()
+    # ranks of draw 0: accuracy 1 2 3, alignment 1 2 3, scale and product 2 1 3; draw 1 the other way round
+    assert row == pytest.approx(
+        {"fraction": 0.1, "subsets": 6, "alignment": 0.0, "scale": (0.5 - 0.5) / 2, "product": 0.0}, abs=1e-9
+    )
+    [one] = rank_correlations(found.filter(draw=0)).to_dicts()
+    assert (one["alignment"], one["scale"]) == pytest.approx((1.0, 0.5))
+    text = to_text(scores, truth)
+    assert "unseen                      10 %   0.900    0.800     0.700          -      -" in text
+    plot_covariance(scores, truth, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_methods_are_the_matrix_or_those_asked_for():
@@ -74,4 +126,6 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     truth = {row["method"]: row for row in found["truth"]}
     assert truth["full"]["samples"] == pl.read_parquet(tmp_path / "out" / "draw0" / "truth.parquet").height
     assert truth["oracle"]["precision"] > truth["full"]["precision"]
+    assert 0 < truth["clipcov"]["alignment"] < 1
+    assert (tmp_path / "out" / "covariance.png").exists()
     assert {row["metric"] for row in found["summary"]} >= {PRIMARY, "photos/lp_acc1", "photos/knn_acc1"}

@@ -162,6 +162,8 @@ def quality(
             sys.exit(done.returncode)
     scores, truth = bench.collect(paths)
     click.echo(bench.to_text(scores, truth))
+    bench.plot_covariance(scores, truth, out / bench.SCATTER)
+    click.echo(f"\nevery subset over alignment and scale: {out / bench.SCATTER}", err=True)
     if json_path is not None:
         metrics = scores["metric"].unique(maintain_order=True)
         board = pl.concat([bench.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
