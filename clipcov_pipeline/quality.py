@@ -69,9 +69,16 @@ def matrix_methods(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 def prepare(
     images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
     methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
-    samples_seen: int, batch_size: int, proxy_samples_seen: int, model: str,
+    samples_seen: int, batch_size: int, proxy_samples_seen: int, model: str, pretrained: Path | None = None,
 ) -> Path:  # fmt: skip
-    """Plant the pool and write the experiment; return the path of its YAML. Raises InputError as `plant`."""
+    """Plant the pool and write the experiment; return the path of its YAML.
+
+    Args:
+        pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
+
+    Raises:
+        InputError: as `plant`.
+    """
     plant(images, test_images, folder, rule)
     benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
     benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
@@ -91,6 +98,7 @@ def prepare(
             "samples_seen": samples_seen,
             "num_checkpoints": 1,
             "seeds": list(seeds),
+            **({} if pretrained is None else {"pretrained": str(pretrained.resolve())}),
         },
         "evaluate": {
             "holdout_fraction": 0.0,

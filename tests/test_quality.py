@@ -7,7 +7,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from clipcov_pipeline.cli import cli
+from clipcov_pipeline.config import load_config
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.quality import (
     MATRIX,
@@ -108,6 +111,18 @@ def test_methods_are_the_matrix_or_those_asked_for():
     assert list(matrix_methods(("random", "clipcov-no_self"))) == ["random", "clipcov-no_self"]
     with pytest.raises(InputError, match="--methods: found 'rnd', expected any of clipcov, "):
         matrix_methods(("rnd",))
+
+
+def test_fine_tuning_starts_every_arm_from_the_same_weights(tmp_path: Path):
+    write_photos(tmp_path / "photos", {"cat": 20, "dog": 20})
+    (tmp_path / "full.pt").write_bytes(b"weights")
+    command = ["bench", "quality", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    command += ["--prepare", "--largest", "16", "--pretrained", str(tmp_path / "full.pt")]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    config = load_config(str(tmp_path / "out" / "draw0" / "experiment.yaml"))
+    assert config.train.pretrained == str(tmp_path / "full.pt")
+    assert config.proxy.pretrained is None
 
 
 @pytest.mark.slow
