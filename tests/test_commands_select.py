@@ -297,7 +297,7 @@ def test_bench_selection(tmp_path, monkeypatch):
     from clipcov_pipeline.selection import benchmark
 
     monkeypatch.setattr(benchmark, "NOTEBOOK_PAIRS", 3000)
-    monkeypatch.setattr(benchmark, "NOTEBOOK_CLASSES", 3)
+    monkeypatch.setattr(benchmark, "NOTEBOOK_CLASSES", (3, 2))
     monkeypatch.setattr(benchmark, "PEER_PAIRS", 300)
     scratch, report = tmp_path / "scratch", tmp_path / "bench.json"
     result = run("bench", "selection", "--pairs", 5000, "--classes", 8, "--dim", 32, "--repeat", 1, "--lance",
@@ -311,9 +311,11 @@ def test_bench_selection(tmp_path, monkeypatch):
         "zero-shot labels",
         "LanceDB table to parquet, 10 %",
     } <= measured
-    assert {"floor: read the embeddings once", "floor: sgemm of the labels", "notebook: matrices"} <= measured
+    assert {"floor: read the embeddings once", "floor: sgemm of the labels"} <= measured
+    assert {f"notebook: {name} of {k} classes" for name in ("matrices", "loop") for k in (3, 2)} <= measured
     assert all(row["seconds"] > 0 for row in found["rows"])
-    assert min(found["notebook"]["jaccard"].values()) >= 0.999
+    assert [one["classes"] for one in found["notebook"]] == [3, 2]
+    assert min(share for one in found["notebook"] for share in one["jaccard"].values()) >= 0.999
     assert all(what in result.output for what in measured)
     for name, state in found["peers"].items():
         assert state == "measured" or f"{name}: not installed" in result.output
