@@ -196,13 +196,45 @@ def rank_correlations(subsets: pl.DataFrame) -> pl.DataFrame:
     return by_draw.group_by("fraction").agg(pl.col("subsets").sum(), *means).sort("fraction")
 
 
-def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(scores of all arms, truth of all subsets) of several draws, each with a column ``draw``.
+def seconds_of_arms(project: Project) -> pl.DataFrame:
+    """What every arm took; reads what is built.
+
+    Returns:
+        one row an arm: method, fraction, seed, and seconds: selection (the ranking, made once for all
+        fractions and seeds), training, overhead (of the training's start, its record and tracking), scoring,
+        saved (what as many passes over the full pool would take longer, by the arm's own speed).
+    """
+    plan = project.plan()
+    rows = []
+    for arm in recipes(project.config):
+        checkpoint = plan.by_name[f"checkpoints/{arm.key}"].record
+        if checkpoint is None:
+            continue
+        ranking = None if arm.method == FULL else plan.by_name[f"rankings/{arm.method}"].record
+        training = float(checkpoint.stats["training_seconds"])
+        rows.append(
+            {
+                "method": arm.method,
+                "fraction": arm.fraction,
+                "seed": arm.seed,
+                "selection": ranking.seconds if ranking is not None else 0.0,
+                "training": training,
+                "overhead": checkpoint.seconds - training,
+                "scoring": sum(s.record.seconds for s in plan.of("scores", arm.key) if s.record is not None),
+                "saved": training / arm.fraction - training,
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """(scores of all arms, truth of all subsets, seconds of all arms) of several draws, each with a column
+    ``draw``.
 
     Raises:
         InputError: an experiment without a leaderboard.
     """
-    scores, truth = [], []
+    scores, truth, seconds = [], [], []
     for path in paths:
         project = Project.open(str(path))
         record = project.store.current("leaderboard", WHOLE)
@@ -211,7 +243,8 @@ def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
         draw = pl.lit(json.loads((path.parent / "testbed.json").read_text())["draw"]).alias("draw")
         scores.append(pl.read_parquet(project.store.folder(record) / "scores.parquet").with_columns(draw))
         truth.append(truth_of_subsets(project).with_columns(draw))
-    return pl.concat(scores), pl.concat(truth)
+        seconds.append(seconds_of_arms(project).with_columns(draw))
+    return pl.concat(scores), pl.concat(truth), pl.concat(seconds)
 
 
 def summary(scores: pl.DataFrame, metric: str = PRIMARY) -> pl.DataFrame:
@@ -237,8 +270,11 @@ def summary(scores: pl.DataFrame, metric: str = PRIMARY) -> pl.DataFrame:
     )
 
 
-def to_text(scores: pl.DataFrame, truth: pl.DataFrame) -> str:
-    """The result as plain text: every metric's table and the truth of the subsets."""
+def to_text(scores: pl.DataFrame, truth: pl.DataFrame, seconds: pl.DataFrame) -> str:
+    """The result as plain text: every metric's table, the truth of the subsets, and what it all took.
+
+    Args: as `collect` returns them.
+    """
     metrics = [
         PRIMARY,
         "shifted/acc1",
@@ -257,7 +293,8 @@ def to_text(scores: pl.DataFrame, truth: pl.DataFrame) -> str:
         )
         lines.append(f"  {row['method']:24} {100 * row['fraction']:4g} %  {other:>6} {full:>6}")
     correlations = rank_correlations(covariance_and_accuracy(scores, truth))
-    return "\n\n".join([*parts, "\n".join(lines), _truth_table(truth), _correlation_table(correlations)])
+    tables = [_truth_table(truth), _correlation_table(correlations), _seconds_table(seconds)]
+    return "\n\n".join([*parts, "\n".join(lines), *tables])
 
 
 def _table(scores: pl.DataFrame, metric: str) -> str:
@@ -320,6 +357,21 @@ def _correlation_table(correlations: pl.DataFrame) -> str:
         f"{100 * row['fraction']:6g} % {row['subsets']:>8} {row['alignment']:10.2f} {row['scale']:7.2f}"
         f" {row['product']:18.2f}"
         for row in correlations.iter_rows(named=True)
+    ]
+    return "\n".join(lines)
+
+
+def _seconds_table(seconds: pl.DataFrame) -> str:
+    names = ("selection", "training", "overhead", "scoring", "saved")
+    medians = seconds.group_by("method", "fraction").agg(pl.col(name).median() for name in names)
+    lines = [
+        "seconds, medians: a method's ranking (one for all its arms), an arm's training, its start and"
+        " tracking, its scores; saved: what as many passes over the full pool would take longer",
+        f"{'':24} {'share':>7}" + "".join(f"{name:>10}" for name in names),
+    ]
+    lines += [
+        f"{row['method']:24} {100 * row['fraction']:5g} %" + "".join(f"{row[name]:10.1f}" for name in names)
+        for row in medians.sort("fraction", "method").iter_rows(named=True)
     ]
     return "\n".join(lines)
 

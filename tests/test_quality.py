@@ -58,12 +58,19 @@ def _truth(rows: list[tuple[str, float, int, float | None, float | None]]) -> pl
     return frame.with_columns(precision=pl.lit(0.9), class_balance=pl.lit(0.8), distinct_sources=pl.lit(0.7))
 
 
+SECONDS = pl.DataFrame(
+    [("a", 0.1, 0, 0.5, 60.0, 9.0, 3.0, 540.0), ("a", 0.1, 1, 0.5, 70.0, 11.0, 5.0, 630.0)],
+    schema=["method", "fraction", "seed", "selection", "training", "overhead", "scoring", "saved"],
+    orient="row",
+)
+
+
 def test_without_baselines_and_full_pool_there_is_no_ratio():
     scores = _scores([("clipcov", 0.1, 0, 0, 0.4)])
     row = summary(scores).row(0, named=True)
     assert row["to_best_baseline"] is None
     assert row["to_full"] is None
-    assert "40.0 (1)" in to_text(scores, _truth([("clipcov", 0.1, 0, 0.8, 3.0)]))
+    assert "40.0 (1)" in to_text(scores, _truth([("clipcov", 0.1, 0, 0.8, 3.0)]), SECONDS)
 
 
 def test_accuracy_beside_the_cross_covariance_against_a_hand_worked_table(tmp_path: Path):
@@ -100,7 +107,8 @@ def test_accuracy_beside_the_cross_covariance_against_a_hand_worked_table(tmp_pa
     )
     [one] = rank_correlations(found.filter(draw=0)).to_dicts()
     assert (one["alignment"], one["scale"]) == pytest.approx((1.0, 0.5))
-    text = to_text(scores, truth)
+    text = to_text(scores, truth, SECONDS)
+    assert "a                           10 %       0.5      65.0      10.0       4.0     585.0" in text
     assert "unseen                      10 %   0.900    0.800     0.700          -      -" in text
     plot_covariance(scores, truth, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -143,4 +151,9 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     assert truth["oracle"]["precision"] > truth["full"]["precision"]
     assert 0 < truth["clipcov"]["alignment"] < 1
     assert (tmp_path / "out" / "covariance.png").exists()
+    arms = {(row["method"], row["fraction"]): row for row in found["seconds"]}
+    assert set(arms) == {("full", 1.0), ("clipcov", 0.5), ("random", 0.5), ("oracle", 0.5)}
+    for row in arms.values():
+        assert min(row["training"], row["overhead"], row["scoring"]) > 0
+        assert row["saved"] == pytest.approx(row["training"] * (1 / row["fraction"] - 1))
     assert {row["metric"] for row in found["summary"]} >= {PRIMARY, "photos/lp_acc1", "photos/knn_acc1"}

@@ -162,13 +162,14 @@ def quality(
         done = subprocess.run([sys.executable, "-m", "assets.run", "--config", str(path)], stdout=sys.stderr)
         if done.returncode:
             sys.exit(done.returncode)
-    scores, truth = bench.collect(paths)
-    click.echo(bench.to_text(scores, truth))
+    scores, truth, seconds = bench.collect(paths)
+    click.echo(bench.to_text(scores, truth, seconds))
     bench.plot_covariance(scores, truth, out / bench.SCATTER)
     click.echo(f"\nevery subset over alignment and scale: {out / bench.SCATTER}", err=True)
     if json_path is not None:
         metrics = scores["metric"].unique(maintain_order=True)
         board = pl.concat([bench.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
-        found = {"summary": board.to_dicts(), "truth": truth.to_dicts(), "scores": scores.to_dicts()}
+        tables = {"summary": board, "truth": truth, "scores": scores, "seconds": seconds}
+        found = {name: table.to_dicts() for name, table in tables.items()}
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(found, indent=1) + "\n")
