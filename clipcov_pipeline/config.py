@@ -30,6 +30,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Port = Annotated[int, Field(gt=0, lt=65_536, strict=True)]
 
@@ -91,6 +92,32 @@ class Shards(Section):
     """Size of a pool that is not here yet: only ``clipcov check`` reads it, and counts where it can."""
 
 
+class AugCfg(Section):
+    """How training images are varied, open_clip's ``--aug-cfg``; what is left out has open_clip's default."""
+
+    scale: tuple[Share, Share] | None = None
+    """Least and largest area of the random crop, as a share of the image; open_clip crops 0.9 to 1."""
+    ratio: tuple[PositiveFloat, PositiveFloat] | None = None
+    color_jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
+    """Brightness, contrast, saturation and hue."""
+    color_jitter_prob: Share | None = None
+    gray_scale_prob: Share | None = None
+
+    def semantic(self) -> dict[str, Any]:
+        """Leave out what is not given."""
+        return {key: value for key, value in super().semantic().items() if value is not None}
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name in ("scale", "ratio"):
+            pair = getattr(self, name)
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"found {name} {list(pair)}, expected the smaller number first")
+        if (self.color_jitter is None) != (self.color_jitter_prob is None):
+            raise ValueError("found one of color_jitter and color_jitter_prob, expected both or neither")
+        return self
+
+
 class Training(Section):
     """One open_clip_train run, in open_clip's own terms."""
 
@@ -107,9 +134,14 @@ class Training(Section):
     precision: Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"] = "fp32"
     num_checkpoints: PositiveInt = 4
     """Virtual epochs that samples_seen is cut into; a killed run goes on from the last one."""
+    aug_cfg: AugCfg | None = None
     workers: Annotated[Count, KNOB] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
     gpus: Annotated[PositiveInt, KNOB] = 1
+
+    def semantic(self) -> dict[str, Any]:
+        """Leave ``aug_cfg`` out where none is given: it came later than the first experiments."""
+        return {key: value for key, value in super().semantic().items() if key != "aug_cfg" or value}
 
     @property
     def parts(self) -> int:

@@ -90,6 +90,12 @@ def test_every_preset_loads(path):
     assert config.work == Path.cwd() / config.work_dir  # not in the installed package
 
 
+def test_augmentation_counts_where_it_is_given_only(load):
+    assert "aug_cfg" not in load(changed("train.lr", 0.1)).train.semantic()
+    settings = load(changed("train.aug_cfg", {"scale": [0.4, 1]})).train.semantic()
+    assert settings["aug_cfg"] == {"scale": (0.4, 1.0)}
+
+
 def test_the_sample_is_the_default(monkeypatch, tmp_path):
     assert load_config() == load_config("sample")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(MINIMAL))
@@ -230,6 +236,10 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("train.lr", 0, "train.lr: found 0, expected: greater than 0"),
         ("train.lr", float("inf"), "train.lr: found inf, expected: a finite number"),
         ("train.wd", -0.1, "train.wd: found -0.1, expected: greater than or equal to 0"),
+        ("train.aug_cfg", {"crop": [0.4, 1]}, "train.aug_cfg.crop: unknown key"),
+        ("train.aug_cfg", {"scale": [1, 0.4]}, "train.aug_cfg: found scale [1.0, 0.4], expected the smaller"),
+        ("train.aug_cfg", {"scale": [0.4, 2]}, "train.aug_cfg.scale.1: found 2, expected: less"),
+        ("train.aug_cfg", {"color_jitter_prob": 1}, "train.aug_cfg: found one of color_jitter and"),
         ("train.samples_seen", DROP, "train: found neither samples_seen nor epochs, expected one of them"),
         (
             "proxy",
@@ -488,7 +498,7 @@ def test_a_knob_stays_out_of_what_is_fingerprinted(load, path, value):
 def test_knobs_of_nested_sections_stay_out_too(load):
     settings = changed("proxy", {"model": "RN50", "train": {"epochs": 1}})
     found = load(settings).proxy.semantic()["train"]
-    assert set(found) == set(Training.model_fields) - {"workers", "device", "gpus"}
+    assert set(found) == set(Training.model_fields) - {"workers", "device", "gpus", "aug_cfg"}
 
 
 def test_what_changes_a_result_is_fingerprinted(load):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from clipcov_pipeline import train
+from clipcov_pipeline.config import AugCfg
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.train import StepPlan, TrainSpec
 
@@ -198,6 +199,21 @@ def test_arguments_are_understood_by_open_clip_train():
     assert (args.seed, args.pretrained, args.precision, args.grad_clip_norm) == (7, "openai", "amp", 1.5)
     assert (args.resume, args.save_most_recent, args.save_frequency) == ("latest", True, 0)
     assert not args.dataset_resampled
+    assert args.aug_cfg == {}
+
+
+def test_augmentation_is_what_open_clip_builds():
+    """After JSON, as the training process gets it."""
+    from open_clip.transform import AugmentationCfg, image_transform
+
+    settings = AugCfg(scale=(0.4, 1.0), color_jitter=(0.4, 0.3, 0.2, 0.1), color_jitter_prob=0.5)
+    spec = train.from_json(train.to_json(spec_for(aug_cfg=settings.semantic())))
+    aug_cfg = AugmentationCfg(**parsed(spec).aug_cfg)
+    assert tuple(aug_cfg.scale) == (0.4, 1.0)
+    steps = image_transform(32, is_train=True, aug_cfg=aug_cfg).transforms
+    assert tuple(next(step for step in steps if hasattr(step, "scale")).scale) == (0.4, 1.0)
+    jitter = next(step.transf for step in steps if hasattr(step, "transf"))
+    assert (jitter.brightness, jitter.hue) == ((0.6, 1.4), (-0.1, 0.1))
 
 
 def test_several_gpus_share_the_batch():
