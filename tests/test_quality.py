@@ -141,7 +141,7 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     command = [sys.executable, "-m", "clipcov_pipeline.cli", "bench", "quality", "--images", str(photos)]
     command += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "q.json"), "--batch-size", "32"]
     command += ["--methods", "clipcov,random,oracle", "--fractions", "0.5", "--seeds", "0", "--largest", "60"]
-    command += ["--samples-seen", "96", "--proxy-samples-seen", "256"]
+    command += ["--samples-seen", "96", "--proxy-samples-seen", "256", "--proxy-batch-size", "32"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert f"{PRIMARY} (percent" in result.stdout

@@ -113,8 +113,9 @@ def _numbers(kind: type) -> Any:
 @click.option(
     "--samples-seen", type=click.IntRange(1), default=51_200, show_default=True, help="By each arm."
 )
-@click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--proxy-samples-seen", type=click.IntRange(1), default=204_800, show_default=True)
+@click.option("--proxy-batch-size", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
 @click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")  # fmt: skip
@@ -131,8 +132,8 @@ def _numbers(kind: type) -> Any:
 def quality(
     images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
     seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int,
-    proxy_samples_seen: int, model: str, pretrained: Path | None, noise: float, largest: int,
-    imbalance: float, duplicates: float, prepare: bool, json_path: Path | None,
+    proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None, noise: float,
+    largest: int, imbalance: float, duplicates: float, prepare: bool, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
@@ -150,7 +151,8 @@ def quality(
             Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
             methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
             seeds=seeds, samples_seen=samples_seen, batch_size=batch_size,
-            proxy_samples_seen=proxy_samples_seen, model=model, pretrained=pretrained,
+            proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size, model=model,
+            pretrained=pretrained,
         )
         for draw in draws
     ]  # fmt: skip
