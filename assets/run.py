@@ -11,6 +11,7 @@ import dagster as dg
 from assets.checks import report_checks
 from assets.definitions import defs
 from assets.instance import project_instance
+from assets.orphans import PROCESS_TAG, close_orphans, this_process
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.staleness import report_staleness
 from clipcov_pipeline import report
@@ -35,6 +36,10 @@ def main(config: str | None, only: tuple[str, ...]) -> None:
         click.echo(f"WARNING: {line}", err=True)
     _check_stages(project.plan(), only)
     instance = project_instance(project.config)
+    for run_id in close_orphans(instance):
+        click.echo(
+            f"Closed Dagster run {run_id[:8]}: its process was killed. What it finished is kept.", err=True
+        )
     try:
         executed, failed = run_plan(instance, config, only)
     except KeyboardInterrupt:
@@ -100,7 +105,7 @@ def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> No
     result = job.execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(stage)],
-        tags=range_tags(stage, keys),
+        tags={**range_tags(stage, keys), PROCESS_TAG: this_process()},
         run_config=TERMINAL,
         raise_on_error=False,
     )

@@ -4,11 +4,13 @@ Run as ``python -m assets.train_worker`` by :mod:`assets.training`, under torchr
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from assets.process_metrics import Log, logged_process_metrics
@@ -18,11 +20,14 @@ from clipcov_pipeline.train import finish, from_json, launch
 
 LOG_SECONDS = 5.0
 CURVES = ("loss", "lr", "samples_per_second", "logit_scale")
+PARENT_VARIABLE = "CLIPCOV_PARENT"  # the process that asked for the training
+PARENT_SECONDS = 2.0
 SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # names the file with the run: Pipes serves one process of several
 
 
 def main() -> None:
     """Train; only the first process of several reports."""
+    _end_with_parent()
     spec = from_json(Path(os.environ[SPEC_VARIABLE]).read_text())
     if int(os.environ.get("RANK", 0)) != 0:
         launch(spec)
@@ -34,6 +39,22 @@ def main() -> None:
         with watched:
             launch(spec, _reporter(pipes, log), _evaluation_reporter(pipes, log))
         finish(spec, pipes.get_extra("out_dir"))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for it was killed: nobody would take the result, and the next
+    training of the same arm writes to the same folder."""
+    try:
+        parent = psutil.Process(int(os.environ[PARENT_VARIABLE]))
+    except psutil.NoSuchProcess:
+        os._exit(1)
+
+    def watch() -> None:
+        while parent.is_running():
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _send_output_to(log: Path) -> None:

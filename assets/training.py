@@ -1,13 +1,14 @@
 """Runs one open_clip_train training in a subprocess through Dagster Pipes."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from assets.train_worker import SPEC_VARIABLE
+from assets.train_worker import PARENT_VARIABLE, SPEC_VARIABLE
 from clipcov_pipeline.config import Training
 from clipcov_pipeline.train import RECORD, TrainSpec, command, shard_list, to_json, warnings
 
@@ -109,7 +110,7 @@ def train(
             context=LogsOnly(context),  # type: ignore[arg-type]
             command=command(spec, gpus, "assets.train_worker"),
             extras=extras,
-            env={SPEC_VARIABLE: str(run)},
+            env={SPEC_VARIABLE: str(run), PARENT_VARIABLE: str(os.getpid())},
         )
     except Exception as error:
         tail = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else "no output"

@@ -3,6 +3,7 @@
 import io
 import shutil
 import socket
+import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -123,3 +124,10 @@ class Lab:
             executed, failed = run_plan(instance, str(self.yaml), only)
         assert not failed, failed
         return executed
+
+    def trains(self) -> bool:
+        """Whether a training process of this experiment is alive."""
+        command = ["pgrep", "-f", "assets.train_worker"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        environments = [Path(f"/proc/{pid}/environ") for pid in found]
+        return any(str(self.folder) in path.read_text() for path in environments if path.exists())

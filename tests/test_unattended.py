@@ -244,15 +244,7 @@ def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
         terminate(lab, run.run_id)
     wait_until(lab, lambda: len(training_runs(instance, dg.DagsterRunStatus.CANCELED)) == 2)
     wait_until(lab, lambda: slots_taken(instance, "gpu") == 0)
-    wait_until(lab, lambda: not trains(lab), seconds=30)  # an orphan would train for twenty minutes
-
-
-def trains(lab: Lab) -> bool:
-    """Whether a training process of this lab is alive."""
-    command = ["pgrep", "-f", "assets.train_worker"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    environments = [Path(f"/proc/{pid}/environ") for pid in found.stdout.split()]
-    return any(str(lab.folder) in path.read_text() for path in environments if path.exists())
+    wait_until(lab, lambda: not lab.trains(), seconds=30)  # an orphan would train for twenty minutes
 
 
 def terminate(lab: Lab, run_id: str) -> None:

@@ -1,0 +1,74 @@
+"""A killed ``clipcov run``: its training ends with it, and the next run goes on at once."""
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+
+import dagster as dg
+import pytest
+
+from assets.orphans import PROCESS_TAG, close_orphans, this_process
+from lab import Lab
+
+pytestmark = pytest.mark.slow
+
+
+def wait_until(what: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_the_next_run_after_a_kill_goes_on_at_once(lab: Lab) -> None:
+    command = [sys.executable, "-m", "assets.run", "--config", str(lab.yaml)]
+    lab.edit(lambda s: s["train"].update(samples_seen=1_000_000))  # hours
+    log = lab.folder / "killed.log"
+    with log.open("wb") as output:
+        killed = subprocess.Popen(command, stdout=output, stderr=output)
+    wait_until(lambda: killed.poll() is not None or b"step 1/" in log.read_bytes(), 120)
+    assert killed.poll() is None, log.read_text()[-3000:]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    wait_until(lambda: not lab.trains(), 30)
+    lab.edit(lambda s: s["train"].update(samples_seen=192))
+    lab.edit(lambda s: s["train"].update(lr=0.002))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "its process was killed. What it finished is kept." in done.stderr
+    assert "3 checkpoints" in done.stdout
+    assert not lab.plan().todo
+    with lab.instance() as instance:
+        assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])) == 0
+        assert not instance.event_log_storage.get_concurrency_run_ids()
+
+
+def test_only_runs_of_processes_that_are_gone_are_closed(lab: Lab) -> None:
+    """Of this machine; what another process, machine or Dagster's daemon executes is left alone."""
+    host, pid, _ = this_process().split(":")
+    ours = {
+        "alive": this_process(),
+        "pid was given again": f"{host}:{pid}:1.0",
+        "gone": f"{host}:{2**22 + 1}:1.0",
+        "elsewhere": f"not-{host}:{2**22 + 1}:1.0",
+        "no tag": None,
+    }
+    started = dg.DagsterRunStatus.STARTED
+    with lab.instance() as instance:
+        storage = instance.event_log_storage
+        names = {}
+        for name, process in ours.items():
+            tags = {PROCESS_TAG: process} if process else {}
+            run_id = str(uuid.uuid4())
+            instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id, status=started, tags=tags))
+            names[run_id] = name
+        held = next(run_id for run_id, name in names.items() if name == "gone")
+        assert storage.claim_concurrency_slot("gpu", held, "checkpoints").is_claimed
+        assert {names[run_id] for run_id in close_orphans(instance)} == {"pid was given again", "gone"}
+        left = {run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=[started]))}
+        assert {names[run_id] for run_id in left} == {"alive", "elsewhere", "no tag"}
+        assert storage.get_concurrency_info("gpu").active_slot_count == 0
+        assert close_orphans(instance) == []
