@@ -89,6 +89,8 @@ def run_plan(
             statuses = {step.status for step in after.of(stage, key)}
             if statuses == {Status.CURRENT}:
                 executed[stage] += 1
+            elif not statuses:
+                continue  # the YAML was changed meanwhile: it is no longer in the experiment
             elif Status.WAIT in statuses and (stage, key) not in waiting:
                 waiting.add((stage, key))  # what it reads turned out damaged and is built again first
             else:
