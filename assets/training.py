@@ -73,7 +73,7 @@ def train_spec(
         samples_seen=settings.samples_seen,
         epochs=settings.epochs,
         num_checkpoints=settings.num_checkpoints,
-        aug_cfg=settings.aug_cfg.semantic() if settings.aug_cfg is not None else {},
+        aug_cfg=settings.aug_cfg.semantic() if settings.aug_cfg is not None else None,
         val_data=shard_list(val_tars) if val_tars else None,
         val_samples=val_samples,
         keep_early=keep_early,

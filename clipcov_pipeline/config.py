@@ -30,7 +30,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Port = Annotated[int, Field(gt=0, lt=65_536, strict=True)]
 

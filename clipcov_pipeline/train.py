@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +64,7 @@ class TrainSpec:
         epochs: passes over the subset.
         num_checkpoints: virtual epochs that samples_seen are cut into (an epoch is one under `epochs`).
         log_dir, name: open_clip_train's ``--logs`` and ``--name``: the run lives in ``log_dir/name``.
-        aug_cfg: how training images are varied, by the names of ``open_clip.AugmentationCfg``; empty is its
+        aug_cfg: how training images are varied, by the names of ``open_clip.AugmentationCfg``; None: its
             default.
         val_data, val_samples: shards of held-out pairs (as `train_data`), and how many they hold: retrieval
             among them is measured after a virtual epoch, at most about `EVALUATIONS` times, and decides
@@ -94,7 +94,7 @@ class TrainSpec:
     seed: int = 0
     device: str = "auto"
     num_checkpoints: int = 4
-    aug_cfg: Mapping[str, Any] = field(default_factory=dict)
+    aug_cfg: Mapping[str, Any] | None = None
     val_data: str | None = None
     val_samples: int = 0
     keep_early: bool = False
@@ -265,16 +265,10 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
         given["val-data"] = spec.val_data
         given["val-num-samples"] = spec.val_samples
         given["val-frequency"] = math.ceil(plan.virtual_epochs / EVALUATIONS)
-    augmentation = [f"{key}={value!r}" for key, value in spec.aug_cfg.items()]
-    if augmentation:
-        augmentation.insert(0, "--aug-cfg")
     flags = ["--save-most-recent"] + (["--local-loss", "--gather-with-grad"] if n_gpus > 1 else [])
-    return [
-        *(text for key, value in given.items() for text in (f"--{key}", str(value))),
-        *augmentation,
-        *flags,
-        *spec.extra,
-    ]
+    if spec.aug_cfg:
+        flags += ["--aug-cfg", *(f"{key}={value!r}" for key, value in spec.aug_cfg.items())]
+    return [*(text for key, value in given.items() for text in (f"--{key}", str(value))), *flags, *spec.extra]
 
 
 def command(spec: TrainSpec, n_gpus: int, module: str) -> list[str]:

@@ -239,6 +239,7 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("train.aug_cfg", {"crop": [0.4, 1]}, "train.aug_cfg.crop: unknown key"),
         ("train.aug_cfg", {"scale": [1, 0.4]}, "train.aug_cfg: found scale [1.0, 0.4], expected the smaller"),
         ("train.aug_cfg", {"scale": [0.4, 2]}, "train.aug_cfg.scale.1: found 2, expected: less"),
+        ("train.aug_cfg", {"gray_scale_prob": "1"}, "train.aug_cfg.gray_scale_prob: found '1', expected"),
         ("train.aug_cfg", {"color_jitter_prob": 1}, "train.aug_cfg: found one of color_jitter and"),
         ("train.samples_seen", DROP, "train: found neither samples_seen nor epochs, expected one of them"),
         (
