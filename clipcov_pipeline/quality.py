@@ -41,8 +41,9 @@ FURTHER: dict[str, dict[str, Any]] = {
     "dedup": {},
     **{
         f"clipcov-{shares}": {"method": "clipcov", "class_balance": shares}
-        for shares in ("proportional", "sqrt", "uniform")
+        for shares in ("global", "sqrt", "uniform")
     },
+    "clip_score_per_class-uniform": {"method": "clip_score_per_class", "class_balance": "uniform"},
     "clipcov-notebook": {"method": "clipcov", "mode": "notebook"},
     **{
         f"clipcov-no_{term}": {"method": "clipcov", "weights": {term: 0.0}}

@@ -241,12 +241,13 @@ def test_a_failed_write_leaves_what_was_there(sources, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_explain_is_what_the_matrices_say(arrays, uids):
+@pytest.mark.parametrize("balance", ["global", "proportional"])
+def test_explain_is_what_the_matrices_say(arrays, uids, balance):
     image, text, labels, similarity = (column.astype(np.float64) for column in arrays)
     pool = Pool.from_arrays(*arrays, uid=uids)
-    ranking = rank(pool)
+    ranking = rank(pool, class_balance=balance)
     for row in (int(ranking.rows[12]), int(ranking.rows[89]), int(ranking.rows[90]), int(ranking.rows[-1])):
-        found = explain(pool, uids[row], 0.1)
+        found = explain(pool, uids[row], 0.1, {"class_balance": balance})
         at = int(np.flatnonzero(ranking.rows == row)[0])
         members = np.flatnonzero(labels == labels[row])
         s = image[row] @ text[members].T + text[row] @ image[members].T
@@ -282,7 +283,7 @@ def test_explain_command(sources, arrays, uids):
     found = json.loads(result.output[result.output.index("{") :])
     assert found["budget"] == 90
     assert len(found["neighbours"]) == 2
-    for options in (["--mode", "notebook"], ["--param", "class_balance=proportional"],
+    for options in (["--mode", "notebook"], ["--param", "class_balance=global"],
                     ["--param", "clip_negative=true"],
                     ["--param", "redundancy=budget_share"]):  # fmt: skip
         assert outside in run("explain", outside, sources / "pool.npz", "--count", 90, *options).output

@@ -11,6 +11,7 @@ from clipcov_pipeline.selection import DEFAULT_WEIGHTS, Pool, Ranking, objective
 from clipcov_pipeline.selection.reference import notebook_route
 from clipcov_pipeline.selection.synthetic import synthetic_arrays
 
+GLOBAL: dict = {"class_balance": "global"}  # one merge by gain: the greedy order of F
 FAST = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -99,7 +100,7 @@ def assert_greedy(dense, ranking, tolerance=2e-6):
 @FAST
 @given(pools(), st.booleans(), st.sampled_from(["greedy", "strict"]))
 def test_full_ranking_is_the_dense_greedy(data, clip, mode):
-    assert_greedy(Dense(*data, clip=clip), rank(Pool.from_arrays(*data), mode=mode, clip_negative=clip))
+    assert_greedy(Dense(*data, clip=clip), rank(Pool.from_arrays(*data), mode=mode, clip_negative=clip, **GLOBAL))
 
 
 @FAST
@@ -109,7 +110,7 @@ def test_weights_and_redundancy_scale(data, draw):
     count = draw.draw(st.integers(1, len(data[0])), label="count")
     dense = Dense(*data, weights=weights, size=count / len(data[0]))
     pool = Pool.from_arrays(*data)
-    ranking = rank(pool, budget=count, weights=weights, redundancy="budget_share")
+    ranking = rank(pool, budget=count, weights=weights, redundancy="budget_share", **GLOBAL)
     assert_greedy(dense, ranking, tolerance=4e-6)
     value = objective(pool, ranking.rows, weights, redundancy="budget_share")
     assert value["F"] == pytest.approx(dense.value(ranking.rows), abs=1e-4)
@@ -153,8 +154,8 @@ def test_properties(data, draw):
 @given(pools(), st.randoms(use_true_random=False))
 def test_permuting_the_input_permutes_the_output(data, random):
     order = np.array(random.sample(range(len(data[0])), len(data[0])))
-    ranking = rank(Pool.from_arrays(*data))
-    permuted = rank(Pool.from_arrays(*(column[order] for column in data)))
+    ranking = rank(Pool.from_arrays(*data), **GLOBAL)
+    permuted = rank(Pool.from_arrays(*(column[order] for column in data)), **GLOBAL)
     np.testing.assert_allclose(permuted.gains, ranking.gains, atol=2e-6)
     assert_greedy(Dense(*data), Ranking(order[permuted.rows], permuted.gains))
 
@@ -173,11 +174,11 @@ def test_chunk_size_does_not_matter(monkeypatch):
         for name in ("parallel", "pool", "objective")
     )
     data = synthetic_arrays(3000, 7, 33)
-    whole = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip) for clip in (False, True)]
+    whole = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip, **GLOBAL) for clip in (False, True)]
     monkeypatch.setattr(pool_module, "_BLOCK_BYTES", 33 * 4 * 17)
     monkeypatch.setattr(objective_module, "_TILE", 61)
     monkeypatch.setattr(parallel, "_TASK_ROWS", 100)
-    again = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip) for clip in (False, True)]
+    again = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip, **GLOBAL) for clip in (False, True)]
     np.testing.assert_array_equal(again[0].rows, whole[0].rows)
     assert len(np.intersect1d(again[1].rows, whole[1].rows)) >= 0.999 * len(whole[1])
 
@@ -203,7 +204,7 @@ def test_all_similarities_negative():
     assert all((block < 0).all() for block in dense.s.values())
     assert (np.diff(expected_gains) > 0).any()
     for mode in ("greedy", "strict"):
-        ranking = rank(Pool.from_arrays(*data), mode=mode)
+        ranking = rank(Pool.from_arrays(*data), mode=mode, **GLOBAL)
         assert_greedy(dense, ranking)
         assert (ranking.rows == expected_rows).mean() > 0.99
 
@@ -215,18 +216,27 @@ def test_gains_below_zero_do_not_end_the_ranking():
     assert (ranking.gains < 0).sum() > 100
 
 
+def test_shares_are_the_default_and_the_notebook_mode_has_none():
+    pool = Pool.from_arrays(*synthetic_arrays(2000, 7, 33))
+    for mode in ("greedy", "strict", "notebook"):
+        balance = "global" if mode == "notebook" else "proportional"
+        by_default = rank(pool, budget=0.2, mode=mode)
+        explicit = rank(pool, budget=0.2, mode=mode, class_balance=balance)
+        np.testing.assert_array_equal(by_default.rows, explicit.rows)
+
+
 def test_proportional_balance_keeps_shares_and_floor():
     labels = np.repeat(np.arange(4), [700, 250, 45, 5])
     rng = np.random.default_rng(0)
     data = (unit_rows(rng, 1000, 16), unit_rows(rng, 1000, 16), labels, np.zeros(1000))
     pool = Pool.from_arrays(*data)
-    taken = np.bincount(labels[rank(pool, budget=0.1, class_balance="proportional").rows], minlength=4)
+    taken = np.bincount(labels[rank(pool, budget=0.1).rows], minlength=4)
     assert np.abs(taken - [70, 25, 4.5, 0.5]).max() <= 1
-    floored = rank(pool, budget=0.1, class_balance="proportional", class_floor=4).rows
+    floored = rank(pool, budget=0.1, class_floor=4).rows
     taken = np.bincount(labels[floored], minlength=4)
     assert taken.min() >= 4
     # inside a class the order is that of the class's own greedy
-    alone = rank(pool).rows
+    alone = rank(pool, **GLOBAL).rows
     for k in range(4):
         mine = floored[labels[floored] == k]
         np.testing.assert_array_equal(mine, alone[labels[alone] == k][: len(mine)])
@@ -273,7 +283,7 @@ def test_greedy_is_the_dense_greedy_on_forty_thousand_pairs():
     expected_rows, expected_gains = Dense(*data).greedy(20_000)
     pool = Pool.from_arrays(*data)
     for fraction in (0.1, 0.5):
-        rankings = [rank(pool, budget=fraction, threads=threads) for threads in (1, 2)]
+        rankings = [rank(pool, budget=fraction, threads=threads, **GLOBAL) for threads in (1, 2)]
         np.testing.assert_array_equal(rankings[0].rows, rankings[1].rows)
         count = len(rankings[0])
         assert set(rankings[0].rows) == set(expected_rows[:count])

@@ -67,7 +67,7 @@ def semdedup(data: dict[str, np.ndarray], count: int) -> set[int]:
 @pytest.mark.parametrize("mode", ["greedy", "strict"])
 def test_clipcov(data: dict[str, np.ndarray], greedy: list[int], fraction: float, mode: str) -> None:
     count = budget_count(fraction, N)
-    found = rank(pool_of(data), "clipcov", fraction, mode=mode).rows.tolist()
+    found = rank(pool_of(data), "clipcov", fraction, mode=mode, class_balance="global").rows.tolist()
     assert len(found) == count
     assert set(found) == set(greedy[:count])
 

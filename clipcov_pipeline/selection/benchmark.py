@@ -230,11 +230,10 @@ def _engine(bench: Bench, pool: Pool) -> None:
     bench.measure(
         "rank 10 %, strict", n, lambda: rank(_fresh(pool), budget=_FRACTION, mode="strict", threads=threads)
     )
-    proportional = {"class_balance": "proportional", "class_floor": 10}
     bench.measure(
-        "rank 10 %, in proportion",
+        "rank 10 %, global merge",
         n,
-        lambda: rank(_fresh(pool), budget=_FRACTION, threads=threads, **proportional),
+        lambda: rank(_fresh(pool), budget=_FRACTION, class_balance="global", threads=threads),
     )
     bench.measure(
         "rank 10 %, notebook",

@@ -1,9 +1,10 @@
-"""ClipCov as a ranking: greedy inside each latent class, merged by gain into one order for every budget.
+"""ClipCov as a ranking: greedy inside each latent class, merged into one order for every budget.
 
-F is separable by class, so the global greedy order is the merge of the classes' greedy orders by gain
-(on the running minimum of the gains inside a class; ties go to the lower class, then to the order inside
-it). A budget needs only the part of each class whose gains reach the merge's last one: the classes are
-carried on to a falling threshold until enough are taken.
+F is separable by class, so inside a class the order is the class's own greedy order. Classes are merged by
+shares of the budget, or (``class_balance="global"``) by gain, which is the greedy order of F: on the running
+minimum of the gains inside a class; ties go to the lower class, then to the order inside it. Then a budget
+needs only the part of each class whose gains reach the merge's last one: the classes are carried on to a
+falling threshold until enough are taken.
 """
 
 from typing import Any

@@ -13,7 +13,8 @@ from clipcov_pipeline.errors import InputError
 Mode = Literal["greedy", "strict", "notebook"]
 Redundancy = Literal["class_size", "budget_share"]
 ClassBalance = Literal["global", "proportional", "sqrt", "uniform"]
-# shares of a budget go with class size to this power; "global" has no shares
+# shares of a budget go with class size to this power; "global" has no shares (as F says, and the notebook does;
+# not the default: with shares the subsets train better and vary less, docs/evidence.md)
 BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
 Shares = Literal["proportional", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
@@ -128,7 +129,7 @@ _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
         "clip_negative": (_boolean, False),
         "weights": (WEIGHTS, None),
         "redundancy": (_choice(Redundancy), "class_size"),
-        "class_balance": (_choice(ClassBalance), "global"),
+        "class_balance": (_optional(_choice(ClassBalance)), None),
         **_BY_CLASS,
         "batch_size": (_integer(2), 200),
     },
@@ -170,7 +171,10 @@ def validate_method(name: str, params: Mapping[str, Any] | None = None) -> dict[
     """
     if name not in _METHODS:
         raise InputError(f"method: found {name!r}, expected one of {', '.join(METHODS)}")
-    return _fill(name, params or {}, {**_METHODS[name], **_COMMON})
+    filled = _fill(name, params or {}, {**_METHODS[name], **_COMMON})
+    if name == "clipcov" and filled["class_balance"] is None:
+        filled["class_balance"] = "global" if filled["mode"] == "notebook" else "proportional"
+    return filled
 
 
 def columns_read(method: str, params: Mapping[str, Any] | None = None) -> set[str]:

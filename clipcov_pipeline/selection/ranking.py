@@ -58,9 +58,9 @@ def rank(
             - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
               weight, 0 switches it off.
             - ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
-            - ``class_balance``: "global" (as F says), or shares of the budget that are "proportional" to
-              class size, to its square root ("sqrt") or equal ("uniform"); ``class_floor``, the least a class
-              gets then.
+            - ``class_balance``: shares of the budget that are "proportional" to class size (the default), to
+              its square root ("sqrt") or equal ("uniform"), or "global", no shares: one merge by gain, as F
+              says (the default of the notebook mode); ``class_floor``, the least a class gets by shares.
             - ``batch_size``: of the notebook mode, 200.
 
             clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
