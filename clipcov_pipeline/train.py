@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -311,7 +311,8 @@ def launch(
 
     if spec.device == "cpu":
         _share_cores(data_workers(spec, n_gpus))
-    with _progress_of(spec, on_progress, on_evaluation):
+    fused = fused_adamw() if spec.device == "cpu" else nullcontext()
+    with _progress_of(spec, on_progress, on_evaluation), fused:
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
         raise RuntimeError(
@@ -333,6 +334,25 @@ def _share_cores(workers: int) -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() - workers))
+
+
+@contextmanager
+def fused_adamw() -> Iterator[None]:
+    """Let AdamW go once over the weights a step; torch's default on a CPU, which open_clip_train leaves, goes
+    once for each of its operations and takes five times as long: a quarter of the training of a small model,
+    whose token embedding is most of it. The results differ in rounding only."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    def fuse(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            if "amsgrad" in group:  # Adam's and AdamW's alone
+                group["fused"] = True
+
+    handle = register_optimizer_step_pre_hook(fuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _claim_folder(spec: TrainSpec) -> None:

@@ -401,3 +401,25 @@ def test_a_run_that_ends_early_is_not_taken_for_a_finished_one(tmp_path):
     )
     with pytest.raises(RuntimeError, match="without the checkpoint of epoch 2"):
         train.launch(dataclasses.replace(spec, extra=("--epochs", "1")))
+
+
+def test_fused_adamw_takes_the_same_steps_and_ends_with_its_block():
+    import torch
+
+    from clipcov_pipeline.train import fused_adamw
+
+    def trained() -> tuple[torch.Tensor, torch.optim.AdamW]:
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.nn.Parameter(torch.randn(50, 7, generator=generator))
+        optimizer = torch.optim.AdamW([weights], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+        for _ in range(30):
+            weights.grad = torch.randn(50, 7, generator=generator)
+            optimizer.step()
+        return weights.detach(), optimizer
+
+    plain, before = trained()
+    with fused_adamw():
+        fused, inside = trained()
+    _, after = trained()
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    assert [bool(o.param_groups[0]["fused"]) for o in (before, inside, after)] == [False, True, False]
