@@ -100,7 +100,8 @@ def assert_greedy(dense, ranking, tolerance=2e-6):
 @FAST
 @given(pools(), st.booleans(), st.sampled_from(["greedy", "strict"]))
 def test_full_ranking_is_the_dense_greedy(data, clip, mode):
-    assert_greedy(Dense(*data, clip=clip), rank(Pool.from_arrays(*data), mode=mode, clip_negative=clip, **GLOBAL))
+    ranking = rank(Pool.from_arrays(*data), mode=mode, clip_negative=clip, **GLOBAL)
+    assert_greedy(Dense(*data, clip=clip), ranking)
 
 
 @FAST
@@ -173,12 +174,12 @@ def test_chunk_size_does_not_matter(monkeypatch):
         importlib.import_module(f"clipcov_pipeline.selection.{name}")
         for name in ("parallel", "pool", "objective")
     )
-    data = synthetic_arrays(3000, 7, 33)
-    whole = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip, **GLOBAL) for clip in (False, True)]
+    data, options = synthetic_arrays(3000, 7, 33), {"budget": 0.3, **GLOBAL}
+    whole = [rank(Pool.from_arrays(*data), clip_negative=clip, **options) for clip in (False, True)]
     monkeypatch.setattr(pool_module, "_BLOCK_BYTES", 33 * 4 * 17)
     monkeypatch.setattr(objective_module, "_TILE", 61)
     monkeypatch.setattr(parallel, "_TASK_ROWS", 100)
-    again = [rank(Pool.from_arrays(*data), budget=0.3, clip_negative=clip, **GLOBAL) for clip in (False, True)]
+    again = [rank(Pool.from_arrays(*data), clip_negative=clip, **options) for clip in (False, True)]
     np.testing.assert_array_equal(again[0].rows, whole[0].rows)
     assert len(np.intersect1d(again[1].rows, whole[1].rows)) >= 0.999 * len(whole[1])
 

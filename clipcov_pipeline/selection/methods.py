@@ -13,8 +13,8 @@ from clipcov_pipeline.errors import InputError
 Mode = Literal["greedy", "strict", "notebook"]
 Redundancy = Literal["class_size", "budget_share"]
 ClassBalance = Literal["global", "proportional", "sqrt", "uniform"]
-# shares of a budget go with class size to this power; "global" has no shares (as F says, and the notebook does;
-# not the default: with shares the subsets train better and vary less, docs/evidence.md)
+# shares of a budget go with class size to this power; "global" has no shares: as F says, and as the notebook
+# does, but with shares the subsets train better and vary less (docs/evidence.md)
 BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
 Shares = Literal["proportional", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
