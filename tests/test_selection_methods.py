@@ -58,6 +58,7 @@ def test_mistakes_are_named(method, params, message):
 
 def test_the_columns_that_a_method_reads():
     assert columns_read("clipcov") == set()
+    assert columns_read("clipcov", {"repeat_penalty": 0.1}) == {"image_hash", "caption_hash"}
     assert columns_read("c_rho") == {"early_similarity"}
     assert columns_read("dedup") == {"image_hash", "caption_hash"}
     assert columns_read("dedup", {"by": "caption"}) == {"caption_hash"}

@@ -77,6 +77,7 @@ def command(
                 clipcov["weights"],
                 clip_negative=clipcov["clip_negative"],
                 redundancy=clipcov["redundancy"],
+                repeat_penalty=clipcov["repeat_penalty"],
                 threads=threads,
             )
         report = _report(pool, ranking, method, filled, value, phases)

@@ -79,7 +79,7 @@ def rank_clipcov(
     them."""
     weights, clip = params["weights"], params["clip_negative"]
     sizes = pool.class_sizes
-    start = scores(pool, weights, clip, threads)
+    start = scores(pool, weights, clip, threads, repeat_penalty=params["repeat_penalty"])
     scale = weights["redundancy"] / redundancy_sizes(pool, params["redundancy"], count)
     floor, power = params["class_floor"], BALANCE_POWER.get(params["class_balance"])
     most = np.minimum(sizes, count) if power is None else counts_by_shares(sizes, count, floor, power)

@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.selection.methods import budget_count, validate_method
-from clipcov_pipeline.selection.objective import TERMS, clipped_class_term, directions, redundancy_sizes
+from clipcov_pipeline.selection.objective import (
+    TERMS,
+    clipped_class_term,
+    directions,
+    redundancy_sizes,
+    scores,
+)
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking, rank
+from clipcov_pipeline.selection.repeats import repeat_term
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class Explanation:
         rank, rank_in_class: its place in the whole ranking and inside its class (None where it is not
             ranked).
         base_rank_in_class: its place inside the class before any redundancy.
-        terms: weighted class, self, label and inter terms of its base score; base: their sum.
+        terms: weighted class, self, label and inter terms of its base score (and "repeats", what a
+            ``repeat_penalty`` takes); base: their sum.
         redundancy: what similarity to the samples of its class taken before its turn (or before the cut,
             when it is out) takes from base.
         gain: base - redundancy; score: what the ranking recorded at its turn (the same for greedy and
@@ -82,7 +90,12 @@ def explain(
     subset = ranking.rows[:count]
     of_class = int(pool.latent_class[row])
     members = pool.order[pool.starts[of_class] : pool.starts[of_class + 1]]
-    table = term_table(pool, of_class, filled["weights"], filled["clip_negative"])
+    weights, clip, penalty = (filled[name] for name in ("weights", "clip_negative", "repeat_penalty"))
+    table, names = term_table(pool, of_class, weights, clip), list(TERMS)
+    if penalty:
+        start, stop = pool.starts[of_class], pool.starts[of_class + 1]
+        repeats = repeat_term(pool, scores(pool, weights, clip, threads).base, penalty)[start:stop]
+        table, names = np.column_stack([table, repeats]), [*names, "repeats"]
     base = table.sum(axis=1)
     place = int(np.searchsorted(members, row))
     found = np.flatnonzero(ranking.rows == row)
@@ -100,7 +113,7 @@ def explain(
     near = similarities(pool, row, others, False)
     nearest = np.argsort(-near, kind="stable")[:n_neighbours]
     rank_of = {int(r): i + 1 for i, r in enumerate(subset)}
-    names = pool.names(others[nearest])
+    uids = pool.names(others[nearest])
     return Explanation(
         uid=uid,
         row=row,
@@ -112,7 +125,7 @@ def explain(
         rank=None if at is None else at + 1,
         rank_in_class=None if at is None else int((class_order <= at).sum()),
         base_rank_in_class=int((base > base[place]).sum()) + 1,
-        terms=dict(zip(TERMS, table[place].tolist(), strict=True)),
+        terms=dict(zip(names, table[place].tolist(), strict=True)),
         base=float(base[place]),
         redundancy=redundancy,
         gain=float(base[place]) - redundancy,
@@ -121,7 +134,7 @@ def explain(
         class_balance=filled["class_balance"],
         neighbours=[
             {"uid": name, "rank": rank_of[int(r)], "similarity": float(s)}
-            for name, r, s in zip(names, others[nearest], near[nearest], strict=True)
+            for name, r, s in zip(uids, others[nearest], near[nearest], strict=True)
         ],
     )
 

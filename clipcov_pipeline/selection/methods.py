@@ -131,6 +131,7 @@ _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
         "redundancy": (_choice(Redundancy), "class_size"),
         "class_balance": (_optional(_choice(ClassBalance)), None),
         **_BY_CLASS,
+        "repeat_penalty": (_number(0.0), 0.0),
         "batch_size": (_integer(2), 200),
     },
     "random": {},
@@ -187,6 +188,8 @@ def columns_read(method: str, params: Mapping[str, Any] | None = None) -> set[st
     found = set(NEEDS.get(method, ()))
     if method == "dedup" and filled["by"] in ("image", "caption"):
         found = {f"{filled['by']}_hash"}
+    if method == "clipcov" and filled["repeat_penalty"]:
+        found = {"image_hash", "caption_hash"}
     filters = filled["filters"]
     return found | {
         column

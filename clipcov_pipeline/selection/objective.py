@@ -7,10 +7,10 @@ With unit embeddings v_i, t_i, latent class k of n_k pairs, and s_ij = <v_i,t_j>
     base_i = m_i + 2 e_i + l_i/2 - c_i
     F(S) = sum_k [ sum_{i in S_k} base_i - (1/(2 r_k)) sum_{i != j in S_k} s_ij ]
 
-u_q are the unit centres of the non-empty classes; r_k is n_k, or the class's share of the budget. The
-weights are the authors' (notebook ``clip_core.ipynb``). The sums over a class collapse into one vector a
-class, so no matrix of pairs is made; only ``clip_negative`` (max(0, .) of every similarity) goes through
-pairs, in tiles.
+u_q are the unit centres of the non-empty classes; r_k is n_k, or the class's share of the budget. A
+``repeat_penalty`` lowers base_i further (`repeats`). The weights are the authors' (notebook
+``clip_core.ipynb``). The sums over a class collapse into one vector a class, so no matrix of pairs is made;
+only ``clip_negative`` (max(0, .) of every similarity) goes through pairs, in tiles.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ import numpy as np
 from clipcov_pipeline.selection.methods import WEIGHTS, Redundancy, budget_count
 from clipcov_pipeline.selection.parallel import over_classes, single_blas
 from clipcov_pipeline.selection.pool import Pool
+from clipcov_pipeline.selection.repeats import repeat_term
 
 TERMS = ("class", "self", "label", "inter")
 _TILE = 2048
@@ -103,8 +104,9 @@ class Bounds:
 
 
 def scores(
-    pool: Pool, weights: Mapping[str, float], clip_negative: bool = False, threads: int | None = None
-) -> Scores:
+    pool: Pool, weights: Mapping[str, float], clip_negative: bool = False, threads: int | None = None,
+    *, repeat_penalty: float = 0.0,
+) -> Scores:  # fmt: skip
     """Base scores of the whole pool, in one read of the embeddings."""
     sums, similarity, largest = pool.statistics(threads)
     class_direction, inter_direction = directions(pool, threads)
@@ -118,6 +120,8 @@ def scores(
     base = weights["class"] * class_term - weights["inter"] * inter.astype(np.float64)
     base += weights["self"] * similarity.astype(np.float64)
     base += weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
+    if repeat_penalty:
+        base += repeat_term(pool, base, repeat_penalty)
     return Scores(base, class_term, bounds)
 
 
@@ -195,6 +199,7 @@ def objective(
     *,
     clip_negative: bool = False,
     redundancy: Redundancy = "class_size",
+    repeat_penalty: float = 0.0,
     threads: int | None = None,
 ) -> dict[str, float]:
     """The objective value of a subset, and what each term brings to it.
@@ -202,12 +207,16 @@ def objective(
     Args:
         pool: the pool the subset is of.
         rows: distinct pool rows, any order.
-        weights, clip_negative, redundancy: as in ``rank``; ``redundancy="budget_share"`` takes len(rows) as
-            the budget.
+        weights, clip_negative, redundancy, repeat_penalty: as in ``rank``; ``redundancy="budget_share"``
+            takes len(rows) as the budget.
 
     Returns:
         ``{"class", "self", "label", "inter", "redundancy", "F"}``: weighted sums over the subset, "inter" and
-        "redundancy" with the negative sign they have in F, and F, the sum of the five.
+        "redundancy" with the negative sign they have in F, and F, the sum of the five; with a
+        ``repeat_penalty`` also "repeats", which F then holds too.
+
+    Raises:
+        InputError: a ``repeat_penalty``, and the pool has no ``image_hash`` or no ``caption_hash``.
     """
     w: dict[str, Any] = WEIGHTS("weights", weights)
     rows = np.asarray(rows, np.int64)
@@ -236,6 +245,9 @@ def objective(
         "inter": -w["inter"] * float((chosen * inter_direction).sum()),
         "redundancy": -w["redundancy"] * pair_value,
     }
+    if repeat_penalty:
+        base = scores(pool, w, clip_negative, threads).base
+        terms["repeats"] = float(repeat_term(pool, base, repeat_penalty)[position].sum())
     return {**terms, "F": sum(terms.values())}
 
 

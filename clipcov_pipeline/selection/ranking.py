@@ -61,6 +61,8 @@ def rank(
             - ``class_balance``: shares of the budget that are "proportional" to class size (the default), to
               its square root ("sqrt") or equal ("uniform"), or "global", no shares: one merge by gain, as F
               says (the default of the notebook mode); ``class_floor``, the least a class gets by shares.
+            - ``repeat_penalty``: what each better pair with the same caption, and each with the same image
+              bytes, takes from a base score, in standard deviations of the base scores inside a class.
             - ``batch_size``: of the notebook mode, 200.
 
             clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
