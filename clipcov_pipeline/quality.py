@@ -73,13 +73,14 @@ def prepare(
     images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
     methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
     samples_seen: int, batch_size: int, crop_scale: float, proxy_samples_seen: int, proxy_batch_size: int,
-    model: str, pretrained: Path | None = None,
+    model: str, pretrained: Path | None = None, workers: int = 1,
 ) -> Path:  # fmt: skip
     """Plant the pool and write the experiment; return the path of its YAML.
 
     Args:
         crop_scale: least area of the arms' random crop, as a share of the photo.
         pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
+        workers: data-loading processes of a training.
 
     Raises:
         InputError: as `plant`.
@@ -108,6 +109,7 @@ def prepare(
             "model": model,
             "samples_seen": samples_seen,
             "num_checkpoints": 1,
+            "workers": workers,
             "seeds": list(seeds),
             **({} if pretrained is None else {"pretrained": str(pretrained.resolve())}),
         },

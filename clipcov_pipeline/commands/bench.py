@@ -1,8 +1,10 @@
 """``clipcov bench``: measure this machine."""
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,21 @@ def diagnostics(
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
+def _run_experiment(path: Path, jobs: int) -> int:
+    """Run one of several experiments at a time; its lines begin with its folder's name. The exit status."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # lines as they come, not by the block
+    if jobs > 1:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    command = [sys.executable, "-m", "assets.run", "--config", str(path)]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            click.echo(f"{path.parent.name}  {line}", nl=False, err=True)
+    return run.returncode
+
+
 def _numbers(kind: type) -> Any:
     """A callback that reads ``0.05,0.1`` as a tuple."""
 
@@ -128,6 +145,8 @@ def _numbers(kind: type) -> Any:
 @click.option("--imbalance", type=click.FloatRange(1), default=10.0, show_default=True)
 @click.option("--duplicates", type=click.FloatRange(0, 1), default=0.25, show_default=True,
               help="Near-duplicates, as a share of the photos.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
+              help="Draws run side by side, each decoding its images in the training process.")  # fmt: skip
 @click.option("--prepare", is_flag=True, help="Plant the pools and write the experiments, run nothing.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
@@ -136,7 +155,7 @@ def quality(
     images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
     seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int, crop_scale: float,
     proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None, noise: float,
-    largest: int, imbalance: float, duplicates: float, prepare: bool, json_path: Path | None,
+    largest: int, imbalance: float, duplicates: float, jobs: int, prepare: bool, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
@@ -155,7 +174,7 @@ def quality(
             methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
             seeds=seeds, samples_seen=samples_seen, batch_size=batch_size, crop_scale=crop_scale,
             proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size, model=model,
-            pretrained=pretrained,
+            pretrained=pretrained, workers=0 if jobs > 1 else 1,
         )
         for draw in draws
     ]  # fmt: skip
@@ -163,10 +182,9 @@ def quality(
         click.echo(f"experiment: {path}", err=True)
     if prepare:
         return
-    for path in paths:
-        done = subprocess.run([sys.executable, "-m", "assets.run", "--config", str(path)], stdout=sys.stderr)
-        if done.returncode:
-            sys.exit(done.returncode)
+    with ThreadPoolExecutor(jobs) as runs:
+        if code := max(runs.map(lambda path: _run_experiment(path, jobs), paths)):
+            sys.exit(code)
     scores, truth, seconds = bench.collect(paths)
     click.echo(bench.to_text(scores, truth, seconds))
     bench.plot_covariance(scores, truth, out / bench.SCATTER)
