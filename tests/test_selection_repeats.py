@@ -32,7 +32,7 @@ def data_with_repeats(seed: int, n: int = 90):
     return data, rng.integers(0, 30, n), rng.integers(0, 60, n)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pools(), st.sampled_from([0.1, 0.5, 3.0]), st.integers(0, 2**32 - 1))
 def test_ranking_is_the_dense_greedy_of_the_lowered_scores(data, penalty, seed):
     rng, n = np.random.default_rng(seed), len(data[0])
