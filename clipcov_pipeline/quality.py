@@ -390,20 +390,21 @@ def _seconds_table(seconds: pl.DataFrame) -> str:
 
 
 def plot_covariance(scores: pl.DataFrame, truth: pl.DataFrame, path: Path) -> None:
-    """Draw every subset's primary metric over its alignment and over its scale."""
+    """Draw every subset's primary metric over its alignment, its scale, and their product."""
     from matplotlib.figure import Figure
 
     subsets = covariance_and_accuracy(scores, truth)
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained", facecolor="white")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(13, 4.5), dpi=110, layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 3, sharey=True)
     markers = dict(zip(sorted(set(subsets["fraction"])), "os^Dv<>p", strict=False))
     colours = {method: f"C{i % 10}" for i, method in enumerate(dict.fromkeys(subsets["method"]))}
     for row in subsets.iter_rows(named=True):
-        for axis, name in zip(axes, ("alignment", "scale"), strict=True):
+        for axis, name in zip(axes, ("alignment", "scale", "product"), strict=True):
             marker = markers.get(row["fraction"], "x")
             axis.plot(row[name], row["accuracy"], marker, color=colours[row["method"]], alpha=0.8)
     axes[0].set(xlabel="alignment: cosine to the pool's cross-covariance", ylabel=f"{PRIMARY} (percent)")
     axes[1].set(xlabel="scale: norm over the pool's")
+    axes[2].set(xlabel="alignment x scale")
     handles = [
         *(axes[0].plot([], [], "o", color=colour, label=method)[0] for method, colour in colours.items()),
         *(axes[0].plot([], [], m, color="grey", label=f"{100 * f:g} %")[0] for f, m in markers.items()),
