@@ -142,9 +142,11 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     command += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "q.json"), "--batch-size", "32"]
     command += ["--methods", "clipcov,random,oracle", "--fractions", "0.5", "--seeds", "0", "--largest", "60"]
     command += ["--samples-seen", "96", "--proxy-samples-seen", "256", "--proxy-batch-size", "32"]
+    command += ["--jobs", "2"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert f"{PRIMARY} (percent" in result.stdout
+    assert "draw0  Executed " in result.stderr
     found = json.loads((tmp_path / "q.json").read_text())
     truth = {row["method"]: row for row in found["truth"]}
     assert truth["full"]["samples"] == pl.read_parquet(tmp_path / "out" / "draw0" / "truth.parquet").height
