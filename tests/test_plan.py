@@ -346,7 +346,10 @@ def test_a_mode_of_one_method_is_named_as_in_the_yaml(built):
     built.edit(set_key("select.methods.clipcov.mode", "notebook"))
     (step,) = [step for step in built.plan().todo if step.status is Status.BUILD]
     assert step.node.name == "rankings/clipcov"
-    assert step.why == ("select.methods.clipcov.mode greedy -> notebook",)
+    assert step.why == (
+        "select.methods.clipcov.class_balance proportional -> global",  # the notebook mode's default
+        "select.methods.clipcov.mode greedy -> notebook",
+    )
 
 
 def test_a_default_written_out_is_no_change(built):
