@@ -44,7 +44,6 @@ FURTHER: dict[str, dict[str, Any]] = {
         for shares in ("global", "sqrt", "uniform")
     },
     "clipcov-plus": {"method": "clipcov", "class_balance": "sqrt", "repeat_penalty": 0.25},
-    "clipcov-repeats": {"method": "clipcov", "repeat_penalty": 0.25},
     "clip_score_per_class-uniform": {"method": "clip_score_per_class", "class_balance": "uniform"},
     "clipcov-notebook": {"method": "clipcov", "mode": "notebook"},
     **{
