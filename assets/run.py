@@ -83,8 +83,6 @@ def run_plan(
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
         for chunk in chunks(instance, stage, keys):
-            # chunks take hours: another YAML in the same folder, opened meanwhile, has set its own partitions
-            sync_partitions(instance, plan)
             execute(instance, stage, chunk)
         after = Project.open(config).plan()
         for key in keys:
