@@ -183,8 +183,9 @@ def quality(
     if prepare:
         return
     with ThreadPoolExecutor(jobs) as runs:
-        if code := max(runs.map(lambda path: _run_experiment(path, jobs), paths)):
-            sys.exit(code)
+        codes = list(runs.map(lambda path: _run_experiment(path, jobs), paths))
+    if code := next(filter(None, codes), 0):  # below 0 where a signal ended the run
+        sys.exit(code)
     scores, truth, seconds = bench.collect(paths)
     click.echo(bench.to_text(scores, truth, seconds))
     bench.plot_covariance(scores, truth, out / bench.SCATTER)
