@@ -82,8 +82,7 @@ def run_plan(
             reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in blocked]
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
-        for chunk in chunks(instance, stage, keys):
-            execute(instance, stage, chunk)
+        execute_all(instance, plan, stage, keys)
         after = Project.open(config).plan()
         for key in keys:
             statuses = {step.status for step in after.of(stage, key)}
@@ -95,6 +94,20 @@ def run_plan(
                 waiting.add((stage, key))  # what it reads turned out damaged and is built again first
             else:
                 failed[stage, key] = None
+
+
+def execute_all(instance: dg.DagsterInstance, plan: Plan, stage: str, keys: Sequence[str]) -> None:
+    """Execute partitions of a stage, in as many Dagster runs as `chunks` asks for.
+
+    The partitions are set again before each run: a training takes long, and what opens another YAML with the
+    same work folder meanwhile (a user interface, the sensor) sets that YAML's.
+    """
+    left = list(keys)
+    while left:
+        sync_partitions(instance, plan)
+        chunk = next(chunks(instance, stage, left))
+        execute(instance, stage, chunk)
+        left = [key for key in left if key not in chunk]
 
 
 def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from assets import run
+from assets.partitions import sync_partitions
 from clipcov_pipeline import plan as plan_module
 from clipcov_pipeline.plan import Status
+from clipcov_pipeline.project import Project
 from clipcov_pipeline.selection import METHODS
 from clipcov_pipeline.verify import verify
 from lab import SELECTION, Lab, copy_samples
@@ -204,6 +208,23 @@ def test_a_training_parameter_trains_again_and_selects_nothing(lab: Lab) -> None
     lab.edit(lambda s: s["train"].update(lr=0.002))
     assert lab.plan().by_name["checkpoints/full-f1-s0"].why == ("train.lr 0.001 -> 0.002",)
     assert dict(lab.run()) == trained(3)
+
+
+def test_another_yaml_opened_during_a_run_does_not_stop_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets its own partitions in the Dagster instance of the work folder they share."""
+    other = lab.folder / "other.yaml"
+    other.write_text(lab.yaml.read_text().replace("0.5", "0.4"))
+    lab.edit(lambda s: (s["train"].update(lr=0.002), s["select"].update(methods={"random": {}})))
+    execute, seen = run.execute, []
+
+    def disturbed(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> None:
+        execute(instance, stage, keys)
+        sync_partitions(instance, Project.open(str(other)).plan())
+        seen.append(set(keys) & set(instance.get_dynamic_partitions(stage)))
+
+    monkeypatch.setattr(run, "execute", disturbed)
+    assert lab.run(only=("checkpoints",))["checkpoints"] == 2
+    assert seen == [{"full-f1-s0"}, set()]  # the other YAML has no such random arm
 
 
 def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
