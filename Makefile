@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # dg compares the active environment with the one in the project
 export VIRTUAL_ENV := $(abspath $(VENV))
 INSTALLED := $(VENV)/.installed
+# test files on as many cores as there are, four at most
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help install run plan ui test test-fast check format clean
 
@@ -35,10 +37,10 @@ ui: install
 	$(BIN)/clipcov ui
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 check: install
 	$(BIN)/ruff check .

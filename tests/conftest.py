@@ -1,12 +1,20 @@
 """Fixtures shared by several test files."""
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from clipcov_pipeline.sample import unpack_sample
 from lab import Lab
+
+# `make test` runs test files side by side: each keeps to a core, or their threads wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # a Dagster instance that is opened sets them for its children, and they outrank what a YAML says
 SETTINGS = ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME")
@@ -26,11 +34,29 @@ def clear_environment() -> None:
 
 
 @pytest.fixture(scope="session")
+def sample_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the sample's own shards."""
+    return unpack_sample(tmp_path_factory.mktemp("sample"))[0]
+
+
+@pytest.fixture(scope="session")
 def built_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The small experiment, run once from nothing. Copy it before changing anything."""
+    """The small experiment, run once from nothing. Copy it before changing anything.
+
+    Test processes side by side share one: the first to come builds it.
+    """
     clear_environment()
-    lab = Lab.create(tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("sample"))
-    lab.first_run = lab.run()
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / "built_lab", shared / "built_lab.json"
+    with FileLock(shared / "built_lab.lock"):
+        if not done.exists():
+            folder.mkdir()
+            first_run = Lab.create(folder, shared / "sample").run()
+            done.write_text(json.dumps(first_run))
+    lab = Lab(folder)
+    lab.first_run = Counter(json.loads(done.read_text()))
     return lab
 
 

@@ -47,11 +47,6 @@ def trained(arms: int) -> dict[str, int]:
     return {**each, "leaderboard": 1, "report": 1}
 
 
-def sample_folder(lab: Lab) -> Path:
-    """Where the sample's own shards were unpacked when the lab was made."""
-    return next(lab.folder.parent.parent.rglob("clipart-train"), Path())
-
-
 # ---------------------------------------------------------------- what the first run leaves
 
 
@@ -307,13 +302,13 @@ def test_a_class_prompt_edited_starts_at_the_labels(lab: Lab) -> None:
     assert executed["pseudo_labels"] == 1
 
 
-def test_one_new_shard_of_150_embeds_once(lab: Lab) -> None:
+def test_one_new_shard_of_150_embeds_once(lab: Lab, sample_shards: Path) -> None:
     for index in range(150):
-        copy_samples(sample_folder(lab) / "00003.tar", lab.folder / "many" / f"{index:05d}.tar", 4 * index, 4)
+        copy_samples(sample_shards / "00003.tar", lab.folder / "many" / f"{index:05d}.tar", 4 * index, 4)
     lab.edit(lambda s: s["shards"].update(source="many"))
     first = lab.run(only=SELECTION)
     assert first["raw_shards"] == first["embeddings"] == 150
-    copy_samples(sample_folder(lab) / "00003.tar", lab.folder / "many" / "00150.tar", 600, 4)
+    copy_samples(sample_shards / "00003.tar", lab.folder / "many" / "00150.tar", 600, 4)
     executed = lab.run(only=SELECTION)
     assert executed["raw_shards"] == executed["embeddings"] == executed["pseudo_labels"] == 1
     with lab.instance() as instance:
@@ -322,9 +317,8 @@ def test_one_new_shard_of_150_embeds_once(lab: Lab) -> None:
     assert events < 200  # nothing is written for the 150 shards that did not change
 
 
-def test_one_new_shard(lab: Lab) -> None:
-    source = sample_folder(lab)
-    copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
+def test_one_new_shard(lab: Lab, sample_shards: Path) -> None:
+    copy_samples(sample_shards / "00005.tar", lab.shard(3), 0, 40)
     executed = lab.run(only=SELECTION)
     assert dict(executed) == {
         "raw_shards": 1,
@@ -340,9 +334,9 @@ def test_one_new_shard(lab: Lab) -> None:
     assert plan.by_name["checkpoints/full-f1-s0"].why == ("subsets/full-f1#samples changed",)
 
 
-def test_one_changed_shard(lab: Lab) -> None:
+def test_one_changed_shard(lab: Lab, sample_shards: Path) -> None:
     shutil.copy(lab.shard(1), lab.folder / "kept.tar")
-    copy_samples(sample_folder(lab) / "00005.tar", lab.shard(1), 0, 30)
+    copy_samples(sample_shards / "00005.tar", lab.shard(1), 0, 30)
     executed = lab.run(only=SELECTION)
     expected = {"raw_shards": 1, "embeddings": 1, "pseudo_labels": 1, "rankings": 2, "subsets": 3}
     assert dict(executed) == expected
@@ -391,11 +385,11 @@ def test_knobs_do_not_matter(lab: Lab) -> None:
     assert dict(lab.run()) == {}
 
 
-def test_a_failed_partition_leaves_the_others_and_is_named(lab: Lab) -> None:
+def test_a_failed_partition_leaves_the_others_and_is_named(lab: Lab, sample_shards: Path) -> None:
     from assets.run import run_plan
 
     lab.shard(1).write_bytes(b"not a tar at all")
-    copy_samples(sample_folder(lab) / "00005.tar", lab.shard(3), 0, 40)
+    copy_samples(sample_shards / "00005.tar", lab.shard(3), 0, 40)
     (lab.folder / "broken.pt").write_bytes(b"no checkpoint")
     lab.edit(lambda s: s["train"].update(pretrained="./broken.pt"))
     with lab.instance() as instance:

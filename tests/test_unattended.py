@@ -196,13 +196,12 @@ def slots_taken(instance: dg.DagsterInstance, pool: str) -> int:
 
 
 def test_a_dropped_shard_reaches_the_leaderboard_through_the_real_daemon(
-    watched: tuple[Lab, dg.DagsterInstance],
+    watched: tuple[Lab, dg.DagsterInstance], sample_shards: Path
 ) -> None:
     lab, instance = watched
     before = lab.plan().by_name["leaderboard"].record
     assert before is not None
-    source = next(lab.folder.parent.parent.rglob("clipart-train"))
-    copy_samples(source / "00005.tar", lab.shard(3), 0, 40)
+    copy_samples(sample_shards / "00005.tar", lab.shard(3), 0, 40)
     wait_until(lab, lambda: not lab.plan().todo)
     stages = [run.tags.get("clipcov/stage") for run in instance.get_runs()]
     for step in lab.plan().steps:
