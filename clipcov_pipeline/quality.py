@@ -72,13 +72,15 @@ def prepare(
     images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
     methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
     samples_seen: int, batch_size: int, crop_scale: float, proxy_samples_seen: int, proxy_batch_size: int,
-    model: str, pretrained: Path | None = None, workers: int = 1,
+    model: str, pretrained: Path | None = None, proxy_pretrained: Path | None = None, workers: int = 1,
 ) -> Path:  # fmt: skip
     """Plant the pool and write the experiment; return the path of its YAML.
 
     Args:
         crop_scale: least area of the arms' random crop, as a share of the photo.
         pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
+        proxy_pretrained: the proxy's weights (such as those of an arm of a first round); None to train it on
+            the pool.
         workers: data-loading processes of a training.
 
     Raises:
@@ -87,18 +89,20 @@ def prepare(
     plant(images, test_images, folder, rule)
     benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
     benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
+    proxy: dict[str, Any] = {
+        "train": {
+            **_TRAINING,
+            "batch_size": proxy_batch_size,
+            "samples_seen": proxy_samples_seen,
+            "num_checkpoints": 4,
+        }
+    }
+    if proxy_pretrained is not None:
+        proxy = {"pretrained": str(proxy_pretrained.resolve())}
     settings = {
         "name": f"quality-draw{rule.draw}",
         "shards": {"source": "pool"},
-        "proxy": {
-            "model": model,
-            "train": {
-                **_TRAINING,
-                "batch_size": proxy_batch_size,
-                "samples_seen": proxy_samples_seen,
-                "num_checkpoints": 4,
-            },
-        },
+        "proxy": {"model": model} | proxy,
         "labels": {"latent_classes": "prompts", "class_names": "classnames.txt", "templates": list(PROMPTS)},
         "select": {"fractions": list(fractions), "methods": {k: dict(v) for k, v in methods.items()}},
         "train": {

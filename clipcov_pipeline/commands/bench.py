@@ -139,6 +139,8 @@ def _numbers(kind: type) -> Any:
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
 @click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")  # fmt: skip
+@click.option("--proxy-pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+              help="Weights of the proxy, in place of one trained on the pool: an arm's, for a second round.")  # fmt: skip
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="Share of captions that are not faithful.")  # fmt: skip
 @click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
@@ -154,8 +156,9 @@ def _numbers(kind: type) -> Any:
 def quality(
     images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
     seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int, crop_scale: float,
-    proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None, noise: float,
-    largest: int, imbalance: float, duplicates: float, jobs: int, prepare: bool, json_path: Path | None,
+    proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None,
+    proxy_pretrained: Path | None, noise: float, largest: int, imbalance: float, duplicates: float, jobs: int,
+    prepare: bool, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
@@ -174,7 +177,7 @@ def quality(
             methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
             seeds=seeds, samples_seen=samples_seen, batch_size=batch_size, crop_scale=crop_scale,
             proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size, model=model,
-            pretrained=pretrained, workers=0 if jobs > 1 else 1,
+            pretrained=pretrained, proxy_pretrained=proxy_pretrained, workers=0 if jobs > 1 else 1,
         )
         for draw in draws
     ]  # fmt: skip
