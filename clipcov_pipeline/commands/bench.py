@@ -140,7 +140,7 @@ def _numbers(kind: type) -> Any:
 @click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")  # fmt: skip
 @click.option("--proxy-pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Weights of the proxy; default: trained on the pool. An arm's: another round.")  # fmt: skip
+              help="The proxy's weights; default: trained on the pool. An arm's: next round.")  # fmt: skip
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="Share of captions that are not faithful.")  # fmt: skip
 @click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
