@@ -28,8 +28,12 @@ Restore = Callable[[Project, Record], None]
 """Brings back what an earlier entry keeps outside the store; InputError where that is gone."""
 Events = Iterator[dg.AssetMaterialization | dg.AssetCheckResult]
 
+# Dagster's own tags, which it writes for a MaterializeResult but not for an AssetMaterialization
 DATA_VERSION_TAG = "dagster/data_version"
 CODE_VERSION_TAG = "dagster/code_version"
+INPUT_VERSION_TAG = "dagster/input_data_version"
+INPUT_EVENT_TAG = "dagster/input_event_pointer"
+NOTHING = "NULL"
 
 
 def materialize_partitions(
@@ -44,6 +48,7 @@ def materialize_partitions(
 
     A partition that fails does not stop the others; the run fails at the end and names it.
     """
+    read = input_tags(context)
     work, keys = _open(context, experiment, build, show, restore), context.partition_keys
     failures: dict[str, str] = {}
     for key in keys:
@@ -55,12 +60,29 @@ def materialize_partitions(
             context.log.error(f"{work.stage}/{key} failed: {error}", exc_info=not _is_plain(error))
             failures[key] = str(error)
             continue
-        tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage]}
+        tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage], **read}
         yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata, tags=tags)
     yield from check_results(work.stage, experiment.open())
     if failures:
         lines = "; ".join(f"{work.stage}/{key}: {text}" for key, text in failures.items())
         raise dg.Failure(f"{len(failures)} of {len(keys)} partitions failed: {lines}")
+
+
+def input_tags(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """Say what was the newest of every asset that is read: without it Dagster calls a partition unsynced.
+
+    Dagster looks for other data versions among what was materialized after that event.
+    """
+    tags = {}
+    for read in context.assets_def.asset_deps[context.asset_key]:
+        newest = next(iter(context.instance.fetch_materializations(read, limit=1).records), None)
+        made = newest.asset_materialization if newest is not None else None
+        version = (made.tags or {}).get(DATA_VERSION_TAG, NOTHING) if made is not None else NOTHING
+        tags[f"{INPUT_VERSION_TAG}/{read.to_user_string()}"] = version
+        tags[f"{INPUT_EVENT_TAG}/{read.to_user_string()}"] = (
+            str(newest.storage_id) if newest is not None else NOTHING
+        )
+    return tags
 
 
 def materialize_whole(

@@ -10,8 +10,11 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 from assets import run
+from assets.definitions import defs
 from assets.partitions import sync_partitions
 from clipcov_pipeline import plan as plan_module
 from clipcov_pipeline.plan import Status
@@ -117,6 +120,30 @@ def test_dagster_has_a_materialization_with_its_own_data_version_for_each_partit
                 assert step.fingerprint is not None
                 assert materialization.tags["dagster/data_version"] == step.fingerprint[:16]
             assert len(versions) == len(plan.of(stage))
+
+
+def unsynced(lab: Lab) -> set[str]:
+    """What Dagster itself calls out of date, as its pages show it."""
+    graph = defs.resolve_asset_graph()
+    with lab.instance() as instance:
+        status = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+        keys = {
+            (asset, key)
+            for asset in graph.materializable_asset_keys
+            for key in (
+                instance.get_dynamic_partitions(asset.path[-1]) if graph.get(asset).is_partitioned else [None]
+            )
+        }
+        states = {(asset.path[-1], key): status.get_status(asset, key) for asset, key in keys}
+    return {f"{stage}/{key}" for (stage, key), state in states.items() if state is StaleStatus.STALE}
+
+
+def test_dagster_calls_nothing_unsynced_but_what_follows_a_change(lab: Lab) -> None:
+    assert unsynced(lab) == set()
+    lab.edit(lambda s: s["train"].update(lr=0.002))
+    lab.run(only=("checkpoints",))
+    # what reads the checkpoints itself; the leaderboard and the galleries follow the scores
+    assert unsynced(lab) == {"report/None", *(f"scores/{arm}" for arm in ARMS)}
 
 
 def test_mlflow_has_one_finished_run_a_recipe_linked_with_dagster(built_lab: Lab) -> None:
