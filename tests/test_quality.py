@@ -137,12 +137,16 @@ def test_a_second_round_selects_by_the_given_proxy(tmp_path: Path):
     write_photos(tmp_path / "photos", {"cat": 20, "dog": 20})
     (tmp_path / "arm.pt").write_bytes(b"weights")
     command = ["bench", "quality", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
-    command += ["--prepare", "--largest", "16", "--proxy-pretrained", str(tmp_path / "arm.pt")]
+    command += ["--prepare", "--largest", "16", "--methods", "clipcov"]
+    command += ["--proxy-pretrained", str(tmp_path / "arm.pt")]
     result = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     config = load_config(str(tmp_path / "out" / "draw0" / "experiment.yaml"))
     assert (config.proxy.pretrained, config.proxy.train) == (str(tmp_path / "arm.pt"), None)
     assert config.train.pretrained is None
+    result = CliRunner().invoke(cli, [*command, "--draws", "0,1"])
+    assert result.exit_code != 0
+    assert "--proxy-pretrained: found 1 files, expected 2, one a draw" in str(result.exception)
 
 
 @pytest.mark.slow

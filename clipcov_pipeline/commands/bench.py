@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from clipcov_pipeline.errors import InputError
+
 
 @click.group()
 def command() -> None:
@@ -139,8 +141,9 @@ def _numbers(kind: type) -> Any:
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
 @click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")  # fmt: skip
-@click.option("--proxy-pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="The proxy's weights; default: trained on the pool. An arm's: next round.")  # fmt: skip
+@click.option("--proxy-pretrained", multiple=True,
+              type=click.Path(path_type=Path, dir_okay=False, exists=True),
+              help="Second round: an arm's weights as the proxy's; once a draw.")  # fmt: skip
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="Share of captions that are not faithful.")  # fmt: skip
 @click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
@@ -157,8 +160,8 @@ def quality(
     images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
     seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int, crop_scale: float,
     proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None,
-    proxy_pretrained: Path | None, noise: float, largest: int, imbalance: float, duplicates: float, jobs: int,
-    prepare: bool, json_path: Path | None,
+    proxy_pretrained: tuple[Path, ...], noise: float, largest: int, imbalance: float, duplicates: float,
+    jobs: int, prepare: bool, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
@@ -170,6 +173,10 @@ def quality(
     from clipcov_pipeline import quality as bench
     from clipcov_pipeline.testbed import Rule
 
+    if proxy_pretrained and len(proxy_pretrained) != len(draws):
+        raise InputError(
+            f"--proxy-pretrained: found {len(proxy_pretrained)} files, expected {len(draws)}, one a draw"
+        )
     paths = [
         bench.prepare(
             images, test_images, out / f"draw{draw}",
@@ -177,9 +184,9 @@ def quality(
             methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
             seeds=seeds, samples_seen=samples_seen, batch_size=batch_size, crop_scale=crop_scale,
             proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size, model=model,
-            pretrained=pretrained, proxy_pretrained=proxy_pretrained, workers=0 if jobs > 1 else 1,
+            pretrained=pretrained, proxy_pretrained=proxy, workers=0 if jobs > 1 else 1,
         )
-        for draw in draws
+        for draw, proxy in zip(draws, proxy_pretrained or [None] * len(draws), strict=True)
     ]  # fmt: skip
     for path in paths:
         click.echo(f"experiment: {path}", err=True)
