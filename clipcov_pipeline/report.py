@@ -372,9 +372,8 @@ def notes(board: pl.DataFrame, primary: str, missing: Sequence[str] = ()) -> lis
     if main[f"{RANDOM}_pairs"].max() or main[f"{FULL}_pairs"].max():
         several = main[f"{FULL}_low"].count() or main[f"{RANDOM}_low"].count()
         interval = "[95 % bootstrap interval over the seeds]" if several else "one seed has no interval"
-        lines.append(
-            f"difference: of *, in points, paired by seed, to {RANDOM} at the same fraction; {interval}"
-        )
+        at = f", to {RANDOM} at the same fraction" if main[f"{RANDOM}_pairs"].max() else ""
+        lines.append(f"difference: of *, in points, paired by seed{at}; {interval}")
     best = main.drop_nulls("baseline_ratio").select("fraction", "protocol", "best_baseline")
     if best.height:
         both = best["protocol"].n_unique() > 1

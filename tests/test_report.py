@@ -188,6 +188,12 @@ def test_one_seed_has_no_spread_and_no_interval(tmp_path):
     assert "one seed has no interval" in "".join(notes(board, PRIMARY))
 
 
+def test_the_note_speaks_of_random_only_where_it_is(board):
+    assert "paired by seed, to random at the same fraction; [95 %" in "".join(notes(board, PRIMARY))
+    without = board.with_columns(random_pairs=pl.lit(0), random_low=pl.lit(None, pl.Float64))
+    assert "paired by seed; [95 %" in "".join(notes(without, PRIMARY))
+
+
 def test_full_pool_first_then_by_fraction_best_first(board):
     assert ordered(board, PRIMARY) == [FULL_ROW, CLIPCOV_25, RANDOM_25, RANDOM_50, CLIPCOV_50]
     # equal scores: by name, so that the order never changes between runs
