@@ -351,7 +351,7 @@ def cpu_kernels() -> Iterator[None]:
             if "amsgrad" in group:  # Adam's and AdamW's alone
                 group["fused"] = True
 
-    def channels_last(module: Any, images: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def channels_last(module: Any, images: tuple[Any, ...]) -> Any:  # torch declares None, and takes a tuple
         if isinstance(module, torch.nn.Conv2d) and images[0].dim() == 4:
             return (images[0].contiguous(memory_format=torch.channels_last),)  # stays so from there on
         return None
