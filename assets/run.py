@@ -107,7 +107,8 @@ def execute_all(instance: dg.DagsterInstance, plan: Plan, stage: str, keys: Sequ
         sync_partitions(instance, plan)
         chunk = next(chunks(instance, stage, left))
         execute(instance, stage, chunk)
-        left = [key for key in left if key not in chunk]
+        done = set(chunk)
+        left = [key for key in left if key not in done]
 
 
 def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> None:

@@ -232,12 +232,11 @@ def test_materialize_all_with_nothing_changed(served: Served, browser: webdriver
     backfill = wait_for("the end of the backfill", ended, BACKFILL_PATIENCE)
     print(f"materialize all: {time.monotonic() - started:.1f} s")
     assert backfill["status"] == "COMPLETED_SUCCESS"
+    # each stage once: partitions of a stage share a run
     selected = [run["assetSelection"] for run in backfill["runs"]]
     plan = served.lab.plan()
     planned = {step.node.stage for step in plan.steps}  # all but early similarities, which only c_rho needs
-    assert {key["path"][0] for keys in selected for key in keys} == planned
-    # partitions of a stage share a run; the daemon may look while one upstream is half done, and make two
-    assert len(selected) <= len(planned) + 2
+    assert sorted(key["path"][0] for keys in selected for key in keys) == sorted(planned)
     partitions = {(step.node.stage, None if step.key == "_" else step.key) for step in plan.steps}
     assert served.outcomes() == dict.fromkeys(partitions, "cached")
 
