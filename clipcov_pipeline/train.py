@@ -338,8 +338,8 @@ def _share_cores(workers: int) -> None:
 
 @contextmanager
 def cpu_kernels() -> Iterator[None]:
-    """Two things that open_clip_train leaves at torch's default, and that cost a CPU half of a small model's
-    step: AdamW goes once over the weights, not once for each of its operations (most weights are the token
+    """Two things that open_clip_train leaves at torch's default, and that slow down a small model on a CPU:
+    AdamW goes once over the weights, not once for each of its operations (most weights are the token
     embedding), and images lie channels last, for which convolutions, pooling and batch norm are faster. The
     results differ in rounding only."""
     import torch
