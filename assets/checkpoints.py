@@ -61,7 +61,9 @@ def checkpoints(
         run_id = _start_run(context, tracking, task, recipe)
         mlflow = {"tracking_uri": tracking_uri(task.config.work), "run_id": run_id}
         try:
-            record = train(context, pipes, spec, task.entry.folder, gpus=settings.gpus, mlflow=mlflow)
+            record = train(
+                context, pipes, spec, task.entry.folder, arm=recipe.key, gpus=settings.gpus, mlflow=mlflow
+            )
             plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
             stats = {name: record[name] for name in KEPT}
             digest = digest_of_file(task.entry.folder / CHECKPOINT)

@@ -56,7 +56,7 @@ def proxy_model(
             scratch=task.scratch,
             keep_early=True,
         )
-        record = train(context, pipes, spec, task.entry.folder, gpus=proxy.train.gpus)
+        record = train(context, pipes, spec, task.entry.folder, arm="proxy_model", gpus=proxy.train.gpus)
         plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
         names = {"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}
         files = {output: task.entry.folder / name for output, name in names.items()}

@@ -55,8 +55,9 @@ def register(
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description=f"The trained arms of {name}, a version each.")
+    with tracking.alone():
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description=f"The trained arms of {name}, a version each.")
     # by its place: MLflow looks an id up in the store that is set for the whole process
     arm = tags.get("clipcov.recipe")
     return client.create_model_version(name, logged.artifact_location, run_id, tags=tags, description=arm)

@@ -9,10 +9,10 @@ import click
 import dagster as dg
 
 from assets.checks import report_checks
-from assets.definitions import defs
+from assets.execution import SIDE_BY_SIDE, deal, execute_all, execute_side_by_side
 from assets.instance import project_instance
-from assets.orphans import PROCESS_TAG, close_orphans, this_process
-from assets.partitions import chunks, range_tags, sync_partitions
+from assets.orphans import close_orphans
+from assets.partitions import sync_partitions
 from assets.staleness import report_staleness
 from clipcov_pipeline import report
 from clipcov_pipeline.cli import guarded
@@ -21,8 +21,6 @@ from clipcov_pipeline.plan import STAGES, Plan, Status, method_names
 from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import node_name
-
-TERMINAL = {"loggers": {"terminal": {}}}
 
 
 @click.command()
@@ -82,7 +80,11 @@ def run_plan(
             reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in blocked]
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
-        execute_all(instance, plan, stage, keys)
+        places = project.config.automation.pools.get("gpu", 1) if stage in SIDE_BY_SIDE else 1
+        if places > 1 and len(keys) > 1:
+            execute_side_by_side(config, stage, deal(stage, keys, places))
+        else:
+            execute_all(instance, plan, stage, keys)
         after = Project.open(config).plan()
         for key in keys:
             statuses = {step.status for step in after.of(stage, key)}
@@ -94,48 +96,6 @@ def run_plan(
                 waiting.add((stage, key))  # what it reads turned out damaged and is built again first
             else:
                 failed[stage, key] = None
-
-
-def execute_all(instance: dg.DagsterInstance, plan: Plan, stage: str, keys: Sequence[str]) -> None:
-    """Execute partitions of a stage, in as many Dagster runs as `chunks` asks for.
-
-    The partitions are set again before each run: a training takes long, and what opens another YAML with the
-    same work folder meanwhile (a user interface, the sensor) sets that YAML's.
-    """
-    left = list(keys)
-    while left:
-        sync_partitions(instance, plan)
-        chunk = next(chunks(instance, stage, left))
-        execute(instance, stage, chunk)
-        done = set(chunk)
-        left = [key for key in left if key not in done]
-
-
-def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> None:
-    """Execute one Dagster run: a stage, and of a partitioned one the keys from the first to the last.
-
-    Raises:
-        KeyboardInterrupt: the run was interrupted; Dagster itself only notes a failed run.
-    """
-    job = defs.resolve_implicit_global_asset_job_def()
-    result = job.execute_in_process(
-        instance=instance,
-        asset_selection=[dg.AssetKey(stage)],
-        tags={**range_tags(stage, keys), PROCESS_TAG: this_process()},
-        run_config=TERMINAL,
-        raise_on_error=False,
-    )
-    if any(map(_is_interruption, result.all_events)):
-        raise KeyboardInterrupt
-
-
-def _is_interruption(event: dg.DagsterEvent) -> bool:
-    if event.event_type is dg.DagsterEventType.PIPELINE_CANCELED:
-        return True
-    if event.event_type is not dg.DagsterEventType.PIPELINE_FAILURE:
-        return False
-    error = event.job_failure_data.error
-    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
+from filelock import FileLock
+
 from clipcov_pipeline.config import Config
 from clipcov_pipeline.store import git_commit
 
@@ -65,13 +67,21 @@ class Tracking:
         _follow_moved_artifacts(self.folder)
         return MlflowClient(tracking_uri(self.config.work))
 
+    def alone(self) -> FileLock:
+        """Return a lock for what is created on first use, which arms side by side would create twice."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "first_use.lock")
+
     def experiment_id(self) -> str:
         """Return the MLflow experiment's id; created on first use with artifacts below the work folder."""
         client = self.client()
-        found = client.get_experiment_by_name(self.config.name)
-        if found is None:
-            place = (self.folder / "artifacts" / self.config.name).resolve().as_uri()
-            return client.create_experiment(self.config.name, artifact_location=place, tags=EXPERIMENT_TAGS)
+        with self.alone():
+            found = client.get_experiment_by_name(self.config.name)
+            if found is None:
+                place = (self.folder / "artifacts" / self.config.name).resolve().as_uri()
+                return client.create_experiment(
+                    self.config.name, artifact_location=place, tags=EXPERIMENT_TAGS
+                )
         for key, value in EXPERIMENT_TAGS.items():
             if key not in found.tags:
                 client.set_experiment_tag(found.experiment_id, key, value)
@@ -83,14 +93,15 @@ class Tracking:
         It is never left open: it holds the leaderboard, and what is logged to a finished run is kept as well.
         """
         client, experiment = self.client(), self.experiment_id()
-        runs = client.search_runs([experiment], f"tags.`{KIND_TAG}` = '{EXPERIMENT_RUN}'", max_results=1)
-        if runs:
-            return runs[0].info.run_id
         tags = {
             KIND_TAG: EXPERIMENT_RUN,
             "mlflow.note.content": "The arms are the runs below; the leaderboard is among the artifacts.",
         }
-        run = client.create_run(experiment, run_name=self.config.name, tags=tags)
+        with self.alone():
+            found = f"tags.`{KIND_TAG}` = '{EXPERIMENT_RUN}'"
+            if runs := client.search_runs([experiment], found, max_results=1):
+                return runs[0].info.run_id
+            run = client.create_run(experiment, run_name=self.config.name, tags=tags)
         client.set_terminated(run.info.run_id)
         return run.info.run_id
 

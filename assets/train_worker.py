@@ -27,7 +27,7 @@ SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # names the file with the run: Pipes serve
 
 def main() -> None:
     """Train; only the first process of several reports."""
-    _end_with_parent()
+    end_with_parent()
     spec = from_json(Path(os.environ[SPEC_VARIABLE]).read_text())
     if int(os.environ.get("RANK", 0)) != 0:
         launch(spec)
@@ -37,11 +37,11 @@ def main() -> None:
         log = _mlflow_log(pipes.get_extra("mlflow"))
         watched = logged_process_metrics(log) if log else nullcontext()
         with watched:
-            launch(spec, _reporter(pipes, log), _evaluation_reporter(pipes, log))
+            launch(spec, _reporter(pipes, log, pipes.get_extra("arm")), _evaluation_reporter(pipes, log))
         finish(spec, pipes.get_extra("out_dir"))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when the one that asked for it was killed: nobody would take the result, and the next
     training of the same arm writes to the same folder."""
     try:
@@ -64,7 +64,7 @@ def _send_output_to(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _reporter(pipes: PipesContext, log: Log | None) -> Callable[[dict[str, float]], None]:
+def _reporter(pipes: PipesContext, log: Log | None, arm: str) -> Callable[[dict[str, float]], None]:
     """Return a callback that writes a line to Dagster's log now and then, and every point to MLflow."""
     last = 0.0
 
@@ -75,7 +75,7 @@ def _reporter(pipes: PipesContext, log: Log | None) -> Callable[[dict[str, float
         now = time.monotonic()
         if now - last >= LOG_SECONDS or progress["step"] == progress["total_steps"]:
             last = now
-            pipes.log.info(progress_line(progress))
+            pipes.log.info(f"{progress_line(progress)}  {arm}")
 
     return report
 

@@ -88,12 +88,14 @@ def train(
     spec: TrainSpec,
     out_dir: Path,
     *,
+    arm: str,
     gpus: int,
     mlflow: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train and write the checkpoint and its record to ``out_dir``; return the record.
 
-    ``mlflow`` holds ``tracking_uri`` and ``run_id`` for live metrics.
+    ``arm`` names the training in its progress lines; ``mlflow`` holds ``tracking_uri`` and ``run_id`` for
+    live metrics.
 
     Raises:
         dagster.Failure: the training failed; its last lines are in the message.
@@ -104,7 +106,7 @@ def train(
     log.parent.mkdir(parents=True, exist_ok=True)
     run = Path(spec.log_dir) / "training_run.json"
     run.write_text(to_json(spec))
-    extras = {"out_dir": str(out_dir), "log": str(log), "mlflow": dict(mlflow or {})}
+    extras = {"out_dir": str(out_dir), "log": str(log), "arm": arm, "mlflow": dict(mlflow or {})}
     try:
         pipes.run(
             context=LogsOnly(context),  # type: ignore[arg-type]

@@ -551,7 +551,8 @@ class Automation(Section):
     pools: Annotated[dict[Literal["gpu", "embed"], PositiveInt], KNOB] = Field(
         default_factory=lambda: {"gpu": 1, "embed": 1}
     )
-    """How many steps may train or evaluate (``gpu``) and embed (``embed``) at a time."""
+    """How many steps may train or evaluate (``gpu``) and embed (``embed``) at a time; arms that train side by
+    side share one GPU, or divide the CPU's cores among them (then ``train.workers: 0`` is best)."""
 
 
 class Ui(Section):

@@ -72,7 +72,7 @@ def prepare(
     images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
     methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
     samples_seen: int, batch_size: int, crop_scale: float, proxy_samples_seen: int, proxy_batch_size: int,
-    model: str, pretrained: Path | None = None, proxy_pretrained: Path | None = None, workers: int = 1,
+    model: str, pretrained: Path | None = None, proxy_pretrained: Path | None = None, jobs: int = 1,
 ) -> Path:  # fmt: skip
     """Plant the pool and write the experiment; return the path of its YAML.
 
@@ -81,7 +81,8 @@ def prepare(
         pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
         proxy_pretrained: the proxy's weights (such as those of an arm of a first round); None to train it on
             the pool.
-        workers: data-loading processes of a training.
+        jobs: trainings side by side. A training of one has a data-loading process beside it, one of several
+            decodes its images itself.
 
     Raises:
         InputError: as `plant`.
@@ -112,7 +113,7 @@ def prepare(
             "model": model,
             "samples_seen": samples_seen,
             "num_checkpoints": 1,
-            "workers": workers,
+            "workers": 1 if jobs == 1 else 0,
             "seeds": list(seeds),
             **({} if pretrained is None else {"pretrained": str(pretrained.resolve())}),
         },
@@ -125,6 +126,7 @@ def prepare(
             "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
             "primary_metric": PRIMARY,
         },
+        "automation": {"pools": {"gpu": jobs}},
         # a benchmark measures every arm, whatever its subset looks like
         "diagnostics": {
             "checks": {name: {"severity": "warn"} for name in ("matched_pairs", "alignment")},

@@ -7,7 +7,8 @@ import pytest
 from dagster import AssetCheckKey, AssetKey
 
 from assets.checks import report_checks
-from assets.run import execute, run_plan
+from assets.execution import execute
+from assets.run import run_plan
 from clipcov_pipeline.checks import CHECKS, evaluate_checks
 from clipcov_pipeline.plan import Status
 from lab import Lab

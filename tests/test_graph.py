@@ -13,7 +13,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from assets import run
+from assets import execution
 from assets.definitions import defs
 from assets.partitions import sync_partitions
 from clipcov_pipeline import plan as plan_module
@@ -237,14 +237,14 @@ def test_another_yaml_opened_during_a_run_does_not_stop_it(lab: Lab, monkeypatch
     other = lab.folder / "other.yaml"
     other.write_text(lab.yaml.read_text().replace("0.5", "0.4"))
     lab.edit(lambda s: (s["train"].update(lr=0.002), s["select"].update(methods={"random": {}})))
-    execute, seen = run.execute, []
+    execute, seen = execution.execute, []
 
     def disturbed(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> None:
         execute(instance, stage, keys)
         sync_partitions(instance, Project.open(str(other)).plan())
         seen.append(set(keys) & set(instance.get_dynamic_partitions(stage)))
 
-    monkeypatch.setattr(run, "execute", disturbed)
+    monkeypatch.setattr(execution, "execute", disturbed)
     assert lab.run(only=("checkpoints",))["checkpoints"] == 2
     assert seen == [{"full-f1-s0"}, set()]  # the other YAML has no such random arm
 

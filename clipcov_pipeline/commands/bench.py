@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,9 @@ def diagnostics(
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
-def _run_experiment(path: Path, jobs: int) -> int:
-    """Run one of several experiments at a time; its lines begin with its folder's name. The exit status."""
+def _run_experiment(path: Path) -> int:
+    """Run one of several experiments; its lines begin with its folder's name. The exit status."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # lines as they come, not by the block
-    if jobs > 1:
-        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     command = [sys.executable, "-m", "assets.run", "--config", str(path)]
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -151,7 +148,7 @@ def _numbers(kind: type) -> Any:
 @click.option("--duplicates", type=click.FloatRange(0, 1), default=0.25, show_default=True,
               help="Near-duplicates, as a share of the photos.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Draws run side by side, each decoding its images in the training process.")  # fmt: skip
+              help="Trainings side by side (automation.pools.gpu of the experiments).")  # fmt: skip
 @click.option("--prepare", is_flag=True, help="Plant the pools and write the experiments, run nothing.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
@@ -184,7 +181,7 @@ def quality(
             methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
             seeds=seeds, samples_seen=samples_seen, batch_size=batch_size, crop_scale=crop_scale,
             proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size, model=model,
-            pretrained=pretrained, proxy_pretrained=proxy, workers=0 if jobs > 1 else 1,
+            pretrained=pretrained, proxy_pretrained=proxy, jobs=jobs,
         )
         for draw, proxy in zip(draws, proxy_pretrained or [None] * len(draws), strict=True)
     ]  # fmt: skip
@@ -192,8 +189,7 @@ def quality(
         click.echo(f"experiment: {path}", err=True)
     if prepare:
         return
-    with ThreadPoolExecutor(jobs) as runs:
-        codes = list(runs.map(lambda path: _run_experiment(path, jobs), paths))
+    codes = [_run_experiment(path) for path in paths]
     if code := next(filter(None, codes), 0):  # below 0 where a signal ended the run
         sys.exit(code)
     scores, truth, seconds = bench.collect(paths)

@@ -1,0 +1,99 @@
+"""Arms side by side: `clipcov run` with several places in the pool ``gpu``."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from typing import Any
+
+import dagster as dg
+import psutil
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assets.execution import deal
+from assets.partitions import ONE_AT_A_TIME
+from assets.tracking import ARM_RUN, EXPERIMENT_RUN, KIND_TAG, Tracking
+from clipcov_pipeline.plan import Status
+from lab import Lab
+
+
+@given(st.sampled_from(["checkpoints", "scores"]), st.integers(1, 40), st.integers(1, 8))
+def test_every_key_is_dealt_once_and_the_shares_are_alike(stage: str, count: int, places: int) -> None:
+    keys = [f"{index:02d}" for index in range(count)]
+    shares = deal(stage, keys, places)
+    assert sorted(key for share in shares for key in share) == keys
+    assert len(shares) <= places
+    assert all(shares)
+    if stage in ONE_AT_A_TIME:
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    else:  # a range is one Dagster run
+        assert [key for share in shares for key in share] == keys
+
+
+def side_by_side(settings: dict[str, Any]) -> None:
+    settings["train"]["lr"] = 0.002  # three arms to train again
+    settings["automation"] = {"pools": {"gpu": 2}}
+
+
+def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
+    lab.edit(
+        lambda s: (side_by_side(s), s.update(name="afresh"))
+    )  # what MLflow makes on first use is not there
+    started = time.time()
+    executed = lab.run()
+    assert (executed["checkpoints"], executed["scores"]) == (3, 3)
+    assert {step.status for step in lab.plan().steps} == {Status.CURRENT}
+    with lab.instance() as instance:
+        records = [
+            record
+            for record in instance.get_run_records()
+            if record.start_time and record.start_time > started
+            and record.dagster_run.asset_selection == {dg.AssetKey("checkpoints")}
+        ]  # fmt: skip
+    assert {record.dagster_run.status for record in records} == {dg.DagsterRunStatus.SUCCESS}
+    spans = sorted((record.start_time or 0.0, record.end_time or 0.0) for record in records)
+    assert len(spans) == 3
+    assert any(begin < end_before for (_, end_before), (begin, _) in pairwise(spans))
+
+    tracking = Tracking(lab.project().config)
+    client = tracking.client()
+    runs = client.search_runs([tracking.experiment_id()])
+    assert sorted(run.data.tags[KIND_TAG] for run in runs) == [ARM_RUN] * 3 + [EXPERIMENT_RUN]
+    assert len(client.search_model_versions("name = 'afresh'")) == 3
+
+
+def test_an_interruption_ends_every_arm_and_the_next_run_goes_on(lab: Lab) -> None:
+    def longer(settings: dict[str, Any]) -> None:
+        side_by_side(settings)
+        settings["train"]["samples_seen"] = 32 * 200
+
+    lab.edit(longer)
+    command = [sys.executable, "-m", "assets.run", "--config", str(lab.yaml)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert run.stdout is not None
+    seen = set()
+    for line in run.stdout:  # both arms are at work
+        seen |= {
+            key for key in ("full-f1-s0", "clipcov-f0.5-s0") if f"  {key}" in line and "samples/s" in line
+        }
+        if len(seen) == 2:
+            break
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert len(children) >= 4  # two shares, and the training of each
+    run.send_signal(signal.SIGINT)
+    rest = run.stdout.read()
+    assert run.wait(timeout=60) == 130, rest
+    assert "Interrupted. What is finished is kept" in rest
+    psutil.wait_procs(children, timeout=30)
+    assert not [child for child in children if child.is_running()]
+    with lab.instance() as instance:
+        active = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+        assert not instance.get_runs(dg.RunsFilter(statuses=active))
+    lab.edit(lambda s: s["train"].update(samples_seen=192))
+    assert lab.run()["checkpoints"] == 3
