@@ -63,9 +63,9 @@ class Tracking:
         # a line a table when the store is created, a line a model
         for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _follow_moved_artifacts(self.folder)
-        return MlflowClient(tracking_uri(self.config.work))
+        with self.alone():  # MLflow creates the store with its first client
+            _follow_moved_artifacts(self.folder)
+            return MlflowClient(tracking_uri(self.config.work))
 
     def alone(self) -> FileLock:
         """Return a lock for what is created on first use, which arms side by side would create twice."""
