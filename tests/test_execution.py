@@ -65,7 +65,7 @@ def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
     assert len(client.search_model_versions("name = 'afresh'")) == 3
 
 
-def test_an_interruption_ends_every_arm_and_the_next_run_goes_on(lab: Lab) -> None:
+def test_an_interruption_ends_every_arm(lab: Lab) -> None:
     def longer(settings: dict[str, Any]) -> None:
         side_by_side(settings)
         settings["train"]["samples_seen"] = 32 * 200
@@ -95,5 +95,3 @@ def test_an_interruption_ends_every_arm_and_the_next_run_goes_on(lab: Lab) -> No
     with lab.instance() as instance:
         active = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
         assert not instance.get_runs(dg.RunsFilter(statuses=active))
-    lab.edit(lambda s: s["train"].update(samples_seen=192))
-    assert lab.run()["checkpoints"] == 3
