@@ -57,10 +57,13 @@ JOBS = {
 
 
 def run_requests(
-    instance: dg.DagsterInstance, project: Project, plan: Plan, stages: Sequence[str] = STAGES
+    instance: dg.DagsterInstance, project: Project, plan: Plan, busy: set[str], stages: Sequence[str] = STAGES
 ) -> Iterator[dg.RunRequest]:
-    """Yield a request for all that can be built or restored now, stage by stage, but for stages at work."""
-    busy = stages_at_work(instance)
+    """Yield a request for all that can be built or restored now, stage by stage, but for ``busy`` stages.
+
+    ``busy``: those that were at work before the plan was made. A run that ends in between would otherwise
+    be asked for once more, by a plan that does not know what it built.
+    """
     for stage in stages:
         ready = [s for s in plan.of(stage) if s.status in (Status.BUILD, Status.RESTORE)]
         if busy:  # a part that waits may be waiting for a run at work: then both parts are asked for at once
@@ -107,6 +110,7 @@ def _tick(
     """Read the YAML, list the shards and request what is out of date; skip with the reason in words."""
     try:
         project = experiment.open()
+        busy = stages_at_work(instance)
         plan = project.plan()
         check_batches(project, plan)
     except InputError as error:
@@ -116,7 +120,7 @@ def _tick(
     sync_partitions(instance, plan)
     report_staleness(instance, plan)
     report_checks(instance, project.config, plan)
-    requests = list(run_requests(instance, project, plan, stages))
+    requests = list(run_requests(instance, project, plan, busy, stages))
     if requests:
         return dg.SensorResult(run_requests=requests)
     if not plan.todo:

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.cancellation import cancellable
 from assets.checks import check_results
 from assets.preview import COLUMN_SCHEMA, ROW_COUNT
 from assets.resources import Experiment
@@ -51,17 +52,18 @@ def materialize_partitions(
     read = input_tags(context)
     work, keys = _open(context, experiment, build, show, restore), context.partition_keys
     failures: dict[str, str] = {}
-    for key in keys:
-        try:
-            metadata, version = work.bring_up_to_date(key)
-        except Exception as error:
-            if len(keys) == 1:
-                raise _shown(error) from error
-            context.log.error(f"{work.stage}/{key} failed: {error}", exc_info=not _is_plain(error))
-            failures[key] = str(error)
-            continue
-        tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage], **read}
-        yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata, tags=tags)
+    with cancellable(context):
+        for key in keys:
+            try:
+                metadata, version = work.bring_up_to_date(key)
+            except Exception as error:
+                if len(keys) == 1:
+                    raise _shown(error) from error
+                context.log.error(f"{work.stage}/{key} failed: {error}", exc_info=not _is_plain(error))
+                failures[key] = str(error)
+                continue
+            tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage], **read}
+            yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata, tags=tags)
     yield from check_results(work.stage, experiment.open())
     if failures:
         lines = "; ".join(f"{work.stage}/{key}: {text}" for key, text in failures.items())
@@ -96,7 +98,8 @@ def materialize_whole(
     """Bring a stage without partitions up to date."""
     work = _open(context, experiment, build, show, restore)
     try:
-        metadata, version = work.bring_up_to_date(None)
+        with cancellable(context):
+            metadata, version = work.bring_up_to_date(None)
     except InputError as error:
         raise _shown(error) from error
     return dg.MaterializeResult(

@@ -17,6 +17,7 @@ import dagster as dg
 import pytest
 
 from clipcov_pipeline.plan import Step
+from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import WHOLE
 from lab import SELECTION, Lab, copy_samples, free_ports
 
@@ -77,6 +78,29 @@ def test_a_damaged_entry_is_asked_for_again(lab: Lab) -> None:
         (project.store.folder(project.plan().by_name["rankings/clipcov"].record) / "ranking.parquet").unlink()
         again = dict(requests(tick(lab, instance)))
     assert again["rankings"] != first
+
+
+def test_a_run_that_ends_while_the_plan_is_made_is_not_asked_for_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+    with lab.instance() as instance:
+        [(stage, _)] = requests(tick(lab, instance))
+        run = dg.DagsterRun(
+            "build_rankings", tags={"clipcov/stage": stage}, status=dg.DagsterRunStatus.STARTED
+        )
+        instance.add_run(run)
+        make_plan = Project.plan
+
+        def plan_and_meanwhile(project: Project) -> Any:
+            plan = make_plan(project)
+            monkeypatch.undo()
+            lab.run(only=SELECTION)
+            instance.report_run_canceled(run)
+            return plan
+
+        monkeypatch.setattr(Project, "plan", plan_and_meanwhile)
+        assert isinstance(tick(lab, instance), dg.SkipReason)
 
 
 def test_a_half_written_yaml_skips_the_tick_and_the_next_valid_one_goes_on(lab: Lab) -> None:
@@ -238,15 +262,16 @@ def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
     lab.edit(lambda s: s["train"].update(samples_seen=1_000_000))
     started, queued = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED
     wait_until(lab, lambda: len(training_runs(instance, started)) == 1 and slots_taken(instance, "gpu") == 1)
-    # Dagster raises its interruption wherever the step is just then, and Python ignores what is raised within
-    # the clean-up of an object: while modules are imported and tables are mapped it is lost now and then
-    wait_until(lab, lab.trains)
+    wait_until(lab, lab.trains)  # interrupted before, the step has not begun
     assert len(training_runs(instance, queued)) == 1
     for run in training_runs(instance, queued) + training_runs(instance, started):
         terminate(lab, run.run_id)
     wait_until(lab, lambda: len(training_runs(instance, dg.DagsterRunStatus.CANCELED)) == 2)
     wait_until(lab, lambda: slots_taken(instance, "gpu") == 0)
     wait_until(lab, lambda: not lab.trains(), seconds=30)  # an orphan would train for twenty minutes
+    restarted = dg.DagsterEventType.STEP_RESTARTED
+    for run in training_runs(instance, dg.DagsterRunStatus.CANCELED):
+        assert not instance.all_logs(run.run_id, of_type=restarted)  # nor is it tried again as a failure is
 
 
 def terminate(lab: Lab, run_id: str) -> None:
