@@ -1,6 +1,6 @@
 """The training subprocess: open_clip_train on one side, Dagster Pipes and MLflow on the other.
 
-Run as ``python -m assets.train_worker`` by :mod:`assets.training`, under torchrun once for each GPU.
+Forked by :mod:`assets.train_server`; for several GPUs run as ``python -m assets.train_worker`` by torchrun.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Runs one open_clip_train training in a subprocess through Dagster Pipes."""
+"""Runs one open_clip_train training in a process of its own through Dagster Pipes."""
 
 import json
 import os
@@ -8,11 +8,13 @@ from typing import Any
 
 import dagster as dg
 
+from assets.train_server import TrainServer
 from assets.train_worker import PARENT_VARIABLE, SPEC_VARIABLE
 from clipcov_pipeline.config import Training
 from clipcov_pipeline.train import RECORD, TrainSpec, command, shard_list, to_json, warnings
 
 LOG_TAIL = 2000  # characters of the training's own output that a failure shows
+SERVER = TrainServer()
 
 
 class LogsOnly:
@@ -107,14 +109,25 @@ def train(
     run = Path(spec.log_dir) / "training_run.json"
     run.write_text(to_json(spec))
     extras = {"out_dir": str(out_dir), "log": str(log), "arm": arm, "mlflow": dict(mlflow or {})}
+    env = {SPEC_VARIABLE: str(run), PARENT_VARIABLE: str(os.getpid())}
+    argv = command(spec, gpus, "assets.train_worker")
     try:
-        pipes.run(
-            context=LogsOnly(context),  # type: ignore[arg-type]
-            command=command(spec, gpus, "assets.train_worker"),
-            extras=extras,
-            env={SPEC_VARIABLE: str(run), PARENT_VARIABLE: str(os.getpid())},
-        )
+        if gpus == 1:
+            _train_in_one_process(context, extras, env)
+        else:
+            pipes.run(context=LogsOnly(context), command=argv, extras=extras, env=env)  # type: ignore[arg-type]
     except Exception as error:
         tail = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else "no output"
         raise dg.Failure(f"training failed ({error}); the end of {log}:\n{tail}") from error
     return json.loads((out_dir / RECORD).read_text())
+
+
+def _train_in_one_process(
+    context: dg.AssetExecutionContext, extras: dict[str, Any], env: Mapping[str, str]
+) -> None:
+    """Run a training that needs no torchrun in a process that the train server forks."""
+    injector, reader = dg.PipesEnvContextInjector(), dg.PipesTempFileMessageReader()
+    with dg.open_pipes_session(LogsOnly(context), injector, reader, extras=extras) as session:  # type: ignore[arg-type]
+        code = SERVER.train({**os.environ, **session.get_bootstrap_env_vars(), **env})
+    if code:
+        raise RuntimeError(f"its process ended with code {code}")

@@ -3,14 +3,15 @@
 import io
 import shutil
 import socket
-import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import yaml
 
 from clipcov_pipeline.plan import Plan
@@ -127,7 +128,9 @@ class Lab:
 
     def trains(self) -> bool:
         """Whether a training process of this experiment is alive."""
-        command = ["pgrep", "-f", "assets.train_worker"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-        environments = [Path(f"/proc/{pid}/environ") for pid in found]
-        return any(str(self.folder) in path.read_text() for path in environments if path.exists())
+        for process in psutil.process_iter(["cmdline"]):
+            if "assets.train_server" in (process.info["cmdline"] or ()):
+                with suppress(OSError):  # the server itself writes elsewhere than to a training's log
+                    if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(self.folder):
+                        return True
+        return False

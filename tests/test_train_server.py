@@ -1,0 +1,76 @@
+"""The process that forks trainings. These wait for their settings, which come through a pipe, or never."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from assets.train_server import TrainServer
+from assets.train_worker import PARENT_VARIABLE, SPEC_VARIABLE
+
+ENDS_AT_ONCE: dict[str, str] = {}  # a training that is not told who asked for it
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TrainServer]:
+    server = TrainServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def waits(tmp_path: Path) -> dict[str, str]:
+    """The environment of a training that waits for ever for its settings."""
+    os.mkfifo(tmp_path / "spec.json")
+    return {PARENT_VARIABLE: str(os.getpid()), SPEC_VARIABLE: str(tmp_path / "spec.json")}
+
+
+def trainings() -> list[psutil.Process]:
+    servers = [child for child in psutil.Process().children() if "assets.train_server" in child.cmdline()]
+    return [training for server in servers for training in server.children()]
+
+
+def once_it_is_there(act: Callable[[psutil.Process], None]) -> None:
+    """Do something to the training as soon as there is one."""
+
+    def wait_and_act() -> None:
+        while not (found := trainings()):
+            time.sleep(0.05)
+        act(found[0])
+
+    threading.Thread(target=wait_and_act, daemon=True).start()
+
+
+def test_one_server_starts_all_and_tells_how_they_end(server: TrainServer, waits: dict[str, str]) -> None:
+    assert server.train(ENDS_AT_ONCE) == 1
+    [process] = psutil.Process().children()
+    once_it_is_there(lambda training: training.kill())  # as the kernel does when memory is short
+    assert server.train(waits) == -signal.SIGKILL
+    assert server.train(ENDS_AT_ONCE) == 1
+    assert [process] == psutil.Process().children()
+
+
+def test_an_interruption_ends_the_training(server: TrainServer, waits: dict[str, str]) -> None:
+    seen = []
+
+    def interrupt(training: psutil.Process) -> None:
+        seen.append(training)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    once_it_is_there(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        server.train(waits)
+    assert not seen[0].is_running()
+    assert server.train(ENDS_AT_ONCE) == 1  # and the next one is started as ever
+
+
+def test_a_server_that_ends_is_named_and_replaced(server: TrainServer, waits: dict[str, str]) -> None:
+    once_it_is_there(lambda training: (training.parent() or training).kill())
+    with pytest.raises(RuntimeError, match="the process that starts trainings ended with code -9"):
+        server.train(waits)
+    assert server.train(ENDS_AT_ONCE) == 1
