@@ -69,8 +69,8 @@ def checkpoints(
             digest = digest_of_file(task.entry.folder / CHECKPOINT)
             register(tracking, run_id, task.entry.folder, digest, {"clipcov.recipe": recipe.key})
             _finish_run(tracking, run_id, task, recipe, stats)
-        except BaseException:
-            tracking.finish(run_id, "FAILED")
+        except BaseException as error:
+            tracking.finish(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         shutil.rmtree(task.scratch)
         task.done(

@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets.tracking import Tracking
 from clipcov_pipeline.plan import Step
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import WHOLE
@@ -272,6 +273,9 @@ def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
     restarted = dg.DagsterEventType.STEP_RESTARTED
     for run in training_runs(instance, dg.DagsterRunStatus.CANCELED):
         assert not instance.all_logs(run.run_id, of_type=restarted)  # nor is it tried again as a failure is
+    tracking = Tracking(lab.project().config)
+    killed = tracking.client().search_runs([tracking.experiment_id()], "attributes.status = 'KILLED'")
+    assert len(killed) == 1
 
 
 def terminate(lab: Lab, run_id: str) -> None:
