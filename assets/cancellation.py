@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 # longer than a training is given to end after its own interruption (Pipes' termination_timeout_seconds)
@@ -29,7 +28,7 @@ def cancellable(context: dg.AssetExecutionContext) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except DagsterExecutionInterruptedError as interruption:
+    except dg.DagsterExecutionInterruptedError as interruption:
         if not _is_cancelled(context):
             raise
         raise dg.Failure("the run was cancelled", allow_retries=False) from interruption
