@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-# longer than a training is given to end after its own interruption (Pipes' termination_timeout_seconds)
+# longer than a training is given to end after its own interruption (train_server.TERMINATION_SECONDS)
 LOOK_SECONDS = 30.0
 
 
