@@ -24,7 +24,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --progress-bar on \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
 	    --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
