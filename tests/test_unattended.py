@@ -203,7 +203,7 @@ def watched(
         yield lab, instance
 
 
-def wait_until(lab: Lab, what: Callable[[], bool], seconds: float = 300) -> None:
+def wait_until(lab: Lab, what: Callable[[], bool], seconds: float = 500) -> None:
     """Wait for something that the daemon brings about; fail with the end of its log."""
     deadline = time.monotonic() + seconds
     while not what():
