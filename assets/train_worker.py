@@ -42,15 +42,16 @@ def main() -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that asked for it was killed: nobody would take the result, and the next
-    training of the same arm writes to the same folder."""
+    """End this process when the one that asked for it, or started it, was killed: nobody would take the
+    result, and the next training of the same arm writes to the same folder."""
+    started_by = os.getppid()
     try:
         parent = psutil.Process(int(os.environ[PARENT_VARIABLE]))
     except psutil.NoSuchProcess:
         os._exit(1)
 
     def watch() -> None:
-        while parent.is_running():
+        while parent.is_running() and os.getppid() == started_by:
             time.sleep(PARENT_SECONDS)
         os._exit(1)
 

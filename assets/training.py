@@ -110,7 +110,7 @@ def train(
     run.write_text(to_json(spec))
     extras = {"out_dir": str(out_dir), "log": str(log), "arm": arm, "mlflow": dict(mlflow or {})}
     env = {SPEC_VARIABLE: str(run), PARENT_VARIABLE: str(os.getpid())}
-    argv = command(spec, gpus, "assets.train_worker")
+    argv = command(spec, gpus, "assets.train_worker")  # refuses what cannot be run
     try:
         if gpus == 1:
             _train_in_one_process(context, extras, env)

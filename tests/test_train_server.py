@@ -70,7 +70,16 @@ def test_an_interruption_ends_the_training(server: TrainServer, waits: dict[str,
 
 
 def test_a_server_that_ends_is_named_and_replaced(server: TrainServer, waits: dict[str, str]) -> None:
-    once_it_is_there(lambda training: (training.parent() or training).kill())
+    seen = []
+
+    def kill_the_server(training: psutil.Process) -> None:
+        time.sleep(1)  # the training itself is at work
+        seen.append(training)
+        (training.parent() or training).kill()
+
+    once_it_is_there(kill_the_server)
     with pytest.raises(RuntimeError, match="the process that starts trainings ended with code -9"):
         server.train(waits)
+    psutil.wait_procs(seen, timeout=10)
+    assert not seen[0].is_running()  # the next training of the arm writes to the same folder
     assert server.train(ENDS_AT_ONCE) == 1
