@@ -7,7 +7,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 INSTALLED := $(VENV)/.installed
 # test files on as many cores as there are, four at most; those that watch Dagster's daemon in a browser go alone:
 # beside others, one of its looks can fall between two partitions of a run
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install run plan ui test test-fast check format clean
 
@@ -24,8 +24,10 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --no-compile \
 	    --constraint constraints.txt --editable '.[dev]'
+	# byte code on all cores (pip takes one); files for other versions of Python do not compile
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compileall.log || true
 	touch $@
 
 run: install

@@ -5,6 +5,7 @@ variables, and answers with its exit code (below 0: a signal) when it has ended.
 """
 
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -12,33 +13,38 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import psutil
 
 from assets.train_worker import main
 
+FORK = multiprocessing.get_context("fork")
 TERMINATION_SECONDS = 20.0  # for a training to end by itself once it was interrupted; Pipes' own default
 LOOK_UP_SECONDS = 1.0
 
 
 def serve() -> None:
-    """Fork trainings one after another until stdin is closed; returns in each of them, too."""
+    """Fork trainings one after another until stdin is closed."""
     import mlflow  # noqa: F401
     import open_clip_train.main  # noqa: F401
 
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the training
     for line in sys.stdin:
-        training = os.fork()
-        if training == 0:
-            signal.signal(signal.SIGINT, interrupted)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(2, 1)
-            os.environ.clear()
-            os.environ.update(json.loads(line))
-            main()
-            return
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(training, 0)[1])}\n")
+        # a process of multiprocessing ends without taking down all that was imported, which takes 2 s
+        training = FORK.Process(target=_train, args=(json.loads(line), interrupted))
+        training.start()
+        training.join()
+        sys.stdout.write(f"{training.exitcode}\n")
         sys.stdout.flush()
+
+
+def _train(environment: Mapping[str, str], interrupted: Any) -> None:
+    signal.signal(signal.SIGINT, interrupted)
+    os.dup2(2, 1)
+    os.environ.clear()
+    os.environ.update(environment)
+    main()
 
 
 class TrainServer:

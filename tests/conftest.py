@@ -19,6 +19,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # a Dagster instance that is opened sets them for its children, and they outrank what a YAML says
 SETTINGS = ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME")
 
+# begun first where test files run side by side: begun last, one of them ends minutes after all others
+LONGEST = ("test_unattended.py", "test_graph.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
