@@ -329,19 +329,19 @@ def test_a_class_prompt_edited_starts_at_the_labels(lab: Lab) -> None:
     assert executed["pseudo_labels"] == 1
 
 
-def test_one_new_shard_of_50_embeds_once(lab: Lab, sample_shards: Path) -> None:
-    for index in range(50):
+def test_one_new_shard_of_150_embeds_once(lab: Lab, sample_shards: Path) -> None:
+    for index in range(150):
         copy_samples(sample_shards / "00003.tar", lab.folder / "many" / f"{index:05d}.tar", 4 * index, 4)
     lab.edit(lambda s: s["shards"].update(source="many"))
     first = lab.run(only=SELECTION)
-    assert first["raw_shards"] == first["embeddings"] == 50
-    copy_samples(sample_shards / "00003.tar", lab.folder / "many" / "00050.tar", 200, 4)
+    assert first["raw_shards"] == first["embeddings"] == 150
+    copy_samples(sample_shards / "00003.tar", lab.folder / "many" / "00150.tar", 600, 4)
     executed = lab.run(only=SELECTION)
     assert executed["raw_shards"] == executed["embeddings"] == executed["pseudo_labels"] == 1
     with lab.instance() as instance:
         runs = instance.get_run_records(dg.RunsFilter(), limit=5)
         events = sum(len(instance.all_logs(run.dagster_run.run_id)) for run in runs)
-    assert events < 120  # nothing is written for the 50 shards that did not change
+    assert events < 200  # nothing is written for the 150 shards that did not change
 
 
 def test_one_new_shard(lab: Lab, sample_shards: Path) -> None:

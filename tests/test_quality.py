@@ -157,7 +157,7 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     write_photos(photos / "test", {"cat": 8, "dog": 8, "owl": 8})
     command = [sys.executable, "-m", "clipcov_pipeline.cli", "bench", "quality", "--images", str(photos)]
     command += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "q.json"), "--batch-size", "32"]
-    command += ["--methods", "clipcov,oracle", "--fractions", "0.5", "--seeds", "0", "--largest", "60"]
+    command += ["--methods", "clipcov,random,oracle", "--fractions", "0.5", "--seeds", "0", "--largest", "60"]
     command += ["--samples-seen", "96", "--proxy-samples-seen", "256", "--proxy-batch-size", "32"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -170,7 +170,7 @@ def test_from_photos_to_the_printed_result(tmp_path: Path):
     assert 0 < truth["clipcov"]["alignment"] < 1
     assert (tmp_path / "out" / "covariance.png").exists()
     arms = {(row["method"], row["fraction"]): row for row in found["seconds"]}
-    assert set(arms) == {("full", 1.0), ("clipcov", 0.5), ("oracle", 0.5)}
+    assert set(arms) == {("full", 1.0), ("clipcov", 0.5), ("random", 0.5), ("oracle", 0.5)}
     for row in arms.values():
         assert min(row["training"], row["overhead"], row["scoring"]) > 0
         assert row["saved"] == pytest.approx(row["training"] * (1 / row["fraction"] - 1))
