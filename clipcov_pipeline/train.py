@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from clipcov_pipeline.embed import ModelSpec, check_model, register_model_configs, resolve_device
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.kept_samples import kept_in_memory
 
 Precision = Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"]
 Scheduler = Literal["cosine", "const"]
@@ -312,7 +313,8 @@ def launch(
     if spec.device == "cpu":
         _share_cores(data_workers(spec, n_gpus))
     kernels = cpu_kernels() if spec.device == "cpu" else nullcontext()
-    with _progress_of(spec, on_progress, on_evaluation), kernels:
+    kept = kept_in_memory(expand_shards(spec.train_data))
+    with _progress_of(spec, on_progress, on_evaluation), kernels, kept:
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
         raise RuntimeError(
