@@ -129,6 +129,7 @@ def prepare(
         "automation": {"pools": {"gpu": jobs}},
         # a benchmark measures every arm, whatever its subset looks like
         "diagnostics": {
+            "tsne_samples": 2000,  # a map of ten classes; the default's 5000 take most of a minute
             "checks": {name: {"severity": "warn"} for name in ("matched_pairs", "alignment")},
         },
     }
