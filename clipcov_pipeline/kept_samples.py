@@ -1,7 +1,7 @@
 """Keeps a small subset in memory: open_clip_train reads its tars and tokenizes its captions in every pass.
 
-A twentieth of a pool is passed over some forty times. Reading it once takes about half of the time off the
-CPU that its data costs (issue 5 asks for a matrix of such trainings within 90 minutes on two cores).
+On a CPU that is much of what the data of a small model costs, and a small subset is passed over many times
+(issue 5 asks for a matrix of such trainings within 90 minutes on two cores).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
