@@ -3,7 +3,8 @@
 Both read the YAML at every tick and are off until someone switches them on in the UI. The sensor asks for
 everything that can be built now, the schedule for the manifests of new and changed shards, with which the
 chain begins. A request's run key is made of what it would build and what stands there: a second tick starts
-nothing twice, and what has failed is left alone until something about it changes.
+nothing twice, and what has failed is left alone until something about it changes. A run whose process was
+killed has not failed: it is closed and asked for again.
 """
 
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import report_checks
+from assets.orphans import close_orphans, times_closed
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.resources import Experiment
 from assets.staleness import report_staleness
@@ -75,8 +77,11 @@ def run_requests(
         for step in ready:
             states.setdefault(step.key, []).append(_state(project.store, step))
         for keys in chunks(instance, stage, list(states)):
-            run_key = f"{stage}-{digest_of([states[key] for key in keys])[:24]}"
             tags = {STAGE_TAG: stage, **range_tags(stage, keys)}
+            state = [states[key] for key in keys]
+            if lost := times_closed(instance, tags):
+                state.append([lost])
+            run_key = f"{stage}-{digest_of(state)[:24]}"
             yield dg.RunRequest(run_key=run_key, job_name=JOBS[stage].name, tags=tags)
 
 
@@ -110,6 +115,7 @@ def _tick(
     """Read the YAML, list the shards and request what is out of date; skip with the reason in words."""
     try:
         project = experiment.open()
+        close_orphans(instance, project.config)
         busy = stages_at_work(instance)
         plan = project.plan()
         check_batches(project, plan)

@@ -1,6 +1,5 @@
 """Asset: one trained CLIP model an arm of the experiment."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,6 @@ def checkpoints(
         except BaseException as error:
             tracking.finish(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
-        shutil.rmtree(task.scratch)
         task.done(
             {"weights": digest},
             model=settings.model,
@@ -102,8 +100,7 @@ def _finish_run(tracking: Tracking, run_id: str, task: Task, recipe: Recipe, sta
         tracking.log_metrics(run_id, {f"subset/{name}": value for name, value in numbers.items()})
         for plot in sorted(task.project.store.folder(diagnosed).glob("*.png")):
             tracking.log_artifact(run_id, plot, "diagnostics")
-    if task.config.path is not None:
-        tracking.log_artifact(run_id, task.config.path, "config")
+    tracking.log_config(run_id, task.project)
     tracking.finish(run_id)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.preview import cell
 from clipcov_pipeline.checks import CheckOutcome, checks_of, evaluate_checks
 from clipcov_pipeline.config import Config
 from clipcov_pipeline.plan import STAGES, Plan
@@ -31,7 +32,7 @@ def check_results(stage: str, project: Project) -> Iterator[dg.AssetCheckResult]
     for name, outcomes in _by_check(project.config, project.plan(), stage).items():
         yield dg.AssetCheckResult(
             check_name=name,
-            passed=all(outcome.passed for outcome in outcomes),
+            passed=bool(outcomes) and all(outcome.passed for outcome in outcomes),
             severity=_severity(outcomes),
             metadata=_metadata(outcomes),
             description=_description(outcomes),
@@ -97,7 +98,7 @@ def _metadata(outcomes: Sequence[CheckOutcome]) -> dict[str, Any]:
         return {STATE: _state(outcomes)}
     ordered = _ordered(outcomes)
     worst = ordered[0]
-    lines = [f"| {_cell(o.partition)} | {_word(o)} | {_cell(o.text)} |" for o in ordered[:SHOWN]]
+    lines = [f"| {cell(o.partition)} | {_word(o)} | {cell(o.text)} |" for o in ordered[:SHOWN]]
     rest = [f"\nand {len(ordered) - SHOWN:,} more"] if len(ordered) > SHOWN else []
     figure = {} if worst.value is None else {"figure": worst.value}
     return {
@@ -117,10 +118,6 @@ def _word(outcome: CheckOutcome) -> str:
     if not outcome.passed:
         return f"failed ({outcome.severity})"
     return "not defined" if outcome.value is None else "passed"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "/")
 
 
 def _state(outcomes: Sequence[CheckOutcome]) -> str:

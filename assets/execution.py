@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from uuid import uuid4
 
 import click
 import dagster as dg
 
 from assets.definitions import defs
 from assets.instance import project_instance
-from assets.orphans import PROCESS_TAG, this_process
+from assets.orphans import process_tag
 from assets.partitions import ONE_AT_A_TIME, chunks, range_tags, sync_partitions
-from assets.train_worker import PARENT_VARIABLE, end_with_parent
+from clipcov_pipeline.parent import PARENT_VARIABLE, end_with_parent
 from clipcov_pipeline.plan import Plan
 from clipcov_pipeline.project import Project
 
@@ -47,11 +48,12 @@ def execute(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> No
     Raises:
         KeyboardInterrupt: the run was interrupted; Dagster itself only notes a failed run.
     """
-    job = defs.resolve_implicit_global_asset_job_def()
+    job, run_id = defs.resolve_implicit_global_asset_job_def(), str(uuid4())
     result = job.execute_in_process(
         instance=instance,
+        run_id=run_id,
         asset_selection=[dg.AssetKey(stage)],
-        tags={**range_tags(stage, keys), PROCESS_TAG: this_process()},
+        tags={**range_tags(stage, keys), **process_tag(run_id)},
         run_config=TERMINAL,
         raise_on_error=False,
     )

@@ -17,7 +17,7 @@ SETTINGS = {
         "config": {"dequeue_interval_seconds": 1},
     },
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}},
-    # a run whose process is gone is closed, and what it held of a pool is given back
+    # a run that does not start is closed, and what a run that has ended held of a pool is given back
     "run_monitoring": {"enabled": True, "poll_interval_seconds": 15, "free_slots_after_run_end_seconds": 30},
 }
 

@@ -50,7 +50,7 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         (folder / "leaderboard.md").write_text("\n\n".join([table, *notes]) + "\n")
         report.plot(board, primary, folder / "leaderboard.png")
         best = report.champion(scores, primary)
-        tracked = _track(task, folder, best)
+        tracked = _track(context, task, folder, best)
         task.done(
             {"scores": digest_of_file(folder / "scores.parquet")},
             arms=len(arms),
@@ -63,24 +63,32 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
 
 
 def restore(project: Project, record: Record) -> None:
-    """Give the alias back to the champion of an earlier leaderboard that stands again."""
+    """Let MLflow show an earlier leaderboard that stands again, and give its champion the alias back."""
+    tracking = Tracking(project.config)
+    _log(tracking, tracking.parent(), project, project.store.checked(record))
     if record.stats.get("champion_run_id"):
-        set_champion(Tracking(project.config), record.stats["champion_run_id"])
+        set_champion(tracking, record.stats["champion_run_id"])
 
 
-def _track(task: Task, folder: Path, best: str | None) -> dict[str, Any]:
+def _log(tracking: Tracking, run_id: str, project: Project, folder: Path) -> None:
+    for name in ("leaderboard.csv", "leaderboard.txt", "leaderboard.png"):
+        tracking.log_artifact(run_id, folder / name, "leaderboard")
+    tracking.log_config(run_id, project)
+
+
+def _track(context: dg.AssetExecutionContext, task: Task, folder: Path, best: str | None) -> dict[str, Any]:
     """Log the leaderboard to the experiment's run, and name the best arm's model the champion."""
     tracking = Tracking(task.config)
     run_id = tracking.parent()
-    for name in ("leaderboard.csv", "leaderboard.txt", "leaderboard.png"):
-        tracking.log_artifact(run_id, folder / name, "leaderboard")
-    if task.config.path is not None:
-        tracking.log_artifact(run_id, task.config.path, "config")
+    _log(tracking, run_id, task.project, folder)
     if best is None:
         return {"mlflow_run_id": run_id}
     record = task.record("checkpoints", best)
     place, digest = task.project.store.folder(record), record.digests["weights"]
     champion_run = record.stats["mlflow_run_id"]
+    if not tracking.is_there(champion_run):
+        context.log.warning(f"MLflow run {champion_run} of {best} is gone: no champion is named")
+        return {"mlflow_run_id": run_id}
     register(
         tracking, champion_run, place, digest, {"clipcov.recipe": best}
     )  # one from before there was a registry

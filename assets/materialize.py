@@ -3,6 +3,7 @@
 Dagster asks a stage for one partition or for many in one run; what needs no work costs a look into the store.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import dagster as dg
 
 from assets.cancellation import cancellable
 from assets.checks import check_results
+from assets.orphans import tag_with_process
 from assets.preview import COLUMN_SCHEMA, ROW_COUNT
 from assets.resources import Experiment
 from assets.tracking import mlflow_run_url
@@ -125,6 +127,7 @@ def _open(
     show: Show | None,
     restore: Restore | None = None,
 ) -> "_Work":
+    tag_with_process(context)
     try:
         project = experiment.open()
     except InputError as error:
@@ -212,7 +215,9 @@ class _Work:
             sources=node.sources,
             inputs=step.inputs,
         ) as entry:
-            self.build(Task(self.project, self.plan, step, entry))
+            task = Task(self.project, self.plan, step, entry)
+            self.build(task)
+        shutil.rmtree(task.scratch, ignore_errors=True)  # not before its result is in the store
         record = store.current(node.stage, node.partition)
         assert record is not None
         return record

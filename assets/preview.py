@@ -72,9 +72,15 @@ def table_metadata(
     }
 
 
+def cell(text: str) -> str:
+    """Return a text as it may stand in a cell of a Markdown table."""
+    return text.replace("|", "/")
+
+
 def markdown(frame: pl.DataFrame, width: int = 32) -> str:
     """Return every row as a Markdown table; texts are cut to ``width`` characters."""
     text = pl.col(pl.String).str.replace_all(r"[\s|]+", " ")  # a table's row is one line of cells between |
+    text = text.str.replace_all(r"([\\`*_\[\]<>!~])", r"\${1}")  # a caption is text, no Markdown
     with pl.Config(
         tbl_formatting="MARKDOWN",
         tbl_hide_column_data_types=True,

@@ -1,5 +1,6 @@
 """Asset: the model whose embeddings selection works on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -60,12 +61,11 @@ def proxy_model(
         plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
         names = {"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}
         files = {output: task.entry.folder / name for output, name in names.items()}
-        shutil.rmtree(task.scratch)
         task.done(
             {output: digest_of_file(path) for output, path in files.items() if path.exists()},
             model=proxy.model,
             pretrained=CHECKPOINT,
-            trained_on=f"{n_samples:,} samples of {len(task.project.shards)} shards",
+            trained_on=f"{n_samples:,} samples of the pool",
             samples_seen=record["samples_seen"],
             last_loss=record["last_loss"],
         )
@@ -85,16 +85,20 @@ def show(folder: Path) -> Metadata:
 
 
 def _training_tars(context: dg.AssetExecutionContext, task: Task) -> tuple[list[Path], int]:
-    """Write the pool, without its held-out share, as tars for the proxy's training."""
-    manifests = [task.path("raw_shards", name, "manifest.parquet") for name in task.project.shards]
-    keys = pool_keys(manifests, task.config.evaluate.holdout_fraction)
-    n_samples = sum(len(some) for some in keys.values())
+    """Write the pool, without its held-out share, as tars for the proxy's training; count their samples.
+
+    A training that was stopped goes on with the tars that it began with, whatever became of the pool since.
+    """
     folder = task.scratch / "tars"
-    if not (folder / "sizes.json").exists():  # written last: a killed run left incomplete tars
+    sizes = folder / "sizes.json"
+    if not sizes.exists():  # written last: a killed run left incomplete tars
         shutil.rmtree(folder, ignore_errors=True)
-        progress = Progress(context.log.info, n_samples, "samples for the proxy")
+        manifests = [task.path("raw_shards", name, "manifest.parquet") for name in task.project.shards]
+        keys = pool_keys(manifests, task.config.evaluate.holdout_fraction)
+        total = sum(len(some) for some in keys.values())
+        progress = Progress(context.log.info, total, "samples for the proxy")
         options = dict(task.config.shards.storage_options)
         write_subset_tars(
             list(task.project.shards.values()), keys, folder, storage_options=options, progress=progress.add
         )
-    return sorted(folder.glob("*.tar")), n_samples
+    return sorted(folder.glob("*.tar")), sum(json.loads(sizes.read_text()).values())

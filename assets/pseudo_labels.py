@@ -67,8 +67,9 @@ def _pin(task: Task) -> tuple[str, int]:
     """Drop rows of shards that are gone, then tag the version that all of selection reads."""
     assert task.step.fingerprint is not None
     table, vectors = table_name(task.record("proxy_model").digests["weights"]), task.project.vectors
-    for shard in vectors.remove_other_shards(table, task.project.shards):
-        task.project.store.clear_current("embeddings", shard)
+    for shard in (gone := sorted(vectors.shards(table) - set(task.project.shards))):
+        task.project.store.clear_current("embeddings", shard)  # first: no entry may stand without its rows
+    vectors.remove_shards(table, gone)
     version = vectors.open(table).version
     vectors.pin(table, version, label_tag(task.step.fingerprint))
     return table, version

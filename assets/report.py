@@ -10,8 +10,8 @@ from assets.resources import Experiment
 from assets.tracking import Tracking
 from clipcov_pipeline.html_report import REPORT, write_report
 from clipcov_pipeline.plan import CODE_VERSIONS
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.project import Project, Task
+from clipcov_pipeline.store import Record, digest_of_file
 
 
 @dg.asset(
@@ -38,7 +38,13 @@ def report(context: dg.AssetExecutionContext, experiment: Experiment) -> dg.Mate
         tracking.log_artifact(run_id, path)
         task.done({"report": digest_of_file(path)}, bytes=path.stat().st_size, mlflow_run_id=run_id)
 
-    return materialize_whole(context, experiment, build, show=show)
+    return materialize_whole(context, experiment, build, show=show, restore=restore)
+
+
+def restore(project: Project, record: Record) -> None:
+    """Let MLflow show an earlier report that stands again."""
+    tracking = Tracking(project.config)
+    tracking.log_artifact(tracking.parent(), project.store.checked(record, REPORT))
 
 
 def show(folder: Path) -> Metadata:

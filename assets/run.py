@@ -17,6 +17,7 @@ from assets.staleness import report_staleness
 from clipcov_pipeline import report
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.parent import end_with_parent
 from clipcov_pipeline.plan import STAGES, Plan, Status, method_names
 from clipcov_pipeline.preflight import check_batches
 from clipcov_pipeline.project import Project
@@ -28,13 +29,14 @@ from clipcov_pipeline.store import node_name
 @click.option("--only", multiple=True, help="Run these stages only, as far as what they read is up to date.")
 def main(config: str | None, only: tuple[str, ...]) -> None:
     """Run what is out of date, and only that."""
+    end_with_parent()
     started = time.monotonic()
     project = Project.open(config)
     for line in project.world.warnings():
         click.echo(f"WARNING: {line}", err=True)
     _check_stages(project.plan(), only)
     instance = project_instance(project.config)
-    for run_id in close_orphans(instance):
+    for run_id in close_orphans(instance, project.config):
         click.echo(
             f"Closed Dagster run {run_id[:8]}: its process was killed. What it finished is kept.", err=True
         )
@@ -44,7 +46,7 @@ def main(config: str | None, only: tuple[str, ...]) -> None:
         click.echo("Interrupted. What is finished is kept; run again to go on where it was.", err=True)
         sys.exit(130)
     click.echo(summary(executed, failed, time.monotonic() - started))
-    show_result(Project.open(config))
+    show_result(Project.open(config), config)
     if failed:
         sys.exit(1)
 
@@ -110,13 +112,14 @@ def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> st
     return "\n".join(lines)
 
 
-def show_result(project: Project) -> None:
+def show_result(project: Project, config: str | None) -> None:
     """Print the leaderboard and how to open the user interfaces."""
     if table := standing(project):
         click.echo(f"\n{table.rstrip()}")
     ui = project.config.ui
+    command = "make ui" if config is None else f"clipcov ui --config {config}"
     click.echo(
-        "\nOpen both user interfaces with:  make ui\n"
+        f"\nOpen both user interfaces with:  {command}\n"
         f"  Dagster  http://{ui.host}:{ui.dagster_port}\n"
         f"  MLflow   http://{ui.host}:{ui.mlflow_port}"
     )

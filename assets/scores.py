@@ -23,10 +23,10 @@ from clipcov_pipeline.evaluate import EmbeddedPairs, evaluate_shards
 from clipcov_pipeline.neighbours import nearest
 from clipcov_pipeline.plan import CODE_VERSIONS, HOLDOUT
 from clipcov_pipeline.pool import good_samples
-from clipcov_pipeline.project import Task
+from clipcov_pipeline.project import Project, Task
 from clipcov_pipeline.prompts import class_embeddings
 from clipcov_pipeline.shards import Shard, read_shard
-from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.store import Record, digest_of_file
 from clipcov_pipeline.train import CHECKPOINT
 
 
@@ -55,13 +55,12 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
 
         records = _evaluate(task, recipe, name, checkpoint.stats["model"], keep_neighbours)
         path.write_text(json.dumps(records, indent=1))
-        metrics = {
-            f"{name}/{metric}": value for record in records for metric, value in record["metrics"].items()
-        }
-        tracking, run_id = Tracking(task.config), checkpoint.stats["mlflow_run_id"]
-        tracking.log_metrics(run_id, metrics)
-        tracking.log_artifact(run_id, path, f"scores/{name}")
-        values = {metric.partition("/")[2]: value for metric, value in metrics.items()}
+        run_id = checkpoint.stats["mlflow_run_id"]
+        if not _log(Tracking(task.config), run_id, name, path):
+            context.log.warning(
+                f"MLflow run {run_id} of {recipe} is gone: these scores are in the store only"
+            )
+        values = {metric: value for record in records for metric, value in record["metrics"].items()}
         task.done(
             {file.stem: digest_of_file(file) for file in (path, neighbours) if file.exists()},
             **values,
@@ -70,7 +69,24 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
             mlflow_run_id=run_id,
         )
 
-    yield from materialize_partitions(context, experiment, build, show=show)
+    yield from materialize_partitions(context, experiment, build, show=show, restore=restore)
+
+
+def restore(project: Project, record: Record) -> None:
+    """Let MLflow show the scores of an earlier entry that stands again."""
+    name, path = record.partition.partition("@")[2], project.store.checked(record, "scores.json")
+    _log(Tracking(project.config), record.stats["mlflow_run_id"], name, path)
+
+
+def _log(tracking: Tracking, run_id: str, name: str, path: Path) -> bool:
+    """Log the scores on one set to the arm's MLflow run; return whether that run is there."""
+    if not tracking.is_there(run_id):
+        return False
+    records = json.loads(path.read_text())
+    metrics = {f"{name}/{metric}": value for record in records for metric, value in record["metrics"].items()}
+    tracking.log_metrics(run_id, metrics)
+    tracking.log_artifact(run_id, path, f"scores/{name}")
+    return True
 
 
 def show(folder: Path) -> Metadata:

@@ -5,6 +5,7 @@ An observation is written when what it says has changed, never for what is as it
 
 import dagster as dg
 
+from assets.preview import cell
 from clipcov_pipeline.plan import STAGES, Plan, Status, Step
 from clipcov_pipeline.store import digest_of
 
@@ -31,7 +32,7 @@ def reasons(stale: list[Step]) -> str:
     """Return a Markdown table of partitions, what is to be done for each, and why."""
     if not stale:
         return "everything is up to date"
-    lines = [f"| {s.node.partition} | {s.status} | {'; '.join(s.why)} |" for s in stale[:SHOWN]]
+    lines = [f"| {cell(s.node.partition)} | {s.status} | {cell('; '.join(s.why))} |" for s in stale[:SHOWN]]
     rest = [f"\nand {len(stale) - SHOWN:,} more"] if len(stale) > SHOWN else []
     return "\n".join(["| partition | to do | why |", "| --- | --- | --- |", *lines, *rest])
 

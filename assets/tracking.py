@@ -4,7 +4,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from clipcov_pipeline.config import Config
+from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import git_commit
 
 if TYPE_CHECKING:
@@ -137,6 +138,22 @@ class Tracking:
             client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in every_tag.items()])
         return run.info.run_id
 
+    def close_trainings_of(self, dagster_runs: Collection[str]) -> None:
+        """Show as killed what these Dagster runs were training when their processes were."""
+        client = self.client()
+        for run in client.search_runs([self.experiment_id()], "attributes.status = 'RUNNING'"):
+            if run.data.tags.get("dagster.run_id") in dagster_runs:
+                self.finish(run.info.run_id, "KILLED")
+
+    def is_there(self, run_id: str) -> bool:
+        """Return whether a run can be logged to: it may have been deleted in MLflow."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client().get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step."""
         from mlflow.entities import Metric
@@ -148,6 +165,12 @@ class Tracking:
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""
         self.client().log_artifact(run_id, str(path), folder)
+
+    def log_config(self, run_id: str, project: Project) -> None:
+        """Keep the YAML that the run was made under; the file may have been edited since."""
+        text, path = project.store.config_text, project.config.path
+        if text is not None and path is not None:
+            self.client().log_text(run_id, text, f"config/{path.name}")
 
     def log_dataset(self, run_id: str, name: str, digest: str, folder: Path, rows: int) -> None:
         """Note the data that a run trained on; the same data twice is noted once."""
@@ -185,6 +208,8 @@ def _follow_moved_artifacts(folder: Path) -> None:
                 end = len(old) + 1
                 moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
                 connection.execute(f"{moved} WHERE substr({column}, 1, ?) = ?", (place, end, end, f"{old}/"))
+            data = (f'"{old.removesuffix(ARTIFACTS[:-1])}/', f'"{place.removesuffix(ARTIFACTS[:-1])}/')
+            connection.execute("UPDATE datasets SET dataset_source = replace(dataset_source, ?, ?)", data)
 
 
 def local_path(uri: str) -> Path:

@@ -4,24 +4,21 @@ Forked by :mod:`assets.train_server`; for several GPUs run as ``python -m assets
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from assets.process_metrics import Log, logged_process_metrics
 from assets.tracking import metric_name
+from clipcov_pipeline.parent import end_with_parent
 from clipcov_pipeline.progress import EMPTY_BLOCK, FULL_BLOCK, WIDTH
 from clipcov_pipeline.train import finish, from_json, launch
 
 LOG_SECONDS = 5.0
 CURVES = ("loss", "lr", "samples_per_second", "logit_scale")
-PARENT_VARIABLE = "CLIPCOV_PARENT"  # the process that asked for the training
-PARENT_SECONDS = 2.0
 SPEC_VARIABLE = "CLIPCOV_TRAIN_SPEC"  # names the file with the run: Pipes serves one process of several
 
 
@@ -39,23 +36,6 @@ def main() -> None:
         with watched:
             launch(spec, _reporter(pipes, log, pipes.get_extra("arm")), _evaluation_reporter(pipes, log))
         finish(spec, pipes.get_extra("out_dir"))
-
-
-def end_with_parent() -> None:
-    """End this process when the one that asked for it, or started it, was killed: nobody would take the
-    result, and the next training of the same arm writes to the same folder."""
-    started_by = os.getppid()
-    try:
-        parent = psutil.Process(int(os.environ[PARENT_VARIABLE]))
-    except psutil.NoSuchProcess:
-        os._exit(1)
-
-    def watch() -> None:
-        while parent.is_running() and os.getppid() == started_by:
-            time.sleep(PARENT_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _send_output_to(log: Path) -> None:

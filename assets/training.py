@@ -9,8 +9,9 @@ from typing import Any
 import dagster as dg
 
 from assets.train_server import TrainServer
-from assets.train_worker import PARENT_VARIABLE, SPEC_VARIABLE
+from assets.train_worker import SPEC_VARIABLE
 from clipcov_pipeline.config import Training
+from clipcov_pipeline.parent import PARENT_VARIABLE
 from clipcov_pipeline.train import RECORD, TrainSpec, command, shard_list, to_json, warnings
 
 LOG_TAIL = 2000  # characters of the training's own output that a failure shows

@@ -348,15 +348,24 @@ class FolderSet:
 
     @classmethod
     def open(cls, name: str, folder: Path, settings: EvaluationSet, shards: Sequence[Shard]) -> "FolderSet":
-        """Read the small files, and draw the train samples that a probe learns from."""
+        """Read the small files, and draw the train samples that a probe learns from.
+
+        Raises:
+            InputError: a small file is missing or unusable, or the train split has no labels.
+        """
         zero_shot = "zeroshot_classification" in settings.tasks
         has_names = zero_shot or (settings.reads_train and (folder / CLASS_NAMES).is_file())
         drawn = None
         if settings.reads_train:
-            learnt = [
-                _of_split(shards, split) for split in (TRAIN_SPLIT, *VALID_SPLITS) if split != settings.split
-            ]
-            drawn = frozenset().union(*(draw(part, settings.probe_samples) for part in learnt if part))
+            splits = [split for split in (TRAIN_SPLIT, *VALID_SPLITS) if split != settings.split]
+            learnt = {split: _of_split(shards, split) for split in splits}
+            found = {split: draw(part, settings.probe_samples) for split, part in learnt.items() if part}
+            if TRAIN_SPLIT in found and not found[TRAIN_SPLIT]:
+                raise InputError(
+                    f"evaluate.sets.{name}: no image of its {TRAIN_SPLIT} split has a .cls member with a"
+                    " class index, expected them for linear_probe and knn: leave these out or copy it again"
+                )
+            drawn = frozenset().union(*found.values())
         return cls(
             name,
             settings,
@@ -398,9 +407,11 @@ def evaluate_folder(
     named = {"dataset": chosen.name, "model": model, "pretrained": pretrained}
     train = valid = None
     if settings.reads_train:
+        drawn = {shard for shard, _ in chosen.drawn or ()}
         train = embed_split(encoder, _of_split(chosen.shards, TRAIN_SPLIT), decoded, chosen.drawn)
         for split in VALID_SPLITS:
-            if split != settings.split and (found := _of_split(chosen.shards, split)):
+            found = [] if split == settings.split else _of_split(chosen.shards, split)
+            if any(shard.name in drawn for shard in found):  # none is where it has no labels
                 valid = embed_split(encoder, found, decoded, chosen.drawn)
     records = []
     for task in settings.tasks:

@@ -32,7 +32,10 @@ COMMANDS = {
         "Say what an entry was made from.",
     ),
     "diff": ("clipcov_pipeline.commands.diff:command", "Compare two subsets or two leaderboards."),
-    "bench": ("clipcov_pipeline.commands.bench:command", "Measure: selection speed."),
+    "bench": (
+        "clipcov_pipeline.commands.bench:command",
+        "Measure on this machine: speed, and the quality of subsets.",
+    ),
 }
 
 

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from clipcov_pipeline.errors import InputError
 
@@ -22,9 +30,10 @@ FULL = "full"  # the arm that trains on the whole pool
 DEFAULT_PRESET = "sample"
 LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
-# strict: otherwise `true` counts as 1 and "128" as 128
-CRON = r"^([0-9*,/-]+ ){4}[0-9A-Za-z*,/-]+$"
+CRON = re.compile(r"([0-9*,/-]+ ){4}[0-9A-Za-z*,/-]+")
+CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 
+# strict: otherwise `true` counts as 1 and "128" as 128
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
@@ -33,6 +42,32 @@ PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Port = Annotated[int, Field(gt=0, lt=65_536, strict=True)]
+
+
+def _architecture(name: str) -> str:
+    if ":" in name:
+        raise ValueError(
+            f"found {name!r}, expected the name of an architecture: weights are named by pretrained, a tag or"
+            " the path of a checkpoint"
+        )
+    return name
+
+
+def _cron(text: str) -> str:
+    if not CRON.fullmatch(text):
+        raise ValueError(
+            f"found {text!r}, expected five fields such as '0 3 * * *': minute hour day month weekday"
+        )
+    for part, (name, low, high) in zip(text.split(), CRON_FIELDS, strict=True):
+        for step, number in re.findall(r"(/?)([0-9]+)", part):
+            if step and not int(number):
+                raise ValueError(f"found a step of 0 as {name} of {text!r}, expected at least 1")
+            if not step and not low <= int(number) <= high:
+                raise ValueError(f"found {number} as {name} of {text!r}, expected {low} to {high}")
+    return text
+
+
+Architecture = Annotated[str, AfterValidator(_architecture)]
 
 # how the length of the arms' trainings is made comparable
 Protocol = Literal["samples_seen", "epochs"]
@@ -163,7 +198,7 @@ class Training(Section):
 class Proxy(Section):
     """The model whose embeddings selection works on."""
 
-    model: str
+    model: Architecture
     pretrained: str | None = None
     """An open_clip tag or a local checkpoint; ``null`` trains ``model`` on the pool by ``train``."""
     early: str | None = None
@@ -288,6 +323,11 @@ class Select(Section):
                 validate_method(method, {key: item for key, item in params.items() if key != "method"})
             except InputError as error:
                 raise ValueError(f".{label}{_below(str(error), method)}") from error
+            if params.get("redundancy") == "budget_share":
+                raise ValueError(
+                    f".{label}.redundancy: found 'budget_share', expected 'class_size': one ranking serves"
+                    " all fractions here, and that one is for a single budget (clipcov select takes it)"
+                )
         return value
 
 
@@ -302,7 +342,7 @@ class Train(Training):
     With both ``samples_seen`` and ``epochs`` every arm is trained twice, once to each length.
     """
 
-    model: str
+    model: Architecture
     pretrained: str | None = None
     seeds: tuple[Count, ...] = (0,)
 
@@ -539,7 +579,7 @@ class Diagnostics(Section):
 class Automation(Section):
     """Unattended rebuilds; both are switched on in the Dagster UI."""
 
-    cron: Annotated[str, Field(pattern=CRON), KNOB] = "0 3 * * *"
+    cron: Annotated[str, AfterValidator(_cron), KNOB] = "0 3 * * *"
     """When the shard source is listed again: minute, hour, day of month, month, day of week."""
     sensor_seconds: Annotated[PositiveInt, KNOB] = 30
     settle_seconds: Annotated[NonNegativeFloat, KNOB] = 10.0

@@ -63,12 +63,10 @@ def settings_of(record: Record, index: Index) -> dict[str, Any]:
         each = waiting.pop()
         found |= _params(record, each)
         found[f"code version of {each.stage}"] = each.code_version
-        for source in each.inputs.items():
-            if source not in seen:
-                seen.add(source)
-                upstream = index.source(*source)
-                if upstream is not None:
-                    waiting.append(upstream)
+        for upstream in index.sources(each).values():
+            if upstream is not None and (upstream.name, upstream.fingerprint) not in seen:
+                seen.add((upstream.name, upstream.fingerprint))
+                waiting.append(upstream)
     return found
 
 

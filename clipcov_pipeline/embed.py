@@ -1,7 +1,8 @@
 """Embeds image-caption pairs with an open_clip model: which models may be named, loading one, running it.
 
-The models are open_clip's own (every built-in architecture, ``hf-hub:`` and ``local-dir:`` names) and
-those in ``model_configs/`` of this package, which `register_model_configs` makes known to open_clip.
+The models are open_clip's own architectures and those in ``model_configs/`` of this package, which
+`register_model_configs` makes known to open_clip; here, though not in a YAML, also ``hf-hub:`` and
+``local-dir:`` names.
 """
 
 import difflib

@@ -66,6 +66,7 @@ def export_fiftyone(
     Raises:
         InputError: an unknown subset, a folder that holds something.
     """
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: found something there, expected a new or empty folder")
     subsets = searcher.subsets()

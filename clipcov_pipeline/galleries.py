@@ -281,8 +281,8 @@ def _spread(rows: np.ndarray) -> np.ndarray:
 
 def evenly(total: int, count: int) -> list[int]:
     """Return up to ``count`` places of ``total``, evenly spread, the first and last among them."""
-    if total <= count:
-        return list(range(total))
+    if total <= count or count <= 1:
+        return list(range(min(total, count)))
     return [round(index * (total - 1) / (count - 1)) for index in range(count)]
 
 

@@ -1,18 +1,21 @@
 """Finds and removes what no current plan needs: old entries, unfinished work, LanceDB tables and versions."""
 
+import os
 import shutil
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.plan import Plan, Status
 from clipcov_pipeline.project import Project
-from clipcov_pipeline.store import CONFIGS, Record
+from clipcov_pipeline.store import CONFIGS, Record, is_being_written
 from clipcov_pipeline.vectors import label_tag
 
 Kind = Literal["entry", "unfinished", "config", "table", "tag", "versions"]
@@ -40,10 +43,15 @@ def human(size: float) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes below a path."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    """Return the bytes of the files at and below a path; a run at work may take some away meanwhile."""
+    return sum(status.st_size for status in _statuses(path) if S_ISREG(status.st_mode))
+
+
+def _statuses(path: Path) -> Iterator[os.stat_result]:
+    below = (Path(folder, name) for folder, folders, files in os.walk(path) for name in [*folders, *files])
+    for found in (path, *below):
+        with suppress(FileNotFoundError):
+            yield found.lstat()
 
 
 def find(project: Project, *, keep: int = 1, idle_hours: float = 1.0) -> list[Item]:
@@ -70,6 +78,8 @@ def delete(project: Project, items: list[Item], *, idle_hours: float = 1.0) -> i
         InputError: a run seems to be at work.
     """
     for path in project.store.root.glob("*/*/.tmp-*"):
+        if is_being_written(path):
+            raise InputError(f"{path} is being written, expected no run at work: wait for it or stop it")
         if _last_write(path) >= time.time() - idle_hours * 3600:
             raise InputError(
                 f"{path} was written to within {idle_hours:g} hours, expected no run at work: wait for it, or"
@@ -150,12 +160,12 @@ def _unfinished(project: Project, idle_hours: float) -> Iterator[Item]:
     scratch = sorted(project.scratch.iterdir()) if project.scratch.is_dir() else []
     before = time.time() - idle_hours * 3600
     for path in [*sorted(left), *scratch]:
-        if _last_write(path) < before:
+        if _last_write(path) < before and not is_being_written(path):
             yield Item("unfinished", str(path.relative_to(project.config.work)), size_of(path), path)
 
 
 def _last_write(path: Path) -> float:
-    return max(found.lstat().st_mtime for found in [path, *path.rglob("*")])
+    return max((status.st_mtime for status in _statuses(path)), default=0.0)
 
 
 def _configs(project: Project, kept: list[Record]) -> Iterator[Item]:

@@ -45,7 +45,7 @@ def members(
     """List the pool and its held-out share.
 
     Raises:
-        InputError: nothing is left in the pool.
+        InputError: nothing is left in the pool, or nothing is held out of it though a share is asked for.
     """
     batches = vectors.batches(table, version, shards, METADATA, 65_536)
     none = pl.DataFrame(schema=dict.fromkeys(METADATA, pl.String))
@@ -57,6 +57,11 @@ def members(
         raise InputError(
             f"the pool is empty: found {distinct.height} embedded samples, {holdout.height} of them held out;"
             " lower evaluate.holdout_fraction or give more shards"
+        )
+    if holdout_fraction and holdout.is_empty():
+        raise InputError(
+            f"evaluate.holdout_fraction: found {holdout_fraction:g}, which holds out none of {pool.height}"
+            " samples, expected a larger one, or 0 for no held-out share"
         )
     return Members(pool, holdout, everything.height - distinct.height)
 

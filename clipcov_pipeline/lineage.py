@@ -71,10 +71,9 @@ def trace(project: Project, name: str) -> Lineage:
         if key in entries:
             continue
         entries[key], found = record, {}
-        for output, digest in record.inputs.items():
-            source = index.source(output, digest)
+        for output, source in index.sources(record).items():
             if source is None:
-                missing[output] = digest
+                missing[output] = record.inputs[output]
             else:
                 found[key_of(source)] = source
         sources[key] = list(found)
@@ -86,7 +85,12 @@ def trace(project: Project, name: str) -> Lineage:
 def as_json(project: Project, lineage: Lineage) -> dict[str, Any]:
     """Return everything as JSON-able values: no entry is collapsed."""
     entries = {
-        key: {**asdict(record), "reads": lineage.sources[key], "config_file": _config_file(project, record)}
+        key: {
+            **asdict(record),
+            "reads": lineage.sources[key],
+            "config_file": _config_file(project, record),
+            "folder": str(project.store.folder(record)),
+        }
         for key, record in lineage.entries.items()
     }
     return {"root": key_of(lineage.root), "entries": entries, "missing": lineage.missing}
@@ -95,6 +99,7 @@ def as_json(project: Project, lineage: Lineage) -> dict[str, Any]:
 def as_text(project: Project, lineage: Lineage) -> str:
     """Return the tree as lines; what was shown above is not repeated, many shards are one line."""
     lines = list(_tree(lineage, [key_of(lineage.root)], "", set()))
+    lines.insert(1, f"    in {project.store.folder(lineage.root)}")
     lines += [f"removed from the store: {name} {digest[:12]}" for name, digest in lineage.missing.items()]
     return "\n".join([*lines, "", *_made_by(project, lineage)])
 
@@ -148,7 +153,7 @@ def _group_text(lineage: Lineage, keys: Sequence[str]) -> tuple[str, list[str]]:
             f"sha256 of all shards' sha256 {shards}",
             f"{records[0].stats['url']} ... {records[-1].stats['url']}",
         ]
-    else:
+    elif stage == "embeddings":
         tables = sorted({r.stats["table"] for r in records})
         details = [f"LanceDB {', '.join(tables)}, {sum(r.stats['rows'] for r in records):,} rows"]
     return text, details

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.checks import stands_against
-from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol
+from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol, Shards
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import validate_method
 from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
@@ -36,7 +36,7 @@ CODE_VERSIONS: dict[str, str] = {
     "embeddings": "1",
     "early_similarities": "1",
     "pseudo_labels": "1",
-    "rankings": "1",
+    "rankings": "2",
     "subsets": "1",
     "pool_map": "1",
     "subset_diagnostics": "1",
@@ -464,10 +464,14 @@ def _score_node(config: Config, world: World, arm: Recipe, name: str) -> Node:
     files |= {key: token for key, token in world.tokens.items() if key.startswith(named)}
     place = {"shards", "benchmark"}  # what is there counts, not where
     semantic = {key: value for key, value in settings.semantic().items() if key not in place}
+    params: dict[str, Any] = {"evaluate": {"sets": {name: semantic}}}
+    pixels = config.shards.max_image_pixels
+    if settings.shards is not None and pixels != Shards.model_fields["max_image_pixels"].default:
+        params["shards"] = {"max_image_pixels": pixels}  # with the default, fingerprints are as they were
     return Node(
         "scores",
         partition,
-        params={"evaluate": {"sets": {name: semantic}}},
+        params=params,
         sources=files,
         inputs=(checkpoint,),
     )
@@ -777,6 +781,11 @@ def latent_class_names(config: Config) -> list[str] | None:
 
 def checkpoint_path(config: Config, pretrained: str | None) -> str | None:
     """Return a local checkpoint's absolute path; an open_clip tag is returned as it is."""
-    if pretrained and ("/" in pretrained or Path(pretrained).suffix in {".pt", ".bin", ".safetensors"}):
-        return str(config.resolve(pretrained))
-    return pretrained
+    return str(config.resolve(pretrained)) if pretrained and is_path(pretrained) else pretrained
+
+
+def is_path(pretrained: str) -> bool:
+    """Return whether weights are named by a path, not by an open_clip tag."""
+    from clipcov_pipeline.embed import CHECKPOINT_SUFFIXES
+
+    return "/" in pretrained or Path(pretrained).suffix in CHECKPOINT_SUFFIXES

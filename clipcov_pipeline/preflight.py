@@ -13,21 +13,22 @@ from typing import Any, Literal, NamedTuple
 from clipcov_pipeline.config import Config, Training
 from clipcov_pipeline.embed import ModelSpec, check_model, register_model_configs, resolve_device
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.gc import size_of
 from clipcov_pipeline.plan import (
     Plan,
     absent_sets,
     checkpoint_path,
     class_names,
     evaluation_source,
+    is_path,
     pool_source,
     primary_sets,
     recipes,
 )
 from clipcov_pipeline.project import Project
-from clipcov_pipeline.shards import Shard
+from clipcov_pipeline.shards import Shard, key_and_suffix
 from clipcov_pipeline.train import TrainSpec, steps
 
-CONFIG_FILE = "open_clip_config.json"
 ASSUMED_SAMPLE_BYTES = 25_000  # an image of img2dataset's 256 to 384 pixels with its caption and json
 
 
@@ -142,11 +143,8 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
         findings += more
     disk: dict[str, int] = {}
     if samples is not None:
-        if any(":" in model for model in (config.proxy.model, config.train.model)):
-            findings.append(Finding("note", "disk", "not estimated for models that name their own weights"))
-        else:
-            disk = disk_needed(config, samples, _bytes_of(shards))
-            findings.append(_disk(config, disk, assumed=not _bytes_of(shards)))
+        disk = disk_needed(config, samples, _bytes_of(shards))
+        findings.append(_disk(config, disk, assumed=not _bytes_of(shards)))
     rates: dict[str, float] = {}
     seconds: dict[str, float] = {}
     if measure:
@@ -200,7 +198,7 @@ def count_samples(shards: Sequence[Shard], seconds: float = 2.0) -> tuple[int, b
             return round(counted * sum(filter(None, sizes)) / max(read, 1)), False
         try:
             with tarfile.open(shard.url) as tar:
-                counted += len({name.partition(".")[0] for name in tar.getnames()})
+                counted += len({key for member in tar if (key := key_and_suffix(member)[0]) is not None})
         except (tarfile.TarError, OSError):
             pass  # quarantined by the run; its samples do not count
         read += sizes[index] or 0
@@ -227,24 +225,20 @@ def _weights(config: Config) -> list[Finding]:
     ]
     for model in (config.proxy.model, config.train.model):
         check_model(ModelSpec(model))
-    findings = [_weights_of(config, key, model, tag) for key, model, tag in wanted if tag]
-    for key, model in (("proxy.model", config.proxy.model), ("train.model", config.train.model)):
-        if model.startswith("hf-hub:") and not _in_cache(model.removeprefix("hf-hub:"), CONFIG_FILE):
-            text = f"{key}: {model} is not in this machine's cache: the first run downloads it"
-            findings.append(Finding("missing", "weights", text))
-    return findings
+    return [_weights_of(config, key, model, tag) for key, model, tag in wanted if tag]
 
 
 def _weights_of(config: Config, key: str, model: str, pretrained: str) -> Finding:
     path = checkpoint_path(config, pretrained) or ""
-    if path != pretrained or Path(path).is_file():
-        if Path(path).is_file():
-            return Finding("ok", "weights", f"{key}: {path}")
+    if Path(path).is_file():
+        return Finding("ok", "weights", f"{key}: {path}")
+    if is_path(pretrained):
         return Finding("missing", "weights", f"{key}: no checkpoint file at {path}: put it there")
+    section, _, name = key.partition(".")
     try:
         check_model(ModelSpec(model, pretrained))
     except InputError as error:
-        raise InputError(f"{key.partition('.')[0]}.{error}") from error
+        raise InputError(f"{section}.{str(error).replace('pretrained:', f'{name}:', 1)}") from error
     place = cached_weights(model, pretrained)
     if place is not None:
         return Finding("ok", "weights", f"{key}: {model} {pretrained} is in the cache")
@@ -394,12 +388,13 @@ def disk_needed(config: Config, samples: int, pool_bytes: int) -> dict[str, int]
     )
     proxy, trained = model_size(config.proxy.model), model_size(config.train.model)
     rows = samples * (2 * 2 * proxy.embed_dim + 200)  # two fp16 vectors, uid, key and caption
-    # weights, gradient-free, in fp32; the one in training also holds the optimiser's two moments
+    # weights in fp32, of an arm in the store and in MLflow's registry; the one in training also holds the
+    # optimiser's two moments
     arms = len(recipes(config))
     return {
         "embeddings": rows,
         "subsets": round(pool * kept),
-        "checkpoints": 4 * (arms * trained.parameters + 3 * trained.parameters + proxy.parameters),
+        "checkpoints": 4 * (2 * arms * trained.parameters + 3 * trained.parameters + proxy.parameters),
     }
 
 
@@ -431,7 +426,11 @@ def _disk(config: Config, disk: Mapping[str, int], *, assumed: bool) -> Finding:
     parts = ", ".join(f"{name} {_size(value)}" for name, value in disk.items())
     guess = f"; the pool taken as {ASSUMED_SAMPLE_BYTES // 1000} KB a sample" if assumed else ""
     text = f"about {_size(needed)} ({parts}{guess}), {_size(free)} free at {place}"
-    return Finding("ok" if free > needed else "missing", "disk", text)
+    if free > needed:
+        return Finding("ok", "disk", text)
+    there = size_of(config.work)  # some of it may be what is needed
+    level = "warning" if free > needed - there else "missing"
+    return Finding(level, "disk", f"{text}, {_size(there)} in {config.work} already")
 
 
 def _size(value: float) -> str:

@@ -55,17 +55,26 @@ FURTHER: dict[str, dict[str, Any]] = {
 _TRAINING = {"lr": 0.002, "warmup": 20}
 
 
-def matrix_methods(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[str, dict[str, Any]]:
     """The arms' labels and parameters; the default matrix for no labels.
 
+    Args:
+        early_proxy: whether the proxy is trained here, so that an early checkpoint of it is at hand: C-RHO
+            needs one, and is left out without it.
+
     Raises:
-        InputError: an unknown label.
+        InputError: an unknown label, or C-RHO asked for without an early proxy.
     """
     known = MATRIX | FURTHER
+    if not early_proxy:
+        if "c_rho" in labels:
+            raise InputError("--methods: found c_rho, expected another beside --proxy-pretrained: it needs an"
+                             " early checkpoint of the proxy")  # fmt: skip
+        known.pop("c_rho")
     for label in labels:
         if label not in known:
             raise InputError(f"--methods: found {label!r}, expected any of {', '.join(known)}")
-    return {label: known[label] for label in labels} if labels else dict(MATRIX)
+    return {label: known[label] for label in labels or MATRIX if label in known}
 
 
 def prepare(
@@ -305,7 +314,8 @@ def to_text(scores: pl.DataFrame, truth: pl.DataFrame, seconds: pl.DataFrame) ->
     parts = [_table(scores, metric) for metric in metrics if metric in present]
     board = summary(scores)
     ratios = board.filter(pl.col("method").str.starts_with("clipcov"))
-    lines = [f"{PRIMARY}: ratio to the best of {', '.join(PAPER_BASELINES)} and to the full pool"]
+    compared = [name for name in PAPER_BASELINES if name in set(board["method"])]
+    lines = [f"{PRIMARY}: ratio to the best of {', '.join(compared) or 'no baseline'} and to the full pool"]
     for row in ratios.sort("fraction", "method").iter_rows(named=True):
         other, full = (
             f"{row[k]:.2f}" if row[k] is not None else "-" for k in ("to_best_baseline", "to_full")

@@ -288,7 +288,7 @@ def _image_places(url: str, version: str, storage_options: str) -> dict[str, tup
         try:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-                key, suffix = _key_and_suffix(member)
+                key, suffix = key_and_suffix(member)
                 if key is None or (key != current and key in places):
                     continue
                 current = key
@@ -372,7 +372,7 @@ def _read_groups(reader: _Reader, load: Callable[[str, str], bool]) -> Iterator[
     try:
         while (member := tar.next()) is not None:
             tar.members.clear()  # else tarfile keeps every header of the archive
-            key, suffix = _key_and_suffix(member)
+            key, suffix = key_and_suffix(member)
             if key is None:
                 continue
             if group is None or key != group.key or suffix.lower() in group.suffixes:
@@ -391,7 +391,8 @@ def _read_groups(reader: _Reader, load: Callable[[str, str], bool]) -> Iterator[
         yield group
 
 
-def _key_and_suffix(member: tarfile.TarInfo) -> tuple[str | None, str]:
+def key_and_suffix(member: tarfile.TarInfo) -> tuple[str | None, str]:
+    """A member's key and suffix by WebDataset's rule; key None where it belongs to no sample."""
     if not member.isreg() or _META_MEMBER.match(member.name):
         return None, ""
     # tarfile carries bytes that are no UTF-8 as lone surrogates, which no table can store

@@ -6,6 +6,7 @@ for the partition now; an earlier one is found again by its fingerprint (a param
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -135,7 +136,8 @@ class Store:
 
     def __init__(self, root: Path, config: Path | None = None) -> None:
         self.root = root
-        self._config = config
+        # now: it may be edited for the next experiment while this one's entries are built
+        self.config_text = config.read_bytes().decode() if config and config.is_file() else None
 
     def _partition(self, stage: str, partition: str) -> Path:
         return self.root / stage / partition
@@ -197,7 +199,10 @@ class Store:
         home = self._partition(stage, partition)
         scratch = home / f".tmp-{uuid4().hex}"
         scratch.mkdir(parents=True)
-        started = time.monotonic()
+        started, commit = time.monotonic(), git_commit()
+        handle = os.open(scratch, os.O_RDONLY)
+        with suppress(OSError):  # some network file systems lock no folder
+            fcntl.flock(handle, fcntl.LOCK_EX)  # for `is_being_written`; given back when this process ends
         try:
             entry = Entry(scratch)
             yield entry
@@ -222,13 +227,14 @@ class Store:
                 seconds=round(time.monotonic() - started, 3),
                 finished=time.time(),
                 stamps=stamps,
-                commit=git_commit(),
+                commit=commit,
                 config=self._keep_config(),
             )
             _write_record(scratch / RECORD, record)
             _put(scratch, self.folder(record))
             self.set_current(record)
         finally:
+            os.close(handle)
             for rest in [scratch, *home.glob(".old-*")]:
                 shutil.rmtree(rest, ignore_errors=True)
 
@@ -242,12 +248,12 @@ class Store:
 
     def _keep_config(self) -> str:
         """Keep a copy of the YAML that entries are built under; return its digest."""
-        if self._config is None or not self._config.is_file():
+        if self.config_text is None:
             return ""
-        digest = digest_of_file(self._config)
+        digest = hashlib.sha256(self.config_text.encode()).hexdigest()
         kept = self._config_path(digest)
         if not kept.exists():
-            _write_atomically(kept, self._config.read_text(encoding="utf-8"))
+            _write_atomically(kept, self.config_text)
         return digest
 
     def _config_path(self, digest: str) -> Path:
@@ -375,6 +381,23 @@ def _write_atomically(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}-{uuid4().hex}")
     scratch.write_text(text)
     scratch.replace(path)
+
+
+def is_being_written(scratch: Path) -> bool:
+    """Return whether a process of this machine is at work on an unfinished entry's folder."""
+    try:
+        handle = os.open(scratch, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # some network file systems lock no folder
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def require(record: Record | None, name: str) -> Record:

@@ -154,9 +154,16 @@ def plant(images: Path, test_images: Path | None, out: Path, rule: Rule) -> None
     Raises:
         InputError: unusable photos, or ``out`` holds a pool that was planted by another rule.
     """
-    settings = {"images": str(images.resolve()), "test_images": str(test_images), **asdict(rule)}
+    settings = {
+        "images": str(images.resolve()),
+        "test_images": str(test_images and test_images.resolve()),
+        **asdict(rule),
+    }
     if (out / MARKER).is_file():
-        if (found := json.loads((out / MARKER).read_text())) != settings:
+        found = json.loads((out / MARKER).read_text())
+        if (before := found.get("test_images", "None")) != "None":
+            found["test_images"] = str(Path(before).resolve())  # it used to be kept as it was given
+        if found != settings:
             changed = next(k for k in settings if found.get(k) != settings[k])
             raise InputError(
                 f"{out}: holds a pool planted with {changed}={found.get(changed)!r}, not"
@@ -164,6 +171,11 @@ def plant(images: Path, test_images: Path | None, out: Path, rule: Rule) -> None
             )
         return
     pool, test = find_photos(images, test_images)
+    if max(map(len, test.values())) < 2:
+        raise InputError(
+            "images: found one test photo in each class, expected at least 2: half of them train the linear"
+            " probe"
+        )
     for part in ("pool", "eval"):
         shutil.rmtree(out / part, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)

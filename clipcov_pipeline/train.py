@@ -39,8 +39,10 @@ EVALUATIONS = 10  # of a training, on its held-out pairs
 # steps an epoch are rounded up to a multiple of this where that adds less than a tenth, so that 2, 4 or 8
 # workers can share them equally: the number of steps must not depend on the number of workers
 STEP_MULTIPLE = 8
-# what changes speed or place only: a run may be continued under other values
-FREE_TO_CHANGE = {"val_data", "val_samples", "keep_early", "workers", "device", "log_dir", "name"}
+# what changes speed or place only: a run may be continued under other values (the same data may have moved)
+FREE_TO_CHANGE = {
+    "train_data", "val_data", "val_samples", "keep_early", "workers", "device", "log_dir", "name",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

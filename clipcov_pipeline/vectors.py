@@ -6,7 +6,7 @@ shard are replaced as a whole; what was read is pinned by version number and kep
 
 import fcntl
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,13 +134,10 @@ class Vectors:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return lancedb.connect(self.folder).create_table(name, schema=schema, exist_ok=True)
 
-    def remove_other_shards(self, name: str, shards: Iterable[str]) -> list[str]:
-        """Delete rows of shards that are not listed; return their names (no new version where none are)."""
-        table = self.open(name)
-        gone = sorted(self.shards(name) - set(shards))
-        if gone:
-            table.delete(_one_of(gone))
-        return gone
+    def remove_shards(self, name: str, shards: Collection[str]) -> None:
+        """Delete the rows of these shards; no shards make no new version."""
+        if shards:
+            self.open(name).delete(_one_of(shards))
 
     def shards(self, name: str) -> set[str]:
         """Return the names of the shards that have rows in a table."""

@@ -24,6 +24,8 @@ from clipcov_pipeline.subset_files import (
 from clipcov_pipeline.train import CHECKPOINT, EARLY_CHECKPOINT
 from clipcov_pipeline.vectors import digest_of_rows, label_tag
 
+LABELS, POOL = "pseudo_labels#labels", "pseudo_labels#pool"
+
 
 @dataclass
 class Report:
@@ -68,13 +70,28 @@ class Index:
 
     def __init__(self, records: list[Record]) -> None:
         self._by_output: dict[tuple[str, str], Record] = {}
+        self._labels: dict[tuple[str, str], Record] = {}
         for record in sorted(records, key=lambda record: record.finished):
             for output, digest in record.digests.items():
                 self._by_output[f"{record.name}#{output}", digest] = record
+            if {"labels", "pool"} <= record.digests.keys():
+                self._labels[record.digests["labels"], record.digests["pool"]] = record
 
     def source(self, name: str, digest: str) -> Record | None:
         """Return the newest entry whose output ``STAGE/PARTITION#OUTPUT`` has this digest, or None."""
         return self._by_output.get((name, digest))
+
+    def sources(self, record: Record) -> dict[str, Record | None]:
+        """Return the entry behind each input.
+
+        One pool has several pseudo-labels: which of them a subset was cut by, its ranking says.
+        """
+        found = {name: self.source(name, digest) for name, digest in record.inputs.items()}
+        for each in (record, *found.values()):
+            if POOL in found and each is not None and LABELS in each.inputs:
+                labels = self._labels.get((each.inputs[LABELS], record.inputs[POOL]))
+                return {**found, POOL: labels, **({LABELS: labels} if LABELS in found else {})}
+        return found
 
     def missing_inputs(self, record: Record) -> Iterator[str]:
         """Say which inputs no stored entry has."""
@@ -214,9 +231,9 @@ def _digest_or_none(path: Path) -> str:
 
 def _cut_again(project: Project, record: Record, index: Index, folder: Path) -> None:
     """Write a subset's files from its ranking and the shards, as the stage does."""
-    pool = index.source("pseudo_labels#pool", record.inputs["pseudo_labels#pool"])
-    ranked = next((name for name in record.inputs if name.startswith("rankings/")), None)
-    ranking = index.source(ranked, record.inputs[ranked]) if ranked else None
+    sources = index.sources(record)
+    ranked = next((name for name in sources if name.startswith("rankings/")), None)
+    pool, ranking = sources[POOL], sources[ranked] if ranked else None
     if pool is None or (ranked and ranking is None):
         raise InputError(f"what {node_name(record.stage, record.partition)} was cut from is not in the store")
     labels = pl.read_parquet(project.store.folder(pool) / "labels.parquet")

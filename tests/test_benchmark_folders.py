@@ -126,6 +126,20 @@ def test_a_folder_s_own_validation_split_is_taken(encoder, tmp_path):
     assert (probe["valid_split"], probe["n_valid"], probe["n_train"]) == ("the folder's own", 24, 60)
 
 
+def test_a_validation_split_without_labels_is_passed_over(encoder, tmp_path):
+    folder = write_classification(tmp_path / "set", NAMES, {"test": 3, "train": 12})
+    write_split(folder, "valid", [[("v.webp", patches(1))]])
+    (probe,) = score(encoder, folder, tasks=["linear_probe"])
+    assert (probe["valid_split"] != "the folder's own", probe["n_valid"], probe["n_train"]) == (True, 14, 72)
+
+
+def test_a_train_split_without_labels_is_told(encoder, tmp_path):
+    folder = write_classification(tmp_path / "set", NAMES, {"test": 3})
+    write_split(folder, "train", [[("t.webp", patches(1))]])
+    with pytest.raises(InputError, match=r"set: no image of its train split has a \.cls member"):
+        score(encoder, folder, tasks=["knn"])
+
+
 def test_retrieval_with_several_captions_an_image(encoder, tmp_path):
     captions = {index: [f"caption {index} {word}" for word in "abc"[: 1 + index % 3]] for index in range(12)}
     members = [

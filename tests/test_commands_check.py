@@ -15,7 +15,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.preflight import cached_weights, count_samples, measure_rates, model_size, preflight
 from clipcov_pipeline.shards import scan
 from make_benchmark import write_classification
-from make_shards import write_pool
+from make_shards import write_pool, write_tar
 
 PRESETS = ("cc3m", "cc12m", "datacomp_small")
 TINY = {"samples_seen": 64, "batch_size": 8, "warmup": 2, "num_checkpoints": 2}
@@ -129,12 +129,18 @@ def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.Monk
     size = model_size("clipcov-tiny-RN")
     assert found.disk["subsets"] == 2 * pool  # all of it, and half of it twice
     assert found.disk["embeddings"] == 20 * (4 * size.embed_dim + 200)
-    assert found.disk["checkpoints"] == 4 * size.parameters * (6 + 3 + 1)
+    assert found.disk["checkpoints"] == 4 * size.parameters * (2 * 6 + 3 + 1)
 
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     full = preflight(config, measure=False)
     assert [item.subject for item in full.findings if item.level == "missing"] == ["disk"]
+    config.work.mkdir()
+    with (config.work / "built").open("wb") as file:  # what is there needs no room
+        file.truncate(sum(found.disk.values()))
+    built = preflight(config, measure=False)
+    assert built.can_run
+    assert "disk" in [item.subject for item in built.findings if item.level == "warning"]
 
 
 def test_parameters_are_counted_as_built():
@@ -154,6 +160,13 @@ def test_samples_are_counted_or_told_from_sizes(tmp_path: Path):
     assert count_samples([]) is None
     (tmp_path / "pool" / "00001.tar").write_bytes(b"no tar")
     assert count_samples(scan(str(tmp_path / "pool"))) == (20, True)
+
+
+def test_samples_of_a_tar_made_of_a_folder_are_counted(tmp_path: Path):
+    """``tar cf 0.tar -C DIR .`` puts ``./`` before every name, and names may have folders with dots."""
+    members = [(f"./v1.0/{i:03d}.{suffix}", b"x") for i in range(7) for suffix in ("jpg", "txt")]
+    write_tar(tmp_path / "pool" / "0.tar", members)
+    assert count_samples(scan(str(tmp_path / "pool"))) == (7, True)
 
 
 def test_a_pool_of_another_size_than_expected_is_told(tmp_path: Path):

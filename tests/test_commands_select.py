@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -211,6 +212,65 @@ def test_bad_input_is_told_and_leaves_no_file(sources, tmp_path, arguments, mess
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("lost", "found"),
+    [
+        ("img_emb/img_emb_3.npy", "11 image, 12 text and 12 metadata"),
+        ("metadata/metadata_3.parquet", "12 image, 12 text and 11 metadata"),
+    ],
+)
+def test_a_clip_retrieval_folder_short_of_a_part_is_refused(sources, tmp_path, lost, found):
+    """Else every later row would have another sample's uid."""
+    shutil.copytree(sources / "retrieval", tmp_path / "pool")
+    (tmp_path / "pool" / lost).unlink()
+    with pytest.raises(
+        InputError, match=re.escape(f"found {found} files, expected those of the same numbers")
+    ):
+        run("select", tmp_path / "pool", "--clusters", 3, "--out", tmp_path / "subset")
+
+
+def test_a_column_of_another_length_is_refused(arrays, uids, tmp_path):
+    image, text, labels, similarity = arrays
+    np.savez(tmp_path / "p.npz", image_embedding=image, text_embedding=text, uid=uids[:-1],
+             latent_class=labels, label_similarity=similarity)  # fmt: skip
+    with pytest.raises(InputError, match=f"found {N - 1} values of uid, expected {N}, one a pair"):
+        run("select", tmp_path / "p.npz", "--out", tmp_path / "subset")
+
+
+def test_labels_with_a_uid_twice_are_refused(sources, tmp_path):
+    labels = pl.read_parquet(sources / "labels.parquet")
+    pl.concat([labels, labels.head(2).with_columns(latent_class=0)]).write_parquet(tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match="found 2 repeated uids, expected distinct ones"):
+        run("select", sources / "retrieval", "--labels", tmp_path / "twice.parquet", "--out", tmp_path / "a")
+
+
+def test_class_embeddings_that_are_not_of_unit_norm_are_refused(sources, tmp_path):
+    prompts = np.eye(4, D, dtype=np.float32)
+    prompts[2] *= 0.7
+    np.save(tmp_path / "prompts.npy", prompts)
+    with pytest.raises(InputError, match=r"prompts.npy: found norm 0.7 in row 2, expected 1"):
+        run(
+            "select",
+            sources / "pool.npz",
+            "--class-embedding",
+            tmp_path / "prompts.npy",
+            "--out",
+            tmp_path / "a",
+        )
+
+
+def test_a_missing_caption_has_no_length(sources, tmp_path):
+    table = pq.read_table(sources / "pool.parquet")
+    captions = [None, *table["caption"].to_pylist()[1:]]
+    at = table.schema.get_field_index("caption")
+    pq.write_table(table.set_column(at, "caption", [captions]), tmp_path / "pool.parquet")
+    run("select", tmp_path / "pool.parquet", "--method", "clip_score", "--param",
+        'filters={"caption_length": [1, 99]}', "--out", tmp_path / "a")  # fmt: skip
+    frame = pl.read_parquet(tmp_path / "a.parquet")
+    assert len(frame) == N - 1
+    assert table["uid"][0].as_py() not in set(frame["uid"])
+
+
 def test_exit_code_and_one_line(sources, tmp_path):
     command = [
         sys.executable,
@@ -291,6 +351,64 @@ def test_explain_command(sources, arrays, uids):
         run("explain", "nobody", sources / "pool.npz", "--count", 90)
     with pytest.raises(InputError, match="expected --fraction or --count"):
         run("explain", inside, sources / "pool.npz")
+
+
+FILTERS = {"drop_duplicate_captions": True, "caption_length": [10, 99]}
+
+
+@pytest.mark.parametrize("balance", ["global", "proportional"])
+def test_explain_compares_a_sample_with_those_that_filters_leave_beside_it(arrays, uids, balance):
+    """Terms, redundancy and gain are those of the ranking: of the part that passes, or of the rest."""
+    captions = np.arange(N) % 100
+    extra = {"caption_hash": captions, "caption_length": np.full(N, 12)}
+    pool = Pool.from_arrays(*arrays, uid=uids, **extra)
+    params = {"class_balance": balance, "filters": {**FILTERS, "rejected": "last"}}
+    ranking = rank(pool, **params)
+    passing = np.sort(ranking.rows[:100])
+    assert len(set(captions[passing])) == 100
+    rest = np.setdiff1d(np.arange(N), passing)
+    for at in (0, 30, 99, 100, 150, 400, 899):
+        found = explain(pool, uids[ranking.rows[at]], 200, params)
+        rows = passing if at < 100 else rest
+        part = Pool.from_arrays(*(column[rows] for column in arrays), uid=[uids[i] for i in rows])
+        alone = explain(part, found.uid, 100, {"class_balance": balance})
+        assert (found.rank, found.chosen, found.rejected) == (at + 1, at < 200, at >= 100)
+        assert found.score == ranking.gains[at]
+        assert found.terms == pytest.approx(alone.terms, abs=1e-6)
+        assert (found.class_size, found.class_chosen) == (alone.class_size, alone.class_chosen)
+        assert found.gain == pytest.approx(alone.gain, abs=1e-6)
+        if found.chosen:
+            assert found.gain == pytest.approx(found.score, abs=1e-5)
+        assert [n["uid"] for n in found.neighbours] == [n["uid"] for n in alone.neighbours]
+        assert all(uids[ranking.rows[n["rank"] - 1]] == n["uid"] for n in found.neighbours)
+
+
+def test_explain_what_filters_reject(sources, arrays, uids):
+    params = {"filters": FILTERS}
+    extra = {"caption_hash": np.arange(N) % 100, "caption_length": np.full(N, 12)}
+    pool = Pool.from_arrays(*arrays, uid=uids, **extra)
+    rejected = next(uid for uid in uids if uid not in set(pool.names(rank(pool, **params).rows)))
+    found = explain(pool, rejected, 0.1, params)
+    assert (found.rejected, found.chosen, found.rank, found.score, found.cut) == (
+        True,
+        False,
+        None,
+        None,
+        None,
+    )
+    for source in ("pool.lance", "pool.parquet", "pool.npz"):
+        output = run("explain", rejected, sources / source, "--fraction", 0.1, "--param",
+                     f"filters={json.dumps(FILTERS)}").output  # fmt: skip
+        assert f"{rejected} is out: the filters reject it; not ranked" in output
+        assert "none of those that it is ranked with is in" in output
+
+
+def test_explain_a_class_without_a_place(uids):
+    image, text, _, similarity = synthetic_arrays(N, K, D)
+    labels = np.zeros(N, np.int64)
+    labels[:3] = 1
+    found = explain(Pool.from_arrays(image, text, labels, similarity, uid=uids), uids[0], 0.1)
+    assert (found.chosen, found.class_chosen, found.cut) == (False, 0, None)
 
 
 @pytest.mark.slow

@@ -194,6 +194,11 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
             {"method": "semdedup", "keeep": "hard"},
             "select.methods.mine: unknown parameter 'keeep', expected any of n_clusters, keep,",
         ),
+        (
+            "select.methods.clipcov",
+            {"redundancy": "budget_share"},
+            "select.methods.clipcov.redundancy: found 'budget_share', expected 'class_size'",
+        ),
         # missing
         ("name", DROP, "name: missing, expected a value"),
         ("train", DROP, "train: missing, expected a value"),
@@ -247,6 +252,11 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
             {"model": "RN50", "train": {"samples_seen": 9, "epochs": 3}},
             "proxy.train: found samples_seen=9 and epochs=3, expected exactly one",
         ),
+        ("automation.cron", "61 3 * * *", "automation.cron: found 61 as minute of '61 3 * * *', expected"),
+        ("automation.cron", "*/0 * * * *", "automation.cron: found a step of 0 as minute of '*/0 * * * *'"),
+        ("automation.cron", "0 3 * *", "automation.cron: found '0 3 * *', expected five fields such as"),
+        ("proxy.model", "hf-hub:laion/x", "proxy.model: found 'hf-hub:laion/x', expected the name of an"),
+        ("train.model", "local-dir:x", "train.model: found 'local-dir:x', expected the name of an"),
         ("proxy.pretrained", DROP, "proxy: found neither pretrained nor train, expected one"),
         ("proxy.train", {"epochs": 1}, "proxy: found both pretrained and train, expected one"),
         ("labels.latent_classes", "prompt", "labels.latent_classes: found 'prompt', expected: 'prompts' or"),

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from clipcov_pipeline import gc
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.store import Store, is_being_written
 from clipcov_pipeline.vectors import Vectors, make_rows
 from clipcov_pipeline.verify import verify
 from lab import SELECTION, Lab, copy_samples
@@ -57,6 +60,37 @@ def test_embeddings_take_little_more_than_their_raw_bytes(tmp_path: Path) -> Non
 
 
 # ---------------------------------------------------------------- the whole graph
+
+
+def test_an_entry_that_is_being_written_stays(tmp_path: Path) -> None:
+    """However long ago its folder was written to: a training writes elsewhere for hours."""
+    store = Store(tmp_path)
+    settings = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
+    with store.write("checkpoints", "a", "f" * 64, **settings) as entry:
+        assert is_being_written(entry.folder)
+        (entry.folder / "file").write_bytes(b"x")
+        code = "import pathlib, sys; from clipcov_pipeline.store import is_being_written as written"
+        code += "; print(written(pathlib.Path(sys.argv[1])))"
+        command = [sys.executable, "-c", code, str(entry.folder)]
+        seen = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert seen.stdout.strip() == "True"
+    assert not entry.folder.exists()
+    assert not is_being_written(entry.folder)
+    left = tmp_path / "left"
+    left.mkdir()
+    assert not is_being_written(left)
+
+
+@pytest.mark.slow
+def test_nothing_is_removed_while_an_entry_is_being_written(lab: Lab) -> None:
+    store = lab.project().store
+    settings = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
+    with store.write("rankings", "clipcov", "f" * 64, **settings) as entry:
+        os.utime(entry.folder, (time.time() - 7200,) * 2)
+        assert not [item for item in gc.find(lab.project()) if item.kind == "unfinished"]
+        with pytest.raises(InputError, match="is being written, expected no run at work"):
+            gc.delete(lab.project(), [], idle_hours=0)
+    gc.delete(lab.project(), [], idle_hours=0)
 
 
 @pytest.mark.slow

@@ -16,10 +16,14 @@ from dagster._core.loader import LoadingContextForTest
 from assets import execution
 from assets.definitions import defs
 from assets.partitions import sync_partitions
+from assets.run import run_plan
+from assets.training import train
 from clipcov_pipeline import plan as plan_module
+from clipcov_pipeline import store as store_module
 from clipcov_pipeline.plan import Status
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.selection import METHODS
+from clipcov_pipeline.vectors import Vectors
 from clipcov_pipeline.verify import verify
 from lab import SELECTION, Lab, copy_samples
 
@@ -388,6 +392,53 @@ def test_one_removed_shard(lab: Lab) -> None:
         assert list(instance.get_dynamic_partitions("raw_shards")) == ["00000", "00001"]
 
 
+def test_no_embeddings_stand_without_their_rows(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed between the two would else call them up to date when the shard comes back."""
+
+    def killed(*_: Any) -> None:
+        raise OSError("killed")
+
+    lab.shard(2).unlink()
+    monkeypatch.setattr(Vectors, "remove_shards", killed)
+    with lab.instance() as instance:
+        _, failed = run_plan(instance, str(lab.yaml), SELECTION)
+    assert failed[0] == "pseudo_labels"
+    assert lab.project().store.current("embeddings", "00002") is None
+
+
+def test_a_proxy_whose_entry_could_not_be_written_is_not_trained_again(
+    lab: Lab, sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it matter that the pool has changed since: it goes on with the one that it began with."""
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    before = lab.plan().by_name["proxy_model"].record
+    lab.edit(lambda s: s["proxy"]["train"].update(lr=0.002))
+    with monkeypatch.context() as broken, lab.instance() as instance:
+        broken.setattr(store_module, "_put", full)
+        _, failed = run_plan(instance, str(lab.yaml), ("proxy_model",))
+    assert failed[0] == "proxy_model"
+    [scratch] = lab.project().scratch.glob("proxy_model-*")
+    log = next(scratch.rglob("out.log"))
+    text = log.read_text()
+    copy_samples(sample_shards / "00005.tar", lab.shard(3), 0, 40)
+
+    def seen_again(*arguments: Any, **options: Any) -> Any:
+        record = train(*arguments, **options)
+        assert log.read_text() == text  # nothing more was trained
+        return record
+
+    monkeypatch.setattr("assets.proxy_model.train", seen_again)
+    assert dict(lab.run(("raw_shards", "proxy_model"))) == {"raw_shards": 1, "proxy_model": 1}
+    after = lab.plan().by_name["proxy_model"].record
+    assert before is not None
+    assert after is not None
+    assert after.stats["trained_on"] == before.stats["trained_on"]
+    assert not scratch.exists()
+
+
 def test_a_touched_shard_stops_at_its_manifest(lab: Lab) -> None:
     data = lab.shard(0).read_bytes()
     lab.shard(0).write_bytes(data)  # same content, new modification time
@@ -396,7 +447,7 @@ def test_a_touched_shard_stops_at_its_manifest(lab: Lab) -> None:
 
 def test_a_code_version_of_one_stage(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(plan_module.CODE_VERSIONS, "rankings", "next")
-    assert lab.plan().by_name["rankings/random"].why == ("code version of rankings 1 -> next",)
+    assert lab.plan().by_name["rankings/random"].why == ("code version of rankings 2 -> next",)
     # the new code ranks as the old one did, so nothing after it runs
     assert dict(lab.run()) == {"rankings": 2}
 

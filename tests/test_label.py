@@ -199,6 +199,16 @@ def test_a_pool_that_is_all_held_out_gives_one_line(tmp_path):
         pool.members(0.5)
 
 
+def test_a_share_that_holds_nothing_out_gives_one_line(tmp_path):
+    """Found out by the scores, it would cost all trainings."""
+    pool = Pool(tmp_path)
+    names = [uid(row) for row in range(99) if not is_held_out(uid(row), 0.1)][:5]
+    pool.add("a", names, np.ones((5, DIM)), np.ones((5, DIM)))
+    with pytest.raises(InputError, match=r"holdout_fraction: found 0.1, which holds out none of 5 samples"):
+        pool.members(0.1)
+    assert pool.members(0).holdout.is_empty()
+
+
 # --- labels by prompts ------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -35,6 +36,7 @@ def test_the_leaderboard_leads_back_to_everything(built_lab: Lab) -> None:
     kept = project.store.config(labels)
     assert kept is not None
     assert kept.read_bytes() == built_lab.yaml.read_bytes()
+    assert f"in {project.store.folder(lineage.root)}" in text
     assert text.count("train.lr=0.001") == 3 + 1  # each arm and the proxy, once
 
 
@@ -54,6 +56,9 @@ def test_machines_get_every_entry(built_lab: Lab) -> None:
     }
     for entry in found["entries"].values():
         assert set(entry["reads"]) <= set(found["entries"])
+        folder = Path(entry["folder"])
+        assert folder.is_dir()
+        assert all((folder / name).is_file() for name in entry["files"])
 
 
 def test_names_of_arms_and_mlflow_runs(built_lab: Lab) -> None:
@@ -81,3 +86,18 @@ def test_many_shards_are_one_line(built_lab: Lab) -> None:
     assert "embeddings: 2,000 entries  combined " in text
     assert "raw_shards: 2,000 entries  combined " in text
     assert len(text.splitlines()) < 20
+
+
+def test_many_early_similarities_are_one_line(built_lab: Lab) -> None:
+    """They have no LanceDB table."""
+    project = built_lab.project()
+    lineage, shard = trace(project, "rankings/clipcov"), record_of(built_lab, "raw_shards/00000")
+    early = [
+        replace(shard, stage="early_similarities", partition=f"{i:05d}", fingerprint=digest_of(i), stats={})
+        for i in range(5)
+    ]
+    entries = lineage.entries | {key_of(record): record for record in early}
+    sources = lineage.sources | {key_of(record): [] for record in early}
+    sources[key_of(lineage.root)] = [*sources[key_of(lineage.root)], *map(key_of, early)]
+    text = as_text(project, replace(lineage, entries=entries, sources=sources))
+    assert "early_similarities: 5 entries  combined " in text

@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 import dagster as dg
 import pytest
 
-from assets.orphans import PROCESS_TAG, close_orphans, this_process
+from assets.orphans import PROCESS_TAG, close_orphans, process_tag
+from assets.tracking import Tracking
 from lab import Lab
 
 pytestmark = pytest.mark.slow
@@ -44,16 +46,21 @@ def test_the_next_run_after_a_kill_goes_on_at_once(lab: Lab) -> None:
     with lab.instance() as instance:
         assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])) == 0
         assert not instance.event_log_storage.get_concurrency_run_ids()
+    tracking = Tracking(lab.project().config)
+    runs = tracking.client().search_runs([tracking.experiment_id()])
+    assert Counter(run.info.status for run in runs) == {"FINISHED": 3 + 3 + 1, "KILLED": 1}
 
 
 def test_only_runs_of_processes_that_are_gone_are_closed(lab: Lab) -> None:
     """Of this machine; what another process, machine or Dagster's daemon executes is left alone."""
-    host, pid, _ = this_process().split(":")
+    host, pid, start, _ = process_tag("")[PROCESS_TAG].split(":")
     ours = {
-        "alive": this_process(),
-        "pid was given again": f"{host}:{pid}:1.0",
-        "gone": f"{host}:{2**22 + 1}:1.0",
-        "elsewhere": f"not-{host}:{2**22 + 1}:1.0",
+        "alive": f"{host}:{pid}:{start}:RUN",
+        "clock was set": f"{host}:{pid}:{float(start) + 5}:RUN",
+        "pid was given again": f"{host}:{pid}:1.0:RUN",
+        "gone": f"{host}:{2**22 + 1}:1.0:RUN",
+        "gone, of the run that this one repeats": f"{host}:{2**22 + 1}:1.0:{uuid.uuid4()}",
+        "elsewhere": f"not-{host}:{2**22 + 1}:1.0:RUN",
         "no tag": None,
     }
     started = dg.DagsterRunStatus.STARTED
@@ -61,14 +68,27 @@ def test_only_runs_of_processes_that_are_gone_are_closed(lab: Lab) -> None:
         storage = instance.event_log_storage
         names = {}
         for name, process in ours.items():
-            tags = {PROCESS_TAG: process} if process else {}
             run_id = str(uuid.uuid4())
+            tags = {PROCESS_TAG: process.replace("RUN", run_id)} if process else {}
             instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id, status=started, tags=tags))
             names[run_id] = name
         held = next(run_id for run_id, name in names.items() if name == "gone")
         assert storage.claim_concurrency_slot("gpu", held, "checkpoints").is_claimed
-        assert {names[run_id] for run_id in close_orphans(instance)} == {"pid was given again", "gone"}
+        config = lab.project().config
+        closed = {names[run_id] for run_id in close_orphans(instance, config)}
+        assert closed == {"pid was given again", "gone"}
         left = {run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=[started]))}
-        assert {names[run_id] for run_id in left} == {"alive", "elsewhere", "no tag"}
+        assert {names[run_id] for run_id in left} == set(ours) - closed
         assert storage.get_concurrency_info("gpu").active_slot_count == 0
-        assert close_orphans(instance) == []
+        assert close_orphans(instance, config) == []
+
+
+def test_a_run_carries_the_process_that_executes_it_whoever_asked_for_it(lab: Lab) -> None:
+    from assets.definitions import defs
+
+    job = defs.resolve_implicit_global_asset_job_def()
+    with lab.instance() as instance:
+        result = job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey("pseudo_labels")])
+        run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert {PROCESS_TAG: run.tags[PROCESS_TAG]} == process_tag(run.run_id)

@@ -425,7 +425,7 @@ def test_epochs_beside_samples_seen_adds_arms_and_trains_nothing_again(built):
     assert (params["samples_seen"], params["epochs"], params["seed"]) == (None, 8, 0)
     # and back: the arms that are no longer asked for cost nothing
     built.edit(set_key("train.epochs", None))
-    assert built.run() == builds(BOARD) or built.run() == {}
+    assert built.run() == dict.fromkeys(BOARD, "restore")
 
 
 def test_epochs_alone_name_their_arms_without_a_suffix(fresh):
@@ -463,6 +463,19 @@ def test_an_evaluation_setting_concerns_its_own_set_only(built):
     )
     scores = scored([f"{subset}-s{seed}" for subset in arms() for seed in SEEDS], ["coco"])
     assert built.run() == builds(scores | BOARD)
+
+
+def test_the_bound_on_pixels_concerns_the_scores_of_sets_of_pairs(built):
+    """Their samples are checked by it, too, whether or not a sample of the pool is concerned."""
+    before = {step.node.name: step.fingerprint for step in built.plan().of("scores")}
+    current = built.store.current
+    built.digest = lambda step, output: current(step.node.stage, step.node.partition).digests[output]
+    built.edit(set_key("shards.max_image_pixels", 1000))
+    built.run()
+    after = {step.node.name: step.fingerprint for step in built.plan().of("scores")}
+    changed = {name.rpartition("@")[2] for name in after if after[name] != before[name]}
+    sets = built.settings["evaluate"]["sets"]
+    assert changed == {name for name, settings in sets.items() if "shards" in settings}
 
 
 def test_an_evaluation_set_that_lies_elsewhere_is_the_same_set(built):

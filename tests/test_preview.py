@@ -31,6 +31,13 @@ def test_a_caption_cannot_break_the_table() -> None:
     assert {row.count("|") for row in rows} == {3}
 
 
+def test_a_caption_is_no_markdown() -> None:
+    """Dagster's pages would fetch an image that a caption names."""
+    frame = pl.DataFrame({"caption": ["![](https://a.co/p.png)", "<b> *a* _b_ `c`", "back\\slash"]})
+    rows = [line.strip("| ") for line in markdown(frame).splitlines()[2:]]
+    assert rows == [r"\!\[\](https://a.co/p.png)", r"\<b\> \*a\* \_b\_ \`c\`", r"back\\slash"]
+
+
 def test_metadata_is_what_dagster_takes() -> None:
     metadata = {COLUMN_SCHEMA: columns([("uid", pl.String)]), **table_metadata(pl.DataFrame({"a": [1]}))}
     dg.AssetMaterialization("table", metadata=metadata)

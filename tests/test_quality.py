@@ -1,11 +1,13 @@
 """The controlled benchmark: its tables by hand, and one small real run from photos to the printed result."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -121,6 +123,14 @@ def test_methods_are_the_matrix_or_those_asked_for():
         matrix_methods(("rnd",))
 
 
+def test_c_rho_needs_a_proxy_that_is_trained_here():
+    assert list(matrix_methods((), early_proxy=False)) == [name for name in MATRIX if name != "c_rho"]
+    with pytest.raises(
+        InputError, match="--methods: found c_rho, expected another beside --proxy-pretrained"
+    ):
+        matrix_methods(("c_rho",), early_proxy=False)
+
+
 def test_fine_tuning_starts_every_arm_from_the_same_weights(tmp_path: Path):
     write_photos(tmp_path / "photos", {"cat": 20, "dog": 20})
     (tmp_path / "full.pt").write_bytes(b"weights")
@@ -148,6 +158,23 @@ def test_a_second_round_selects_by_the_given_proxy(tmp_path: Path):
     result = CliRunner().invoke(cli, [*command, "--draws", "0,1"])
     assert result.exit_code != 0
     assert "--proxy-pretrained: found 1 files, expected 2, one a draw" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_a_killed_benchmark_leaves_no_run_at_work(tmp_path: Path):
+    """Else the next one on the same folder would meet it."""
+    photos = write_photos(tmp_path / "photos", {"cat": 60, "dog": 60, "owl": 60})
+    command = [sys.executable, "-m", "clipcov_pipeline.cli", "bench", "quality", "--images", str(photos)]
+    command += ["--out", str(tmp_path / "out"), "--largest", "60", "--methods", "random", "--seeds", "0"]
+    command += ["--fractions", "0.5", "--batch-size", "32", "--proxy-batch-size", "32"]
+    command += ["--proxy-samples-seen", "10000000"]  # hours
+    bench = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert bench.stderr is not None
+    line = next(line for line in bench.stderr if "  step " in line)  # the run is at work
+    (run,) = psutil.Process(bench.pid).children()
+    bench.send_signal(signal.SIGKILL)
+    bench.wait()
+    assert psutil.wait_procs([run], 10)[1] == [], line
 
 
 @pytest.mark.slow

@@ -205,6 +205,22 @@ def test_from_lance_refuses_what_it_cannot_match(table, labels):
         Pool.from_lance(table, labels)
 
 
+def test_from_lance_takes_a_uid_of_two_shards_from_the_one_that_is_labelled(table, labels):
+    """DataComp's uids are the json's: a shard copied under another name brings them again."""
+    shard = [f"shard'{i % 3}" for i in range(N)]
+    alone = Pool.from_lance(table, labels)
+    again = table.search().limit(N).to_arrow()
+    swapped = {"image_embedding": "text_embedding", "text_embedding": "image_embedding", "shard": "shard"}
+    for name in ("image_embedding", "text_embedding"):
+        again = again.set_column(again.schema.get_field_index(name), name, table.to_arrow()[swapped[name]])
+    again = again.set_column(again.schema.get_field_index("shard"), "shard", pa.array(["copy"] * N))
+    table.add(again)
+    with pytest.raises(InputError, match="found a uid more than once"):
+        Pool.from_lance(table, labels)
+    pool = Pool.from_lance(table, labels.with_columns(shard=pl.Series(shard)))
+    np.testing.assert_array_equal(pool.pairs, alone.pairs)
+
+
 def test_no_room_for_the_scratch_file(arrays, tmp_path, monkeypatch):
     import os
 

@@ -198,9 +198,8 @@ def test_a_record_names_the_commit_and_keeps_the_yaml(tmp_path):
     yaml = tmp_path / "experiment.yaml"
     yaml.write_text("name: one  # ü\n", encoding="utf-8")
     store = Store(tmp_path / "store", yaml)
-    first = put(store, FIRST)
-    yaml.write_text("name: two\n")
-    second = put(store, SECOND)
+    yaml.write_text("name: two\n")  # edited while the first is built
+    first, second = put(store, FIRST), put(Store(tmp_path / "store", yaml), SECOND)
     for record, text in ((first, "name: one  # ü\n"), (second, "name: two\n")):
         assert record.config == hashlib.sha256(text.encode()).hexdigest()
         kept = store.config(record)

@@ -116,4 +116,7 @@ def test_unusable_photos_are_named(tmp_path: Path):
     write_photos(tmp_path / "test", {"cat": 2, "dog": 2, "yak": 2})
     with pytest.raises(InputError, match="test class 'yak' is not among the pool's classes cat, dog"):
         plant(tmp_path, None, tmp_path / "out", RULE)
+    write_photos(tmp_path / "few", {"cat": 4, "dog": 4})
+    with pytest.raises(InputError, match="found one test photo in each class, expected at least 2"):
+        plant(tmp_path / "few", None, tmp_path / "out", RULE)
     assert not (tmp_path / "out").exists()

@@ -129,6 +129,38 @@ def test_nothing_to_do_adds_nothing_to_mlflow(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_what_stands_again_is_what_mlflow_shows(lab: Lab) -> None:
+    """A setting there and back builds nothing, and leaves no numbers of the other setting behind."""
+    tracking, arm = Tracking(lab.project().config), checkpoint(lab.project(), ARMS[1]).stats["mlflow_run_id"]
+
+    def shown() -> dict[str, Any]:
+        metrics = tracking.client().get_run(arm).data.metrics
+        scores = tracking.client().download_artifacts(arm, "scores/vendor/scores.json")
+        board = tracking.client().download_artifacts(tracking.parent(), "leaderboard/leaderboard.txt")
+        report = tracking.client().download_artifacts(tracking.parent(), "report.html")
+        files = {path: Path(path).read_bytes() for path in (scores, board, report)}
+        return {"metrics": {k: v for k, v in metrics.items() if k.startswith("vendor/")}, **files}
+
+    before = shown()
+    lab.edit(lambda s: s["evaluate"]["sets"]["vendor"].update(templates=["zzz {}"]))
+    lab.run()
+    assert shown() != before
+    lab.edit(lambda s: s["evaluate"]["sets"]["vendor"].pop("templates"))
+    lab.run()
+    assert shown() == before
+
+
+@pytest.mark.slow
+def test_the_scores_of_an_arm_whose_run_was_deleted_are_kept(lab: Lab) -> None:
+    tracking, arm = Tracking(lab.project().config), checkpoint(lab.project(), ARMS[1]).stats["mlflow_run_id"]
+    tracking.client().delete_run(arm)
+    lab.edit(lambda s: s["evaluate"]["sets"].update(again={"shards": "vendor", "tasks": ["retrieval"]}))
+    assert lab.run()["scores"] == 3
+    assert not lab.plan().todo
+    assert tracking.client().get_run(arm).info.lifecycle_stage == "deleted"
+
+
+@pytest.mark.slow
 def test_the_same_run_starts_again_below_the_same_parent_with_the_same_data(lab: Lab) -> None:
     """A retry: the process was killed before the entry was complete."""
     project = lab.project()

@@ -310,6 +310,10 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     with pytest.raises(InputError, match=r"lr = 0\.001, now it is 0\.01"):
         train.launch(dataclasses.replace(spec, lr=0.01))
     train.launch(dataclasses.replace(spec, val_data=None))  # the curve decides nothing
+    (tmp_path / "moved").mkdir()
+    moved = write_shards(tmp_path / "moved", [24, 24])
+    train.launch(dataclasses.replace(spec, train_data=moved))  # the same shards in another folder
+    assert (spec.folder / "out.log").read_text() == before
 
     record = train.finish(spec, tmp_path / "out")
     assert record == json.loads((tmp_path / "out" / "training.json").read_text())

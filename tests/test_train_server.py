@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from assets.train_server import TrainServer
-from assets.train_worker import PARENT_VARIABLE, SPEC_VARIABLE
+from assets.train_worker import SPEC_VARIABLE
+from clipcov_pipeline.parent import PARENT_VARIABLE
 
-ENDS_AT_ONCE: dict[str, str] = {}  # a training that is not told who asked for it
+ENDS_AT_ONCE: dict[str, str] = {}  # a training that is not told what to train
 
 
 @pytest.fixture(scope="module")

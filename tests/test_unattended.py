@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets.orphans import PROCESS_TAG
 from assets.tracking import Tracking
 from clipcov_pipeline.plan import Step
 from clipcov_pipeline.project import Project
@@ -79,6 +82,28 @@ def test_a_damaged_entry_is_asked_for_again(lab: Lab) -> None:
         (project.store.folder(project.plan().by_name["rankings/clipcov"].record) / "ranking.parquet").unlink()
         again = dict(requests(tick(lab, instance)))
     assert again["rankings"] != first
+
+
+def test_a_run_whose_process_was_killed_is_closed_and_asked_for_again(lab: Lab) -> None:
+    """What has failed by itself is not: Dagster has seen its run key."""
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+    with lab.instance() as instance:
+        [request] = tick(lab, instance).run_requests
+        dead = f"{socket.gethostname()}:{2**22 + 1}:1.0"
+        for killed in (False, True):
+            run_id = str(uuid.uuid4())
+            tags = {**request.tags, **({PROCESS_TAG: f"{dead}:{run_id}"} if killed else {})}
+            run = dg.DagsterRun("build_rankings", run_id, tags=tags, status=dg.DagsterRunStatus.STARTED)
+            instance.add_run(run)
+            if not killed:
+                assert isinstance(tick(lab, instance), dg.SkipReason)  # it is at work
+                instance.report_run_failed(run)
+            [(_, key)] = requests(tick(lab, instance))
+            assert (key != request.run_key) is killed
+            closed = instance.get_run_by_id(run.run_id)
+            assert closed is not None
+            assert closed.status is dg.DagsterRunStatus.FAILURE
+        assert requests(tick(lab, instance)) == [("rankings", key)]
 
 
 def test_a_run_that_ends_while_the_plan_is_made_is_not_asked_for_again(

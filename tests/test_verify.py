@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.lineage import trace
 from clipcov_pipeline.plan import Status
 from clipcov_pipeline.store import Record, Store, digest_of, git_commit
 from clipcov_pipeline.verify import verify
-from lab import Lab
+from lab import SELECTION, Lab
 
 ABOUT: dict[str, Any] = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
 
@@ -138,6 +139,24 @@ def test_what_was_built_verifies(built_lab: Lab) -> None:
     code, text = run_command(built_lab, "verify")
     assert code == 0
     assert text.startswith("0 problems; checked 34 entries")
+
+
+@pytest.mark.slow
+def test_of_several_labels_of_one_pool_those_that_a_subset_was_cut_by_are_meant(lab: Lab) -> None:
+    before = record_of(lab, "subsets/clipcov-f0.5")
+    for clusters in (6, 5):
+        lab.edit(lambda s, k=clusters: s["labels"].update(n_clusters=k))
+        lab.run(SELECTION)
+        if clusters == 6:
+            names = f"clipcov-f0.5@{before.fingerprint[:12]}", "clipcov-f0.5"
+            code, text = run_command(lab, "diff", *names)
+            assert code == 0
+            assert "labels.n_clusters" in text
+    assert record_of(lab, "subsets/clipcov-f0.5").fingerprint == before.fingerprint
+    assert verify(lab.project(), deep=True).lines() == []
+    lineage = trace(lab.project(), "subsets/clipcov-f0.5")
+    labels = [record for record in lineage.entries.values() if record.stage == "pseudo_labels"]
+    assert labels == [record_of(lab, "pseudo_labels")]
 
 
 @pytest.mark.slow

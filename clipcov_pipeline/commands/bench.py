@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.parent import PARENT_VARIABLE
 
 
 @click.group()
@@ -93,7 +94,11 @@ def diagnostics(
 
 def _run_experiment(path: Path) -> int:
     """Run one of several experiments; its lines begin with its folder's name. The exit status."""
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}  # lines as they come, not by the block
+    env = {
+        **os.environ,
+        PARENT_VARIABLE: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",  # lines as they come, not by the block
+    }
     command = [sys.executable, "-m", "assets.run", "--config", str(path)]
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -178,10 +183,12 @@ def quality(
         bench.prepare(
             images, test_images, out / f"draw{draw}",
             Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
-            methods=bench.matrix_methods(methods.split(",") if methods else ()), fractions=fractions,
-            seeds=seeds, samples_seen=samples_seen, batch_size=batch_size, crop_scale=crop_scale,
-            proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size, model=model,
-            pretrained=pretrained, proxy_pretrained=proxy, jobs=jobs,
+            methods=bench.matrix_methods(
+                methods.split(",") if methods else (), early_proxy=not proxy_pretrained
+            ),
+            fractions=fractions, seeds=seeds, samples_seen=samples_seen, batch_size=batch_size,
+            crop_scale=crop_scale, proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size,
+            model=model, pretrained=pretrained, proxy_pretrained=proxy, jobs=jobs,
         )
         for draw, proxy in zip(draws, proxy_pretrained or [None] * len(draws), strict=True)
     ]  # fmt: skip

@@ -3,48 +3,102 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from clipcov_pipeline.commands.pool_options import (
+    PATH,
     chosen_budget,
     method_options,
     parameters,
     pool_options,
     reading_progress,
+    reads_captions,
 )
 from clipcov_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from clipcov_pipeline.selection.explain import Explanation
+
+
+# what a subset of an experiment settles by itself
+OF_A_SOURCE = (
+    "source", "text", "labels", "class_embedding", "clusters", "scratch_dir", "fraction", "count", "mode",
+    "extra", "seed",
+)  # fmt: skip
 
 
 @click.command()
 @click.argument("uid")
+@click.argument("source", type=PATH, required=False)
+@click.option("--subset", help="Of an experiment, such as clipcov-f0.25; instead of SOURCE.")
+@click.option(
+    "--config", help="With --subset: YAML file or preset; default $CLIPCOV_CONFIG, else the sample."
+)
 @pool_options
 @method_options
 @click.option("--neighbours", type=click.IntRange(0), default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
 def command(
-    uid: str, source: Path, text: Path | None, labels: Path | None, class_embedding: Path | None,
-    clusters: int | None, scratch_dir: Path | None, fraction: float | None, count: int | None,
-    mode: str | None, extra: tuple[str, ...], seed: int, threads: int | None, neighbours: int, as_json: bool,
+    ctx: click.Context, uid: str, source: Path | None, subset: str | None, config: str | None,
+    text: Path | None, labels: Path | None, class_embedding: Path | None, clusters: int | None,
+    scratch_dir: Path | None, fraction: float | None, count: int | None, mode: str | None,
+    extra: tuple[str, ...], seed: int, threads: int | None, neighbours: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Say why the sample UID of SOURCE is in or out of the ClipCov subset of a budget.
+    """Say why the sample UID is in or out of a ClipCov subset.
 
-    SOURCE and the options are those of ``clipcov select``; a pool without uids takes a row number.
+    Of an experiment's with --subset; or of what ``clipcov select`` takes of SOURCE with the same options and
+    a budget (a pool without uids takes a row number).
     """
+    from clipcov_pipeline.selection.explain import describe
+
+    if subset is not None:
+        found = _of_experiment(ctx, uid, subset, config, neighbours, threads)
+    elif config is not None:
+        raise InputError("explain: found --config without --subset, expected both, or neither with a SOURCE")
+    elif source is not None:
+        labelling = labels, class_embedding, clusters, seed
+        params, budget = parameters(mode, extra, seed), chosen_budget(fraction, count)
+        found = _of_source(uid, source, text, labelling, scratch_dir, params, budget, neighbours, threads)
+    else:
+        raise InputError("explain: found neither SOURCE nor --subset, expected one: clipcov explain --help")
+    click.echo(json.dumps(asdict(found), indent=2) if as_json else describe(found))
+
+
+def _of_experiment(
+    ctx: click.Context, uid: str, subset: str, config: str | None, neighbours: int, threads: int | None
+) -> "Explanation":
+    given = [n for n in OF_A_SOURCE if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT]
+    if given:
+        raise InputError(
+            f"explain: found {', '.join(given)} beside --subset, expected none: the experiment settles them"
+        )
+    from clipcov_pipeline.explain import explain_subset
+    from clipcov_pipeline.project import Project
+
+    return explain_subset(Project.open(config), uid, subset, n_neighbours=neighbours, threads=threads)
+
+
+def _of_source(
+    uid: str, source: Path, text: Path | None, labelling: tuple[Any, ...], scratch_dir: Path | None,
+    params: dict[str, Any], budget: float | int | None, neighbours: int, threads: int | None,
+) -> "Explanation":  # fmt: skip
     from clipcov_pipeline.selection.methods import validate_method
 
-    params = parameters(mode, extra, seed)
     validate_method("clipcov", params)
-    budget = chosen_budget(fraction, count)
     if budget is None:
         raise InputError("budget: found none, expected --fraction or --count: the subset to explain")
 
-    from clipcov_pipeline.selection.explain import describe, explain
+    from clipcov_pipeline.selection.explain import explain
     from clipcov_pipeline.selection.sources import Labelling, open_pool
 
+    captions = reads_captions(params, "clipcov")
     with reading_progress() as progress:
-        labelling = Labelling(labels, class_embedding, clusters, seed)
-        pool = open_pool(source, text, labelling, scratch_dir=scratch_dir, progress=progress)
+        pool = open_pool(
+            source, text, Labelling(*labelling), captions=captions, scratch_dir=scratch_dir, progress=progress
+        )
     with pool:
-        found = explain(pool, uid, budget, params, n_neighbours=neighbours, threads=threads)
-    click.echo(json.dumps(asdict(found), indent=2) if as_json else describe(found))
+        return explain(pool, uid, budget, params, n_neighbours=neighbours, threads=threads)

@@ -16,10 +16,9 @@ PATH = click.Path(path_type=Path)
 
 
 def pool_options(command: Callable) -> Callable:
-    """Where pairs and latent classes come from."""
+    """Where the pairs' caption embeddings and latent classes come from."""
     for option in reversed(
         [
-            click.argument("source", type=PATH),
             click.option("--text", type=PATH, help=".npy of the caption embeddings, when SOURCE is an .npy."),
             click.option(
                 "--labels", type=PATH, help="Parquet: latent_class, label_similarity, and uid to match by."

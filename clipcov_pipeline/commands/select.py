@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from clipcov_pipeline.commands.pool_options import (
+    PATH,
     chosen_budget,
     method_options,
     parameters,
@@ -16,6 +17,7 @@ from clipcov_pipeline.commands.pool_options import (
 
 
 @click.command()
+@click.argument("source", type=PATH)
 @pool_options
 @click.option("--method", default="clipcov", show_default=True, help="clipcov or a baseline.")
 @method_options

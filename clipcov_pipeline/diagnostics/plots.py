@@ -64,7 +64,8 @@ def plot_covariance(found: Diagnosis, path: Path) -> None:
         left.plot(row["value"], at, "o", color=SUBSET, label="this subset" if at == 0 else None)
     if names:
         left.set_yticks(range(len(names)), [name.replace("_", " ").replace("frob", "Frob") for name in names])
-        left.set(xlim=(0, None), ylim=(len(names) - 0.4, -0.6))
+        lowest = min(0.0, *(rows[name]["value"] for name in names))
+        left.set(xlim=(1.1 * lowest, None), ylim=(len(names) - 0.4, -0.6))
         left.grid(alpha=0.3)
         left.legend(fontsize=8)
         left.set_title("cross-covariance of the whole pool", fontsize=9)

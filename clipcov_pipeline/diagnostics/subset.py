@@ -308,7 +308,10 @@ def _add_terms(
 def terms_along(
     pool: Pool, rows: np.ndarray, weights: Mapping[str, float], threads: int | None = None
 ) -> dict[int, dict[str, float]]:
-    """Return the terms of F (see `objective`) of the first n rows, for about ``POINTS`` values of n."""
+    """Return the terms of F (see `objective`) of the first n rows, for about ``POINTS`` values of n.
+
+    F of the weights alone: without ``repeat_penalty``, and similarities below 0 count as they are.
+    """
     class_direction, inter_direction = directions(pool, threads)
     class_term, inter = project(pool, class_direction, inter_direction, threads=threads)
     similarity, sizes = pool.statistics(threads)[1], np.maximum(pool.class_sizes, 1)

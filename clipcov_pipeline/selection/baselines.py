@@ -154,15 +154,19 @@ def s_cliploss(pool: Pool, count: int, params: dict[str, Any], threads: int | No
             logits = rows[:, :d] @ rows[:, d:].T
             logits /= temperature
             own = logits.diagonal().astype(np.float64)
-            # the largest possible logit is subtracted, so that no exponential overflows
-            highest = logits.max()
-            logits -= highest
-            np.exp(logits, out=logits)
-            tiny = np.finfo(np.float64).tiny
-            by_image = np.log(np.maximum(logits.mean(axis=1, dtype=np.float64), tiny))
-            by_text = np.log(np.maximum(logits.mean(axis=0, dtype=np.float64), tiny))
-            total[batch] += temperature * (own - (by_image + by_text) / 2 - highest)
+            by_image, by_text = (_log_mean_exp(logits, axis) for axis in (1, 0))
+            total[batch] += temperature * (own - (by_image + by_text) / 2)
     return top(total / params["n_batches"], count)
+
+
+def _log_mean_exp(logits: np.ndarray, axis: int) -> np.ndarray:
+    """log of the mean exponential along an axis, float64.
+
+    What each row (column) has largest is subtracted in it, so that none overflows and none vanishes.
+    """
+    highest = logits.max(axis=axis, keepdims=True)
+    means = np.exp(logits - highest).mean(axis=axis, dtype=np.float64)
+    return np.log(means) + highest.squeeze(axis)
 
 
 BASELINES = {

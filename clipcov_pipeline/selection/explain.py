@@ -1,11 +1,13 @@
 """Why a sample is in or out of a subset."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from clipcov_pipeline.selection.filters import passing_rows
 from clipcov_pipeline.selection.methods import budget_count, validate_method
 from clipcov_pipeline.selection.objective import (
     TERMS,
@@ -15,7 +17,7 @@ from clipcov_pipeline.selection.objective import (
     scores,
 )
 from clipcov_pipeline.selection.pool import Pool
-from clipcov_pipeline.selection.ranking import Ranking, rank
+from clipcov_pipeline.selection.ranking import Ranking, filters_anything, rank, rows_apart
 from clipcov_pipeline.selection.repeats import repeat_term
 
 
@@ -23,8 +25,12 @@ from clipcov_pipeline.selection.repeats import repeat_term
 class Explanation:
     """One sample against a subset; all ranks count from 1.
 
+    Filters cut the pool in two, those that pass and the rest, which are ranked apart: sizes, terms and the
+    cut are those of the sample's own part.
+
     Attributes:
-        uid, row: the sample; latent_class, class_size, class_chosen: its class, and how many of it are in.
+        uid, row: the sample; rejected: whether the filters reject it.
+        latent_class, class_size, class_chosen: its class, and how many of it are in.
         chosen: whether it is in the subset of ``budget`` samples.
         rank, rank_in_class: its place in the whole ranking and inside its class (None where it is not
             ranked).
@@ -35,13 +41,15 @@ class Explanation:
             when it is out) takes from base.
         gain: base - redundancy; score: what the ranking recorded at its turn (the same for greedy and
             strict; the notebook's batch rule has its own), None where it is not ranked.
-        cut: score of the last sample that is in (of its class, when classes have places in proportion).
+        cut: score of the last sample that is in (of its class, when classes have places by shares; None
+            where none is in).
         class_balance: "global", or by which shares classes are merged.
         neighbours: nearest samples of its class in the subset: uid, rank, similarity s_ij (at most 2).
     """
 
     uid: str
     row: int
+    rejected: bool
     latent_class: int
     class_size: int
     class_chosen: int
@@ -55,7 +63,7 @@ class Explanation:
     redundancy: float
     gain: float
     score: float | None
-    cut: float
+    cut: float | None
     class_balance: str
     neighbours: list[dict[str, Any]]
 
@@ -87,54 +95,72 @@ def explain(
         # a budget_share ranking belongs to one budget: what is beyond it has no rank
         whole = filled["redundancy"] == "class_size"
         ranking = rank(pool, "clipcov", None if whole else budget, threads=threads, **filled)
-    subset = ranking.rows[:count]
-    of_class = int(pool.latent_class[row])
-    members = pool.order[pool.starts[of_class] : pool.starts[of_class + 1]]
+    rows, rejected = np.arange(len(pool)), False
+    if filters_anything(filled["filters"]):
+        passing = passing_rows(pool, filled["filters"])
+        rejected = row not in passing
+        rows = rows_apart(passing, len(pool)) if rejected else passing
+    with nullcontext(pool) if len(rows) == len(pool) else pool.take(rows) as part:
+        return _explain(pool, uid, row, rejected, part, rows, ranking, count, filled, n_neighbours, threads)
+
+
+def _explain(
+    pool: Pool, uid: str, row: int, rejected: bool, part: Pool, rows: np.ndarray, ranking: Ranking,
+    count: int, filled: Mapping[str, Any], n_neighbours: int, threads: int | None,
+) -> Explanation:  # fmt: skip
+    """``part`` is the pool's ``rows``, what the sample is ranked among; below, rows are those of the part."""
+    inside = np.full(len(pool), -1)
+    inside[rows] = np.arange(len(rows))
+    order = inside[ranking.rows]
+    places = np.flatnonzero(order >= 0)  # of the part's samples in the whole ranking, from 0
+    order, gains, own = order[places], ranking.gains[places], int(inside[row])
+    n_in = int((places < count).sum())
+
+    of_class = int(part.latent_class[own])
+    start, stop = part.starts[of_class], part.starts[of_class + 1]
+    members = part.order[start:stop]
     weights, clip, penalty = (filled[name] for name in ("weights", "clip_negative", "repeat_penalty"))
-    table, names = term_table(pool, of_class, weights, clip), list(TERMS)
+    table, names = term_table(part, of_class, weights, clip), list(TERMS)
     if penalty:
-        start, stop = pool.starts[of_class], pool.starts[of_class + 1]
-        repeats = repeat_term(pool, scores(pool, weights, clip, threads).base, penalty)[start:stop]
+        repeats = repeat_term(part, scores(part, weights, clip, threads).base, penalty)[start:stop]
         table, names = np.column_stack([table, repeats]), [*names, "repeats"]
     base = table.sum(axis=1)
-    place = int(np.searchsorted(members, row))
-    found = np.flatnonzero(ranking.rows == row)
+    place = int(np.searchsorted(members, own))
+
+    found = np.flatnonzero(order == own)
     at = int(found[0]) if len(found) else None
-    class_order = np.flatnonzero(pool.latent_class[ranking.rows] == of_class)
-    before = ranking.rows[class_order[class_order < (count if at is None else min(at, count))]]
-    in_class = class_order[class_order < count]
-    chosen = ranking.rows[in_class]
-    by_shares = filled["class_balance"] != "global"
-    scale = filled["weights"]["redundancy"] / redundancy_sizes(pool, filled["redundancy"], count)[of_class]
-    redundancy = float(scale) * float(
-        similarities(pool, row, before, filled["clip_negative"]).sum(dtype=np.float64)
-    )
-    others = chosen[chosen != row]
-    near = similarities(pool, row, others, False)
+    class_order = np.flatnonzero(part.latent_class[order] == of_class)
+    before = order[class_order[class_order < (n_in if at is None else min(at, n_in))]]
+    in_class = class_order[class_order < n_in]
+    last = gains[:n_in] if filled["class_balance"] == "global" else gains[in_class]
+    scale = weights["redundancy"] / redundancy_sizes(part, filled["redundancy"], n_in)[of_class]
+    redundancy = float(scale) * float(similarities(part, own, before, clip).sum(dtype=np.float64))
+    others = in_class[order[in_class] != own]
+    near = similarities(part, own, order[others], False)
     nearest = np.argsort(-near, kind="stable")[:n_neighbours]
-    rank_of = {int(r): i + 1 for i, r in enumerate(subset)}
-    uids = pool.names(others[nearest])
+    uids = pool.names(rows[order[others[nearest]]])
     return Explanation(
         uid=uid,
         row=row,
+        rejected=rejected,
         latent_class=of_class,
         class_size=len(members),
-        class_chosen=len(chosen),
-        chosen=at is not None and at < count,
+        class_chosen=len(in_class),
+        chosen=at is not None and at < n_in,
         budget=count,
-        rank=None if at is None else at + 1,
+        rank=None if at is None else int(places[at]) + 1,
         rank_in_class=None if at is None else int((class_order <= at).sum()),
         base_rank_in_class=int((base > base[place]).sum()) + 1,
         terms=dict(zip(names, table[place].tolist(), strict=True)),
         base=float(base[place]),
         redundancy=redundancy,
         gain=float(base[place]) - redundancy,
-        score=None if at is None else float(ranking.gains[at]),
-        cut=float(ranking.gains[in_class if by_shares else np.arange(len(subset))].min(initial=np.inf)),
+        score=None if at is None else float(gains[at]),
+        cut=float(last.min()) if len(last) else None,
         class_balance=filled["class_balance"],
         neighbours=[
-            {"uid": name, "rank": rank_of[int(r)], "similarity": float(s)}
-            for name, r, s in zip(uids, others[nearest], near[nearest], strict=True)
+            {"uid": name, "rank": int(places[j]) + 1, "similarity": float(s)}
+            for name, j, s in zip(uids, others[nearest], near[nearest], strict=True)
         ],
     )
 
@@ -171,22 +197,29 @@ def similarities(pool: Pool, row: int, others: np.ndarray, clip_negative: bool) 
 def describe(found: Explanation) -> str:
     """An explanation as a few lines of text."""
     verdict, turn = ("in", "its turn") if found.chosen else ("out", "the cut")
-    place = "not ranked"
+    place, among = "not ranked", ""
     if found.rank is not None:
         place = f"rank {found.rank:,} of the whole, {found.rank_in_class:,} of its class"
+    if found.rejected:
+        place, among = f"the filters reject it; {place}", " that the filters reject"
     terms = "  ".join(f"{name} {value:+.4f}" for name, value in found.terms.items())
-    cut = "the last that is in"
+    last = "the last that is in"
     if found.class_balance != "global":
-        cut = f"the last of the {found.class_chosen:,} places its class has by its share"
+        last = f"the last of the {found.class_chosen:,} places its class has by its share"
+    cut = (
+        f"{last} has {found.cut:.4f}"
+        if found.cut is not None
+        else "none of those that it is ranked with is in"
+    )
     score = "not ranked" if found.score is None else f"{found.score:.4f}"
     lines = [
         f"{found.uid} is {verdict}: {place} (budget {found.budget:,})",
-        f"class {found.latent_class}: {found.class_chosen:,} of {found.class_size:,} are in; "
+        f"class {found.latent_class}: {found.class_chosen:,} of {found.class_size:,}{among} are in; "
         f"by base score alone it would be number {found.base_rank_in_class:,} of its class",
         f"base        {found.base:.4f} = {terms}",
         f"redundancy  {found.redundancy:.4f}: similarity to what its class had taken before {turn}",
         f"gain        {found.gain:.4f} = base - redundancy before {turn}",
-        f"score       {score} at its turn; {cut} has {found.cut:.4f}",
+        f"score       {score} at its turn; {cut}",
     ]
     if found.neighbours:
         lines.append("nearest chosen of its class:")

@@ -26,13 +26,17 @@ def pool_from_lance(
         names = {"uid", "image_embedding", "text_embedding"} | ({"caption"} if captions else set())
         _require(set(table.schema.names), names, "table")
         where = _where(shards)
-        columns, latent_class, similarity = _columns(_labels(table, labels, where), n_classes)
+        frame = _labels(table, labels, where)
+        columns, latent_class, similarity = _columns(frame, n_classes)
+        # where labels say it: another shard may have a sample of the same uid, which they leave out
+        shard = frame["shard"] if "shard" in frame.columns and "shard" in table.schema.names else None
+        del frame
         n = len(latent_class)
         if captions:
             columns |= {"caption_hash": np.zeros(n, np.uint64), "caption_length": np.zeros(n, np.int32)}
         d = table.schema.field("image_embedding").type.list_size
         folder = scratch_dir or scratch_folder(4 * n * d)
-        blocks = _blocks(table, columns, where, captions, progress)
+        blocks = _blocks(table, columns, shard, where, captions, progress)
         return Pool.from_blocks(blocks, d, np.float16, latent_class, similarity, columns, scratch_dir=folder)
 
 
@@ -74,9 +78,11 @@ def _labels(table: Any, labels: Any, where: str | None) -> Any:
 
 
 def _blocks(
-    table: Any, pool_columns: dict[str, Any], where: str | None, captions: bool, progress: Any
+    table: Any, pool_columns: dict[str, Any], shard: Any, where: str | None, captions: bool, progress: Any
 ) -> Blocks:
     """The table's labelled rows, in whatever order the table gives them; fills in the caption columns."""
+    import polars as pl
+
     uid = pool_columns["uid"]
     by_key = np.argsort(_keys(uid, uid.dtype), kind="stable")
     ordered = _keys(uid, uid.dtype)[by_key]
@@ -87,11 +93,14 @@ def _blocks(
         ordered = uid[by_key]
     met = np.zeros(len(uid), np.bool_)
     columns = ["uid", "image_embedding", "text_embedding"] + (["caption"] if captions else [])
+    columns += ["shard"] if shard is not None else []
     for batch in _scan(table, columns, where):
         found = text_bytes(batch.column("uid"))
         sought = found if shared else _keys(found, uid.dtype)
         rows = by_key[np.minimum(np.searchsorted(ordered, sought), len(ordered) - 1)]
         here = uid[rows] == found
+        if shard is not None:
+            here &= pl.Series(batch.column("shard")).eq_missing(shard.gather(rows)).to_numpy()
         rows = rows[here]
         if met[rows].any() or len(np.unique(rows)) < len(rows):
             raise InputError(

@@ -157,8 +157,8 @@ class Pool:
             table: an open LanceDB table with ``uid`` and ``image_embedding``, ``text_embedding``
                 (fixed-size-list of float16, unit norm); ``shard`` when ``shards`` is given.
             labels: a polars frame, or the path of a parquet file, with ``uid``, ``latent_class``,
-                ``label_similarity`` and any of ``OPTIONAL_COLUMNS``: the pool is these uids. None when the
-                    table has these columns.
+                ``label_similarity`` and any of ``OPTIONAL_COLUMNS``: the pool is these uids (and, with a
+                column ``shard``, their rows of this shard). None when the table has these columns.
             version: read the table as of this version (the handle is left where it was).
             shards: read these shards only; every labelled uid has to be in them.
             n_classes: when given, every latent class has to be below it.

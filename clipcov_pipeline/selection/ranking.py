@@ -1,5 +1,6 @@
 """``rank``: one signature for ClipCov and every baseline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,7 @@ def rank(
         from clipcov_pipeline.selection.external import listed
 
         listed(pool, filled["uids"])  # raises where the pool has none of them; a part of it may
-    if any(value is not None and value is not False for value in filters.values()):
+    if filters_anything(filters):
         from clipcov_pipeline.selection.filters import passing_rows
 
         passing = passing_rows(pool, filters)
@@ -90,12 +91,20 @@ def rank(
                 f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
                 "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
             )
-        parts = [passing] if rejected == "drop" else [passing, _others(passing, len(pool))]
+        parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]
         return _rank_in_turn(pool, method, parts, count, filled, threads)
     return _rank(pool, method, count, filled, threads)
 
 
-def _others(rows: np.ndarray, n: int) -> np.ndarray:
+def filters_anything(filters: Mapping[str, Any]) -> bool:
+    """Whether any filter is set; ``filters`` as ``validate_method`` fills them."""
+    return any(
+        value is not None and value is not False for name, value in filters.items() if name != "rejected"
+    )
+
+
+def rows_apart(rows: np.ndarray, n: int) -> np.ndarray:
+    """The others of ``n`` rows (int64, ascending)."""
     left = np.ones(n, np.bool_)
     left[rows] = False
     return np.flatnonzero(left)

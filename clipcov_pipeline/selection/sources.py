@@ -11,6 +11,7 @@ import numpy as np
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.lance import scratch_folder
 from clipcov_pipeline.selection.pool import (
+    NORM_TOLERANCE,
     OPTIONAL_COLUMNS,
     Blocks,
     Pool,
@@ -79,6 +80,10 @@ def open_pool(
     reader = _reader(source, text)
     columns = reader.columns(captions)
     n, d, dtype = reader.shape()
+    for name in ("uid", "caption", *_LABELS, *OPTIONAL_COLUMNS):
+        values = columns.get(name)
+        if values is not None and len(values) != n:
+            raise InputError(f"{source}: found {len(values)} values of {name}, expected {n}, one a pair")
     if (uid := columns.get("uid")) is not None:
         columns["uid"] = _encoded(uid)
     given = _given_labels(labelling, columns, n)
@@ -134,7 +139,7 @@ def _labelled(pool: Pool, labelling: Labelling) -> Pool:
     # the pool is one class here, so its rows lie in pool order
     image, text = pool.pairs[:, : pool.dim], pool.pairs[:, pool.dim :]
     if labelling.class_embedding is not None:
-        centres = _array(labelling.class_embedding)
+        centres = _unit_rows(labelling.class_embedding)
         classes, similarity, _ = zero_shot_labels(image, centres, text)
     elif labelling.clusters is not None:
         sample = max(64 * labelling.clusters, 50_000)
@@ -159,9 +164,11 @@ def _given_labels(labelling: Labelling, columns: dict[str, Any], n: int) -> tupl
     if missing := [name for name in _LABELS if name not in frame.columns]:
         raise InputError(f"labels {labelling.labels}: missing column {', '.join(missing)}")
     uid = columns.get("uid")
+    if "uid" in frame.columns and (repeated := len(frame) - frame["uid"].n_unique()):
+        raise InputError(f"labels {labelling.labels}: found {repeated} repeated uids, expected distinct ones")
     if uid is not None and "uid" in frame.columns:
         names = pl.DataFrame({"uid": [name.decode() for name in uid.tolist()]})
-        frame = names.join(frame.unique("uid"), on="uid", how="left", maintain_order="left")
+        frame = names.join(frame, on="uid", how="left", maintain_order="left")
         if lost := frame.filter(pl.col("latent_class").is_null())["uid"].to_list():
             raise InputError(
                 f"labels {labelling.labels}: found no row for {len(lost)} uids ({', '.join(lost[:3])})"
@@ -279,12 +286,15 @@ def _clip_retrieval(folder: Path) -> _Arrays:
     """``img_emb/img_emb_N.npy``, ``text_emb/text_emb_N.npy``, ``metadata/metadata_N.parquet``, N in numeric
     order."""
     images, texts = (_numbered(folder / name, "*.npy") for name in ("img_emb", "text_emb"))
-    if not images or len(images) != len(texts):
+    metadata = _numbered(folder / "metadata", "*.parquet")
+    numbers = [[_numbers(path) for path in files] for files in (images, texts, metadata or images)]
+    if not images or numbers[0] != numbers[1] or numbers[0] != numbers[2]:
         raise InputError(
-            f"{folder}: found {len(images)} image and {len(texts)} text files, expected as many of each"
+            f"{folder}: found {len(images)} image, {len(texts)} text and {len(metadata)} metadata files,"
+            " expected those of the same numbers (metadata may be left out)"
         )
     columns: dict[str, Any] = {}
-    if metadata := _numbered(folder / "metadata", "*.parquet"):
+    if metadata:
         import polars as pl
 
         frame = pl.concat([pl.read_parquet(path) for path in metadata], how="vertical_relaxed")
@@ -296,9 +306,11 @@ def _clip_retrieval(folder: Path) -> _Arrays:
 
 
 def _numbered(folder: Path, pattern: str) -> list[Path]:
-    return sorted(
-        folder.glob(pattern), key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)]
-    )
+    return sorted(folder.glob(pattern), key=_numbers)
+
+
+def _numbers(path: Path) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", path.stem)]
 
 
 def _array(path: Path) -> np.ndarray:
@@ -311,6 +323,19 @@ def _array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: found several arrays, expected one, an .npy file")
     return array
+
+
+def _unit_rows(path: Path) -> np.ndarray:
+    """Class embeddings; a long one would draw samples to its class by its length."""
+    rows = _array(path)
+    norms = np.linalg.norm(np.asarray(rows, np.float64), axis=-1)
+    if not np.allclose(norms, 1, rtol=0, atol=NORM_TOLERANCE):
+        worst = int(np.argmax(np.nan_to_num(np.abs(norms - 1), nan=np.inf)))
+        raise InputError(
+            f"{path}: found norm {np.ravel(norms)[worst]:.4g} in row {worst}, expected 1: normalise the class"
+            " embeddings"
+        )
+    return rows
 
 
 def _read_frame(path: Path) -> Any:
@@ -334,7 +359,8 @@ def _encoded(uid: Any) -> np.ndarray:
 def _caption_columns(captions: Any) -> dict[str, np.ndarray]:
     import polars as pl
 
-    text = pl.Series(np.asarray(captions).astype(str))
+    texts = [None if text is None else str(text) for text in np.asarray(captions).tolist()]
+    text = pl.Series(texts, dtype=pl.String).fill_null("")
     return {"caption_hash": text.hash(seed=0).to_numpy(), "caption_length": text.str.len_chars().to_numpy()}
 
 
