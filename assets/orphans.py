@@ -5,7 +5,6 @@ in a tag, from when its step begins (one that `clipcov run` executes, from its o
 ``clipcov run``, ``clipcov ui`` and the `rebuild` sensor close those whose process is gone.
 """
 
-import os
 import socket
 from collections.abc import Mapping
 
@@ -26,8 +25,8 @@ def process_tag(run_id: str) -> dict[str, str]:
 
     It names the run, because a run that is executed again inherits the tags of the first.
     """
-    pid = os.getpid()
-    return {PROCESS_TAG: f"{socket.gethostname()}:{pid}:{_started(pid):.1f}:{run_id}"}
+    process = psutil.Process()
+    return {PROCESS_TAG: f"{socket.gethostname()}:{process.pid}:{process.create_time():.1f}:{run_id}"}
 
 
 def tag_with_process(context: dg.AssetExecutionContext) -> None:
@@ -69,12 +68,7 @@ def _is_gone(run: dg.DagsterRun) -> bool:
     host, pid, started, run_id = (run.tags.get(PROCESS_TAG, "").split(":") + [""] * 4)[:4]
     if run_id != run.run_id or host != socket.gethostname():
         return False
-    return abs(_started(int(pid)) - float(started)) > CLOCK_SECONDS
-
-
-def _started(pid: int) -> float:
-    """When a process was started, in seconds; 0 where there is none."""
     try:
-        return psutil.Process(pid).create_time()
+        return abs(psutil.Process(int(pid)).create_time() - float(started)) > CLOCK_SECONDS
     except psutil.NoSuchProcess:
-        return 0.0
+        return True

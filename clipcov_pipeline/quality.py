@@ -421,9 +421,9 @@ def plot_covariance(scores: pl.DataFrame, truth: pl.DataFrame, path: Path) -> No
     axes[0].set(xlabel="alignment: cosine to the pool's cross-covariance", ylabel=f"{PRIMARY} (percent)")
     axes[1].set(xlabel="scale: norm over the pool's")
     axes[2].set(xlabel="alignment x scale")
-    handles = [
-        *(axes[0].plot([], [], "o", color=colour, label=method)[0] for method, colour in colours.items()),
-        *(axes[0].plot([], [], m, color="grey", label=f"{100 * f:g} %")[0] for f, m in markers.items()),
-    ]
+    colour_keys = [("o", {"color": colour, "label": name}) for name, colour in colours.items()]
+    empty = {"mfc": "none", "mec": "black"}
+    marker_keys = [(marker, {**empty, "label": f"{100 * share:g} %"}) for share, marker in markers.items()]
+    handles = [axes[0].plot([], [], marker, **look)[0] for marker, look in colour_keys + marker_keys]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     figure.savefig(path)

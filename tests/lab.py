@@ -3,6 +3,7 @@
 import io
 import shutil
 import socket
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -91,6 +92,9 @@ class Lab:
     def copy(self, folder: Path) -> "Lab":
         """Return an independent copy, everything that was built included."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        # MLflow remembers a run's folder for the life of a process: the copy's runs are those of the original
+        if mlflow := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+            mlflow._artifact_repos_cache.clear()
         return Lab(folder)
 
     @property
