@@ -41,7 +41,7 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         scores = report.with_suites(scores, task.config.evaluate.suites, world.absent)
         board = report.leaderboard(scores, method_names(task.config))
         sizes = report.subset_sizes(task.plan)
-        notes = [*report.suite_notes(task.config.evaluate.suites, world.absent), *world.warnings()]
+        notes = report.missing_sets(task.project)
         scores.write_parquet(folder / "scores.parquet")
         board.write_parquet(folder / "leaderboard.parquet")
         board.write_csv(folder / "leaderboard.csv")

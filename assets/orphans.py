@@ -6,7 +6,7 @@ in a tag, from when its step begins (one that `clipcov run` executes, from its o
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 import psutil
@@ -31,8 +31,9 @@ def process_tag(run_id: str) -> dict[str, str]:
 
 def tag_with_process(context: dg.AssetExecutionContext) -> None:
     """Note that this process executes the run (which has one step, executed in the run's own process)."""
-    run_id = context.run.run_id
-    context.instance.add_run_tags(run_id, process_tag(run_id))
+    tag = process_tag(context.run.run_id)
+    if not tag.items() <= context.run.tags.items():  # `clipcov run` has given it with the run
+        context.instance.add_run_tags(context.run.run_id, tag)
 
 
 def close_orphans(instance: dg.DagsterInstance, config: Config) -> list[str]:
@@ -55,6 +56,12 @@ def close_orphans(instance: dg.DagsterInstance, config: Config) -> list[str]:
     if closed:
         Tracking(config).close_trainings_of(closed)
     return closed
+
+
+def notices(closed: Sequence[str]) -> list[str]:
+    """Return a line for a person about each run that was closed."""
+    text = "its process was killed. What it finished is kept."
+    return [f"Closed Dagster run {run_id[:8]}: {text}" for run_id in closed]
 
 
 def times_closed(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> int:

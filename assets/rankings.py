@@ -14,7 +14,7 @@ from assets.resources import Experiment
 from clipcov_pipeline.plan import CODE_VERSIONS
 from clipcov_pipeline.pool import with_early_similarity, with_image_hash
 from clipcov_pipeline.project import Task
-from clipcov_pipeline.selection import Pool, columns_read, rank
+from clipcov_pipeline.selection import Pool, columns_read, rank, reads_captions
 from clipcov_pipeline.selection.external import listed
 from clipcov_pipeline.store import digest_of_file
 
@@ -42,7 +42,7 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
         labels, read = task.record("pseudo_labels"), columns_read(method, params)
         members = _members(task, read)
         table = task.project.vectors.open(labels.stats["table"], labels.stats["version"])
-        captions = bool(read & {"caption_hash", "caption_length"})
+        captions = reads_captions(method, params)
         pool = Pool.from_lance(table, members, captions=captions, scratch_dir=task.project.scratch)
         if method == "external":
             stats = _listed(context, pool, params["uids"])

@@ -11,7 +11,7 @@ import dagster as dg
 from assets.checks import report_checks
 from assets.execution import SIDE_BY_SIDE, deal, execute_all, execute_side_by_side
 from assets.instance import project_instance
-from assets.orphans import close_orphans
+from assets.orphans import close_orphans, notices
 from assets.partitions import sync_partitions
 from assets.staleness import report_staleness
 from clipcov_pipeline import report
@@ -36,10 +36,8 @@ def main(config: str | None, only: tuple[str, ...]) -> None:
         click.echo(f"WARNING: {line}", err=True)
     _check_stages(project.plan(), only)
     instance = project_instance(project.config)
-    for run_id in close_orphans(instance, project.config):
-        click.echo(
-            f"Closed Dagster run {run_id[:8]}: its process was killed. What it finished is kept.", err=True
-        )
+    for line in notices(close_orphans(instance, project.config)):
+        click.echo(line, err=True)
     try:
         executed, failed = run_plan(instance, config, only)
     except KeyboardInterrupt:
@@ -135,9 +133,8 @@ def standing(project: Project) -> str:
     if primary not in scores["metric"]:
         return ""
     board = report.leaderboard(scores, method_names(project.config))
-    world = project.world
-    more = [*report.suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
-    return report.as_text(board, primary, report.subset_sizes(project.plan()), missing, more)
+    sizes, more = report.subset_sizes(project.plan()), report.missing_sets(project)
+    return report.as_text(board, primary, sizes, missing, more)
 
 
 if __name__ == "__main__":

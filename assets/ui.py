@@ -14,7 +14,7 @@ import click
 
 from assets.checks import report_checks
 from assets.instance import project_instance
-from assets.orphans import close_orphans
+from assets.orphans import close_orphans, notices
 from assets.partitions import sync_partitions
 from assets.staleness import report_staleness
 from assets.tracking import mlflow_runs_url, tracking_uri
@@ -37,8 +37,8 @@ def main(config: str | None) -> None:
     ui = project.config.ui
     check_ports(ui)
     with project_instance(project.config) as instance:
-        for run_id in close_orphans(instance, project.config):
-            click.echo(f"Closed Dagster run {run_id[:8]}: its process was killed. What it finished is kept.")
+        for line in notices(close_orphans(instance, project.config)):
+            click.echo(line)
         plan = project.plan()
         sync_partitions(instance, plan)
         report_staleness(instance, plan)

@@ -9,7 +9,7 @@ from clipcov_pipeline.plan import method_names, recipes
 from clipcov_pipeline.pool import with_image_hash
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.search import Searcher
-from clipcov_pipeline.selection import Explanation, Pool, Ranking, columns_read, explain
+from clipcov_pipeline.selection import Explanation, Pool, Ranking, explain, reads_captions
 from clipcov_pipeline.store import require
 
 
@@ -39,7 +39,6 @@ def explain_subset(
         )
     settings = record.params["select"]["methods"][recipe.method]
     params = {name: value for name, value in settings.items() if name != "method"}
-    read = columns_read("clipcov", params)
     members = pl.read_parquet(store.checked(searcher.labels, "labels.parquet"))
     ranked = pl.read_parquet(store.checked(record, "ranking.parquet"))
     rows = ranked.join(members.select("uid").with_row_index("row"), on="uid", maintain_order="left")["row"]
@@ -47,7 +46,7 @@ def explain_subset(
     with Pool.from_lance(
         searcher.table(),
         with_image_hash(members),
-        captions=bool(read & {"caption_hash", "caption_length"}),
+        captions=reads_captions("clipcov", params),
     ) as pool:
         return explain(
             pool, uid, recipe.fraction, params, ranking=ranking, n_neighbours=n_neighbours, threads=threads

@@ -127,9 +127,8 @@ def _leaderboard(project: Project, plan: Plan) -> tuple[Table, list[Plot]]:
     headings, rows = report.to_rows(board, primary, report.subset_sizes(plan))
     caption = "The primary metric over the share of the pool; dashed: the full pool, dotted: chance."
     plots = [Plot(webp(folder / "leaderboard.png"), caption)]
-    world = project.world
-    missing = [*report.suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
-    return Table(headings, rows, "\n".join([*report.notes(board, primary), *missing])), plots
+    notes = [*report.notes(board, primary), *report.missing_sets(project)]
+    return Table(headings, rows, "\n".join(notes)), plots
 
 
 def costs(config: Config, plan: Plan) -> Table:

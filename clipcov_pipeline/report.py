@@ -118,6 +118,12 @@ def suite_notes(suites: Mapping[str, Suite], absent: Container[str] = ()) -> lis
     return lines
 
 
+def missing_sets(project: Project) -> list[str]:
+    """Return lines on what each suite is the mean of, and on the sets that are left out."""
+    world = project.world
+    return [*suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
+
+
 def scores_so_far(project: Project) -> tuple[pl.DataFrame, list[str]]:
     """Return the scores of the arms that are up to date, and the names of those that are missing."""
     plan, store, files, missing = project.plan(), project.store, [], []

@@ -15,7 +15,6 @@ from clipcov_pipeline.commands.pool_options import (
     parameters,
     pool_options,
     reading_progress,
-    reads_captions,
 )
 from clipcov_pipeline.errors import InputError
 
@@ -86,7 +85,7 @@ def _of_source(
     uid: str, source: Path, text: Path | None, labelling: tuple[Any, ...], scratch_dir: Path | None,
     params: dict[str, Any], budget: float | int | None, neighbours: int, threads: int | None,
 ) -> "Explanation":  # fmt: skip
-    from clipcov_pipeline.selection.methods import validate_method
+    from clipcov_pipeline.selection.methods import reads_captions, validate_method
 
     validate_method("clipcov", params)
     if budget is None:
@@ -95,7 +94,7 @@ def _of_source(
     from clipcov_pipeline.selection.explain import explain
     from clipcov_pipeline.selection.sources import Labelling, open_pool
 
-    captions = reads_captions(params, "clipcov")
+    captions = reads_captions("clipcov", params)
     with reading_progress() as progress:
         pool = open_pool(
             source, text, Labelling(*labelling), captions=captions, scratch_dir=scratch_dir, progress=progress

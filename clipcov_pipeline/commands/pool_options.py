@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.methods import columns_read
 
 PATH = click.Path(path_type=Path)
 
@@ -81,11 +80,6 @@ def chosen_budget(fraction: float | None, count: int | None) -> float | int | No
     if fraction is not None and count is not None:
         raise InputError(f"budget: found --fraction {fraction} and --count {count}, expected one of them")
     return fraction if fraction is not None else count
-
-
-def reads_captions(params: dict[str, Any], method: str) -> bool:
-    """Whether a method or its filters look at captions."""
-    return bool(columns_read(method, params) & {"caption_hash", "caption_length"})
 
 
 @contextmanager

@@ -51,8 +51,7 @@ def _known(project: Project) -> dict[str, Any]:
     plan, primary = project.plan(), project.config.evaluate.primary_metric
     scores, missing = report.scores_so_far(project)
     board = report.leaderboard(scores, method_names(project.config))
-    world, is_scored = project.world, primary in scores["metric"]
-    more = [*report.suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
+    more, is_scored = report.missing_sets(project), primary in scores["metric"]
     sizes = report.subset_sizes(plan)
     outcomes = evaluate_checks(project.config, plan)
     made = plan.by_name["report"].record

@@ -12,7 +12,6 @@ from clipcov_pipeline.commands.pool_options import (
     parameters,
     pool_options,
     reading_progress,
-    reads_captions,
 )
 
 
@@ -38,7 +37,7 @@ def command(
     or a folder as clip-retrieval writes it. Embeddings have unit norm.
     """
     from clipcov_pipeline.selection.measure import Phases
-    from clipcov_pipeline.selection.methods import budget_count, validate_method
+    from clipcov_pipeline.selection.methods import budget_count, reads_captions, validate_method
 
     params = parameters(mode, extra, seed)
     filled = validate_method(method, params)
@@ -60,7 +59,7 @@ def command(
             text,
             Labelling(labels, class_embedding, clusters, seed),
             need_classes=method in ("clipcov", "clip_score_per_class"),
-            captions=reads_captions(params, method),
+            captions=reads_captions(method, params),
             scratch_dir=scratch_dir,
             progress=progress,
         )

@@ -16,6 +16,7 @@ from clipcov_pipeline.diagnostics.covariance import (
     random_masks,
 )
 from clipcov_pipeline.diagnostics.tables import Table
+from clipcov_pipeline.selection.baselines import log_sum_exp
 from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
 from clipcov_pipeline.selection.objective import TERMS, directions, project, subset_sums
 from clipcov_pipeline.selection.parallel import over_classes, over_stream, single_blas
@@ -229,15 +230,8 @@ def contrastive_loss(pool: Pool, positions: np.ndarray, logit_scale: float) -> f
     rows = pool.pairs[np.sort(positions)].astype(np.float32)
     logits = np.float32(logit_scale) * (rows[:, : pool.dim] @ rows[:, pool.dim :].T)
     own = np.diag(logits).astype(np.float64)
-    both = [_log_sum_exp(side) - own for side in (logits, np.ascontiguousarray(logits.T))]
+    both = [log_sum_exp(side) - own for side in (logits, np.ascontiguousarray(logits.T))]
     return float(np.mean(both))
-
-
-def _log_sum_exp(values: np.ndarray) -> np.ndarray:
-    """Over the rows; float64 [n]."""
-    top = values.max(axis=1, keepdims=True)
-    shifted = values - top
-    return np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64)) + top[:, 0]
 
 
 def _add_duplicates(table: Table, pool: Pool, masks: Sequence[np.ndarray], threads: int | None) -> None:

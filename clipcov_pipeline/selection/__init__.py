@@ -14,6 +14,7 @@ from clipcov_pipeline.selection.methods import (
     NEEDS,
     budget_count,
     columns_read,
+    reads_captions,
     validate_method,
 )
 from clipcov_pipeline.selection.objective import objective
@@ -32,5 +33,6 @@ __all__ = [
     "explain",
     "objective",
     "rank",
+    "reads_captions",
     "validate_method",
 ]

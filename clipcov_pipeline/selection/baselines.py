@@ -154,19 +154,19 @@ def s_cliploss(pool: Pool, count: int, params: dict[str, Any], threads: int | No
             logits = rows[:, :d] @ rows[:, d:].T
             logits /= temperature
             own = logits.diagonal().astype(np.float64)
-            by_image, by_text = (_log_mean_exp(logits, axis) for axis in (1, 0))
-            total[batch] += temperature * (own - (by_image + by_text) / 2)
+            by_image, by_text = log_sum_exp(logits), log_sum_exp(np.ascontiguousarray(logits.T))
+            total[batch] += temperature * (own - (by_image + by_text) / 2 + np.log(len(batch)))
     return top(total / params["n_batches"], count)
 
 
-def _log_mean_exp(logits: np.ndarray, axis: int) -> np.ndarray:
-    """log of the mean exponential along an axis, float64.
+def log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """log of the sum of the exponentials of each row: float64 [n].
 
-    What each row (column) has largest is subtracted in it, so that none overflows and none vanishes.
+    What a row has largest is subtracted in it, so that none overflows and none vanishes.
     """
-    highest = logits.max(axis=axis, keepdims=True)
-    means = np.exp(logits - highest).mean(axis=axis, dtype=np.float64)
-    return np.log(means) + highest.squeeze(axis)
+    top = values.max(axis=1, keepdims=True)
+    shifted = values - top
+    return np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64)) + top[:, 0]
 
 
 BASELINES = {

@@ -202,6 +202,15 @@ def columns_read(method: str, params: Mapping[str, Any] | None = None) -> set[st
     }
 
 
+def reads_captions(method: str, params: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a method or its filters look at captions.
+
+    Raises:
+        InputError: as ``validate_method``.
+    """
+    return bool(columns_read(method, params) & {"caption_hash", "caption_length"})
+
+
 def budget_count(budget: float | int | None, n: int) -> int:
     """The number of samples a budget stands for.
 
