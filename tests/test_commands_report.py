@@ -6,13 +6,14 @@ import pty
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
-from lab import Lab
+from lab import SELECTION, Lab
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +40,25 @@ def test_text_and_json_say_the_same_as_the_leaderboard(built_lab: Lab) -> None:
     assert set(alignment) == {"clipcov-f0.5", "random-f0.5"}
     for subset, row in alignment.items():
         assert lines[subset][1] == f"{row['value']:.3g}"
-    assert "rare class coverage (all subsets): not defined, because no class" in text
     assert "\x1b" not in text
+
+
+ONE_CLASS = {"latent_classes": "prompts", "class_names": "./names.txt", "templates": ["a drawing of {}"]}
+
+
+# 192 pairs: one class is not rare, and of 60 some have under 10 members, whatever the proxy makes of them
+@pytest.mark.parametrize(("labels", "defined"), [(ONE_CLASS, False), ({"n_clusters": 60}, True)])
+def test_a_quantity_without_a_value_is_explained_below_the_table(
+    lab: Lab, labels: dict[str, Any], defined: bool
+) -> None:
+    (lab.folder / "names.txt").write_text("star\n")
+    lab.edit(lambda s: s["labels"].update(labels))
+    lab.run((*SELECTION, "pool_map", "subset_diagnostics"))
+    rows = json.loads(run(lab, "--json"))["diagnostics"]
+    coverage = [row["value"] for row in rows if row["quantity"] == "rare_class_coverage"]
+    assert [value is not None for value in coverage] == [defined, defined]
+    explained = "rare class coverage (all subsets): not defined, because no class of the pool has under 10"
+    assert (explained in run(lab)) is not defined
 
 
 def test_a_failed_check_is_named_with_its_figure_and_bound(lab: Lab) -> None:
