@@ -3,8 +3,8 @@
 Both read the YAML at every tick and are off until someone switches them on in the UI. The sensor asks for
 everything that can be built now, the schedule for the manifests of new and changed shards, with which the
 chain begins. A request's run key is made of what it would build and what stands there: a second tick starts
-nothing twice, and what has failed is left alone until something about it changes. A run whose process was
-killed has not failed: it is closed and asked for again.
+nothing twice, and what has failed, or was killed alone, is left alone until something about it changes. A run
+that was killed with the UI or the machine has not failed: it is closed and asked for again.
 """
 
 import time

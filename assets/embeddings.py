@@ -10,7 +10,7 @@ from assets.preview import COLUMN_SCHEMA, columns
 from assets.resources import Experiment
 from clipcov_pipeline.embed import embed_samples, pair_figures
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import CODE_VERSIONS
+from clipcov_pipeline.plan import CODE_VERSIONS, Status
 from clipcov_pipeline.pool import good_samples
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.project import Project, Task
@@ -76,19 +76,49 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             **pair_figures(vectors_of(rows, VECTORS[0]), vectors_of(rows, VECTORS[1])),
         )
 
-    yield from materialize_partitions(context, experiment, build, restore=restore_rows)
+    restoring = Restoring(set(context.partition_keys))
+    yield from materialize_partitions(context, experiment, build, restore=restoring.restore)
+
+
+class Restoring:
+    """Brings earlier embeddings of these shards back; their rows in a table are looked up all at once."""
+
+    def __init__(self, shards: set[str]) -> None:
+        self._shards = shards
+        self._found: dict[tuple[str, int], dict[str, tuple[int, str]]] = {}
+        """By table and version: rows and digest of each shard."""
+
+    def restore(self, project: Project, record: Record) -> None:
+        """Bring an earlier embedding of a shard back: the table may still have it, else an old version has.
+
+        Raises:
+            InputError: clean-up has taken the version that it was written in.
+        """
+        if self._digest(project, record) != record.digests["rows"]:
+            restore_rows(project, record)
+
+    def _digest(self, project: Project, record: Record) -> str:
+        """Return the digest of the rows that a shard has in the newest version of its table."""
+        table, vectors = record.stats["table"], project.vectors
+        version = vectors.open(table).version
+        if all(name != table for name, _ in self._found):
+            steps = [step for step in project.plan().of("embeddings") if step.status is Status.RESTORE]
+            records = [step.record for step in steps if step.record and step.node.partition in self._shards]
+            sizes = {r.partition: r.stats["rows"] for r in records if r.stats["table"] == table}
+            self._found[table, version] = vectors.digests(table, version, sizes)
+        found = self._found.get((table, version), {})
+        if record.partition in found:
+            return found[record.partition][1]
+        return digest_of_rows(vectors.shard_rows(table, record.partition, version))  # it was written to since
 
 
 def restore_rows(project: Project, record: Record) -> None:
-    """Bring an earlier embedding of a shard back: it may still be in the table, else an old version has it.
+    """Write the rows of an earlier embedding of a shard again, from the version that they were written in.
 
     Raises:
-        InputError: clean-up has taken the version that it was written in.
+        InputError: clean-up has taken that version.
     """
     table, shard, version = record.stats["table"], record.partition, record.stats["version"]
-    latest = project.vectors.open(table).version
-    if digest_of_rows(project.vectors.shard_rows(table, shard, latest)) == record.digests["rows"]:
-        return
     rows = project.vectors.shard_rows(table, shard, version)
     if digest_of_rows(rows) != record.digests["rows"]:
         raise InputError(f"{record.name}: rows in version {version} of {table} differ from their record")

@@ -25,6 +25,7 @@ from clipcov_pipeline.project import Project
 
 TERMINAL = {"loggers": {"terminal": {}}}
 SIDE_BY_SIDE = ("checkpoints", "scores")  # of the pool ``gpu``, those with many partitions
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def execute_all(instance: dg.DagsterInstance, plan: Plan, stage: str, keys: Sequence[str]) -> None:
@@ -81,10 +82,27 @@ def deal(stage: str, keys: Sequence[str], places: int) -> list[list[str]]:
     return [share for share in shares if share]
 
 
-def execute_side_by_side(config: str | None, stage: str, shares: Sequence[Sequence[str]]) -> None:
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; as given, where it is set."""
+    if GPUS_VARIABLE in os.environ:
+        return [gpu.strip() for gpu in os.environ[GPUS_VARIABLE].split(",")]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]  # which takes no memory of a GPU
+
+
+def own_gpu(gpus: Sequence[str], place: int) -> dict[str, str]:
+    """Environment of the share at a place: one GPU, in turns, where there are several to deal out."""
+    return {GPUS_VARIABLE: gpus[place % len(gpus)]} if len(gpus) > 1 else {}
+
+
+def execute_side_by_side(
+    config: str | None, stage: str, shares: Sequence[Sequence[str]], gpus: Sequence[str] = ()
+) -> None:
     """Execute each share in a process of its own; return when all have ended.
 
-    The CPU's cores are divided among them (unless ``OMP_NUM_THREADS`` says otherwise).
+    The CPU's cores are divided among them (unless ``OMP_NUM_THREADS`` says otherwise), and ``gpus`` are dealt
+    out, one a share; without any, each sees what this process sees.
 
     Raises:
         KeyboardInterrupt: after every share has ended, too.
@@ -93,7 +111,10 @@ def execute_side_by_side(config: str | None, stage: str, shares: Sequence[Sequen
     env = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT_VARIABLE: str(os.getpid())}
     command = [sys.executable, "-m", "assets.execution", *(("--config", config) if config else ()), stage]
     # a session each: an interruption from the terminal reaches them once, through this process
-    processes = [subprocess.Popen([*command, *share], env=env, start_new_session=True) for share in shares]
+    processes = [
+        subprocess.Popen([*command, *share], env={**env, **own_gpu(gpus, place)}, start_new_session=True)
+        for place, share in enumerate(shares)
+    ]
     try:
         for process in processes:
             process.wait()

@@ -9,7 +9,7 @@ import polars as pl
 from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
 from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
-from assets.registry import register, set_champion
+from assets.registry import register, remove_champion, set_champion, versions_of
 from assets.resources import Experiment
 from assets.tracking import Tracking
 from clipcov_pipeline import report
@@ -86,12 +86,13 @@ def _track(context: dg.AssetExecutionContext, task: Task, folder: Path, best: st
     record = task.record("checkpoints", best)
     place, digest = task.project.store.folder(record), record.digests["weights"]
     champion_run = record.stats["mlflow_run_id"]
-    if not tracking.is_there(champion_run):
-        context.log.warning(f"MLflow run {champion_run} of {best} is gone: no champion is named")
+    if tracking.is_there(champion_run):
+        tags = {"clipcov.recipe": best}
+        register(tracking, champion_run, place, digest, tags)  # one from before there was a registry
+    elif not versions_of(tracking, champion_run):
+        context.log.warning(f"MLflow run {champion_run} of {best} is gone: no model is the champion")
+        remove_champion(tracking)
         return {"mlflow_run_id": run_id}
-    register(
-        tracking, champion_run, place, digest, {"clipcov.recipe": best}
-    )  # one from before there was a registry
     version = set_champion(tracking, champion_run)
     return {"mlflow_run_id": run_id, "champion_run_id": champion_run, "champion_version": version}
 

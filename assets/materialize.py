@@ -51,6 +51,7 @@ def materialize_partitions(
 
     A partition that fails does not stop the others; the run fails at the end and names it.
     """
+    tag_with_process(context)
     read = input_tags(context)
     work, keys = _open(context, experiment, build, show, restore), context.partition_keys
     failures: dict[str, str] = {}
@@ -98,6 +99,7 @@ def materialize_whole(
     restore: Restore | None = None,
 ) -> dg.MaterializeResult:
     """Bring a stage without partitions up to date."""
+    tag_with_process(context)
     work = _open(context, experiment, build, show, restore)
     try:
         with cancellable(context):
@@ -127,7 +129,6 @@ def _open(
     show: Show | None,
     restore: Restore | None = None,
 ) -> "_Work":
-    tag_with_process(context)
     try:
         project = experiment.open()
     except InputError as error:

@@ -7,6 +7,7 @@ in a tag, from when its step begins (one that `clipcov run` executes, from its o
 
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -16,17 +17,21 @@ from clipcov_pipeline.config import Config
 
 PROCESS_TAG = "clipcov/process"
 CLOSED_TAG = "clipcov/closed"
-CLOCK_SECONDS = 60.0  # a process's start is told by the clock, which may be set meanwhile
+LAUNCHED_TAG = ".dagster/grpc_info"  # Dagster's own: a code server was asked to start the run's process
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# a start is told from the machine's: the clock may be set meanwhile, and a container gives pids again
+START_SECONDS = 1.5  # the machine's own is known to a second
 _ACTIVE = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 
 def process_tag(run_id: str) -> dict[str, str]:
-    """Return the tag of a run that this process executes, ``HOST:PID:START:RUN``.
+    """Return the tag of a run that this process executes, ``HOST:BOOT:PID:START:RUN``.
 
     It names the run, because a run that is executed again inherits the tags of the first.
     """
     process = psutil.Process()
-    return {PROCESS_TAG: f"{socket.gethostname()}:{process.pid}:{process.create_time():.1f}:{run_id}"}
+    parts = (socket.gethostname(), _boot(), process.pid, f"{_start(process):.1f}", run_id)
+    return {PROCESS_TAG: ":".join(map(str, parts))}
 
 
 def tag_with_process(context: dg.AssetExecutionContext) -> None:
@@ -36,25 +41,32 @@ def tag_with_process(context: dg.AssetExecutionContext) -> None:
         context.instance.add_run_tags(context.run.run_id, tag)
 
 
-def close_orphans(instance: dg.DagsterInstance, config: Config) -> list[str]:
-    """Close the runs whose process on this machine is gone, in MLflow, too; return their ids.
+def close_orphans(instance: dg.DagsterInstance, config: Config, *, launched: bool = False) -> list[str]:
+    """Close the runs whose process on this machine is gone; return their ids.
 
     What they, or runs that have ended since, held of a pool is given back: nobody else does while no daemon
-    runs, and the next run would wait for it for ever.
+    runs, and the next run would wait for it for ever. What they trained is shown as killed in MLflow.
+
+    Args:
+        launched: also those that a UI launched and that had not come to tag themselves: no UI is there now.
     """
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(_ACTIVE))):
-        if _is_gone(run):
-            instance.report_run_failed(run, "The process that executed this run is gone.")
+        if _is_gone(run) or (launched and LAUNCHED_TAG in run.tags and not _has_tag(run)):
+            # the tag first: should this process be killed in between, the run is met again
             instance.add_run_tags(run.run_id, {CLOSED_TAG: run.run_id})
+            instance.report_run_failed(run, "The process that executed this run is gone.")
             closed.append(run.run_id)
     storage = instance.event_log_storage
     for run_id in storage.get_concurrency_run_ids():
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             storage.free_concurrency_slots_for_run(run_id)
-    if closed:
-        Tracking(config).close_trainings_of(closed)
+    tracking = Tracking(config)
+    for mlflow_run, run_id in tracking.unfinished():
+        run = instance.get_run_by_id(run_id)
+        if run is not None and run.is_finished:
+            tracking.finish(mlflow_run, "KILLED")
     return closed
 
 
@@ -72,10 +84,29 @@ def times_closed(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> int:
 
 def _is_gone(run: dg.DagsterRun) -> bool:
     """Whether the process of this machine that executed a run has ended; of any other, nobody knows."""
-    host, pid, started, run_id = (run.tags.get(PROCESS_TAG, "").split(":") + [""] * 4)[:4]
-    if run_id != run.run_id or host != socket.gethostname():
+    if not _has_tag(run):
         return False
+    host, boot, pid, started, _ = run.tags[PROCESS_TAG].split(":")
+    if host != socket.gethostname():
+        return False
+    if boot != _boot():
+        return True
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) > CLOCK_SECONDS
+        return abs(_start(psutil.Process(int(pid))) - float(started)) > START_SECONDS
     except psutil.NoSuchProcess:
         return True
+
+
+def _has_tag(run: dg.DagsterRun) -> bool:
+    """Whether the run's process has tagged it."""
+    return run.tags.get(PROCESS_TAG, "").endswith(f":{run.run_id}")
+
+
+def _start(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's."""
+    return process.create_time() - psutil.boot_time()
+
+
+def _boot() -> str:
+    """What names the machine's present run, where the kernel does (Linux)."""
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""

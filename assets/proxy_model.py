@@ -10,7 +10,7 @@ from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
 from assets.preview import image
 from assets.resources import Experiment
-from assets.training import train, train_spec
+from assets.training import RUN, train, train_spec
 from clipcov_pipeline.plan import CODE_VERSIONS, checkpoint_path
 from clipcov_pipeline.pool import pool_keys
 from clipcov_pipeline.progress import Progress
@@ -87,11 +87,15 @@ def show(folder: Path) -> Metadata:
 def _training_tars(context: dg.AssetExecutionContext, task: Task) -> tuple[list[Path], int]:
     """Write the pool, without its held-out share, as tars for the proxy's training; count their samples.
 
-    A training that was stopped goes on with the tars that it began with, whatever became of the pool since.
+    A training that was stopped goes on with the tars that it began with, whatever became of the pool since;
+    one that was stopped before its first checkpoint begins anew, with the pool of today.
     """
     folder = task.scratch / "tars"
     sizes = folder / "sizes.json"
-    if not sizes.exists():  # written last: a killed run left incomplete tars
+    if sizes.exists() and any((task.scratch / RUN / "checkpoints").glob("*.pt")):
+        context.log.info("the training goes on, with the samples that it began with")
+    else:
+        shutil.rmtree(task.scratch / RUN, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         manifests = [task.path("raw_shards", name, "manifest.parquet") for name in task.project.shards]
         keys = pool_keys(manifests, task.config.evaluate.holdout_fraction)

@@ -87,6 +87,13 @@ def set_champion(tracking: Tracking, run_id: str) -> str | None:
     return found[0].version
 
 
+def remove_champion(tracking: Tracking) -> None:
+    """Take the alias ``champion`` from whatever version has it."""
+    client, name = tracking.client(), tracking.config.name
+    if client.search_registered_models(f"name = '{name}'"):
+        client.delete_registered_model_alias(name, CHAMPION)
+
+
 def _save(path: Path, checkpoint: Path, run_id: str, model_id: str) -> None:
     """Write the MLflow model's folder."""
     from mlflow import pyfunc

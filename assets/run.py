@@ -9,7 +9,7 @@ import click
 import dagster as dg
 
 from assets.checks import report_checks
-from assets.execution import SIDE_BY_SIDE, deal, execute_all, execute_side_by_side
+from assets.execution import SIDE_BY_SIDE, deal, execute_all, execute_side_by_side, visible_gpus
 from assets.instance import project_instance
 from assets.orphans import close_orphans, notices
 from assets.partitions import sync_partitions
@@ -82,7 +82,9 @@ def run_plan(
         stage, keys = ready
         places = project.config.automation.pools.get("gpu", 1) if stage in SIDE_BY_SIDE else 1
         if places > 1 and len(keys) > 1:
-            execute_side_by_side(config, stage, deal(stage, keys, places))
+            # what takes several GPUs itself sees all of them
+            gpus = visible_gpus() if stage != "checkpoints" or project.config.train.gpus == 1 else []
+            execute_side_by_side(config, stage, deal(stage, keys, places), gpus)
         else:
             execute_all(instance, plan, stage, keys)
         after = Project.open(config).plan()

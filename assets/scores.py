@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,21 @@ from assets.partitions import partitions_of, same_key
 from assets.preview import table_metadata
 from assets.resources import Experiment
 from assets.tracking import Tracking
-from clipcov_pipeline.benchmark_folders import DecodedImages, FolderSet, evaluate_folder
+from assets.validation import held_out_rows
+from clipcov_pipeline.benchmark_folders import DecodedImages, FolderSet, evaluate_folder, kept_bytes
 from clipcov_pipeline.config import EvaluationSet
 from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
 from clipcov_pipeline.evaluate import EmbeddedPairs, evaluate_shards
+from clipcov_pipeline.galleries import evenly
 from clipcov_pipeline.neighbours import nearest
 from clipcov_pipeline.plan import CODE_VERSIONS, HOLDOUT
-from clipcov_pipeline.pool import good_samples
 from clipcov_pipeline.project import Project, Task
 from clipcov_pipeline.prompts import class_embeddings
 from clipcov_pipeline.shards import Shard, read_shard
 from clipcov_pipeline.store import Record, digest_of_file
 from clipcov_pipeline.train import CHECKPOINT
+
+HOLDOUT_PAIRS = 10_000  # of a larger hold-out so many are scored: the recalls take time by its square
 
 
 @dg.asset(
@@ -112,16 +115,12 @@ def _evaluate(
     weights = str(task.path("checkpoints", recipe, CHECKPOINT))
     encoder = _encoder(model, weights, settings.device, settings.batch_size)
     if name == HOLDOUT:
-        held_out = pl.read_parquet(task.path("pseudo_labels", file="holdout.parquet"))
-        shards = [shard for shard in task.project.world.shards if shard.name in set(held_out["shard"])]
-        manifests = [
-            good_samples(task.path("raw_shards", shard.name, "manifest.parquet")) for shard in shards
-        ]
-        place = ["shard", "key"]
-        manifest = pl.concat(manifests).join(held_out.select(place), on=place, maintain_order="left")
+        held_out = held_out_rows(task, HOLDOUT_PAIRS)
+        manifest = held_out[evenly(held_out.height, HOLDOUT_PAIRS)]
         # boilerplate captions and copied images have no single right answer
         return evaluate_shards(
-            encoder, shards, manifest, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
+            encoder, task.project.world.shards, manifest,
+            dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
             storage_options=dict(task.config.shards.storage_options), on_pairs=on_pairs,
         )  # fmt: skip
     chosen = settings.sets[name]
@@ -132,8 +131,9 @@ def _evaluate(
         folder_set = _folder_set(
             name, task.config.resolve(chosen.benchmark), settings_json, tuple(shards), files
         )
+        decoded = _decoded(task.config.automation.pools.get("gpu", 1))
         return evaluate_folder(
-            encoder, folder_set, model=model, pretrained=recipe, decoded=_decoded(),
+            encoder, folder_set, model=model, pretrained=recipe, decoded=decoded,
             classifier=lambda names, templates: _classifier(encoder, tuple(names), tuple(templates)),
         )  # fmt: skip
     options = json.dumps(dict(chosen.storage_options))
@@ -151,7 +151,7 @@ def _encoder(model: str, weights: str, device: str, batch_size: int) -> Encoder:
     return load_encoder(ModelSpec(model, weights), device=device, batch_size=batch_size)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _manifest(shard: Shard, max_pixels: int, storage_options: str) -> pl.DataFrame:
     """Every arm is scored on the same shards: check their samples once a process."""
     return read_shard(shard, max_pixels=max_pixels, storage_options=json.loads(storage_options)).manifest
@@ -167,8 +167,8 @@ def _folder_set(
 
 
 @lru_cache(maxsize=1)
-def _decoded() -> DecodedImages:
-    return DecodedImages()
+def _decoded(processes: int) -> DecodedImages:
+    return DecodedImages(kept_bytes(processes))
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -138,12 +138,20 @@ class Tracking:
             client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in every_tag.items()])
         return run.info.run_id
 
-    def close_trainings_of(self, dagster_runs: Collection[str]) -> None:
-        """Show as killed what these Dagster runs were training when their processes were."""
-        client = self.client()
-        for run in client.search_runs([self.experiment_id()], "attributes.status = 'RUNNING'"):
-            if run.data.tags.get("dagster.run_id") in dagster_runs:
-                self.finish(run.info.run_id, "KILLED")
+    def unfinished(self) -> list[tuple[str, str]]:
+        """Return (run, Dagster run) of what is being trained, of all experiments of the work folder.
+
+        By SQL: it is asked for by every tick and by stages that need no MLflow.
+        """
+        database = self.folder / "mlflow.db"
+        if not database.is_file():
+            return []
+        query = (
+            "SELECT run_uuid, value FROM runs JOIN tags USING (run_uuid)"
+            " WHERE status = 'RUNNING' AND key = 'dagster.run_id'"
+        )
+        with self.alone(), closing(sqlite3.connect(database)) as connection:
+            return connection.execute(query).fetchall()
 
     def is_there(self, run_id: str) -> bool:
         """Return whether a run can be logged to: it may have been deleted in MLflow."""
@@ -151,7 +159,9 @@ class Tracking:
 
         try:
             return self.client().get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise  # such as a database that is locked
             return False
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -168,9 +178,8 @@ class Tracking:
 
     def log_config(self, run_id: str, project: Project) -> None:
         """Keep the YAML that the run was made under; the file may have been edited since."""
-        text, path = project.store.config_text, project.config.path
-        if text is not None and path is not None:
-            self.client().log_text(run_id, text, f"config/{path.name}")
+        if (path := project.config.path) is not None:
+            self.client().log_text(run_id, project.config_text, f"config/{path.name}")
 
     def log_dataset(self, run_id: str, name: str, digest: str, folder: Path, rows: int) -> None:
         """Note the data that a run trained on; the same data twice is noted once."""
@@ -199,11 +208,8 @@ def _follow_moved_artifacts(folder: Path) -> None:
         return
     with closing(sqlite3.connect(database)) as connection, connection:
         locations = connection.execute("SELECT artifact_location FROM experiments").fetchall()
-        for (location,) in locations:
-            before, found, _ = str(location).rpartition(ARTIFACTS)
-            old = before + found.rstrip("/")
-            if not found or old == place:
-                continue
+        parts = [str(location).rpartition(ARTIFACTS) for (location,) in locations]
+        for old in {before + found.rstrip("/") for before, found, _ in parts if found} - {place}:
             for table, column in ADDRESSES:
                 end = len(old) + 1
                 moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"

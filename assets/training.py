@@ -14,6 +14,7 @@ from clipcov_pipeline.config import Training
 from clipcov_pipeline.parent import PARENT_VARIABLE
 from clipcov_pipeline.train import RECORD, TrainSpec, command, shard_list, to_json, warnings
 
+RUN = "run"  # the training's own folder below its scratch folder
 LOG_TAIL = 2000  # characters of the training's own output that a failure shows
 SERVER = TrainServer()
 
@@ -62,6 +63,8 @@ def train_spec(
         train_data=shard_list(tars),
         n_samples=n_samples,
         batch_size=settings.batch_size,
+        accum_freq=settings.accum_freq,
+        grad_checkpointing=settings.grad_checkpointing,
         lr=settings.lr,
         wd=settings.wd,
         beta1=settings.beta1,
@@ -81,7 +84,7 @@ def train_spec(
         val_samples=val_samples,
         keep_early=keep_early,
         log_dir=str(scratch),
-        name="run",
+        name=RUN,
     )
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+from filelock import FileLock, Timeout
 
 from assets.checks import report_checks
 from assets.instance import project_instance
@@ -37,7 +38,8 @@ def main(config: str | None) -> None:
     ui = project.config.ui
     check_ports(ui)
     with project_instance(project.config) as instance:
-        for line in notices(close_orphans(instance, project.config)):
+        claim = claim_ui(project.config)
+        for line in notices(close_orphans(instance, project.config, launched=claim.is_locked)):
             click.echo(line)
         plan = project.plan()
         sync_partitions(instance, plan)
@@ -46,6 +48,14 @@ def main(config: str | None) -> None:
     # this creates the store, which the server then finds up to date
     click.echo(f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   {mlflow_runs_url(project.config)}")
     sys.exit(serve(commands(project.config)))
+
+
+def claim_ui(config: Config) -> FileLock:
+    """Return a lock that this process holds for its life, unless another UI of the project has it."""
+    lock = FileLock(config.work / "dagster_home" / "ui.lock")
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    return lock
 
 
 def check_ports(ui: Ui) -> None:

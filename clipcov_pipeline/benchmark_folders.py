@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from clipcov_pipeline.config import TRAINED_TASKS, EvaluationSet
 from clipcov_pipeline.errors import InputError
@@ -40,6 +41,7 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 VALID_SPLITS = ("valid", "val")
 TRAIN_SPLIT = "train"
 KEPT_BYTES = 1 << 30
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container sees the whole machine's free memory
 _CHUNK = 1024
 _NO_LABEL = -1
 
@@ -175,6 +177,18 @@ class Chunk:
     captions: list[tuple[str, ...]]
     damaged: list[str]
     """``KEY: why``, of samples that are not among the n."""
+
+
+def kept_bytes(processes: int) -> int:
+    """Return how much memory decoded images may take: at least 1 GiB, at most half of what is free now.
+
+    processes: how many do the same side by side; they share that half.
+    """
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    free = psutil.virtual_memory().available
+    if limit != "max":
+        free = min(free, int(limit))
+    return max(KEPT_BYTES, free // (2 * processes))
 
 
 class DecodedImages:

@@ -7,6 +7,7 @@ Every section is a frozen pydantic model that refuses unknown keys. Fields that 
 import difflib
 import os
 import re
+from calendar import monthrange
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -30,8 +31,10 @@ FULL = "full"  # the arm that trains on the whole pool
 DEFAULT_PRESET = "sample"
 LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
-CRON = re.compile(r"([0-9*,/-]+ ){4}[0-9A-Za-z*,/-]+")
 CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+CRON_PART = re.compile(r"(\*|[0-9]+(-[0-9]+)?)(/[0-9]+)?")
+LEAP_YEAR = 2024
+WEEKDAYS = re.compile("sun|mon|tue|wed|thu|fri|sat", re.IGNORECASE)
 
 # strict: otherwise `true` counts as 1 and "128" as 128
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
@@ -54,16 +57,25 @@ def _architecture(name: str) -> str:
 
 
 def _cron(text: str) -> str:
-    if not CRON.fullmatch(text):
+    if len(fields := text.split(" ")) != len(CRON_FIELDS):
         raise ValueError(
             f"found {text!r}, expected five fields such as '0 3 * * *': minute hour day month weekday"
         )
-    for part, (name, low, high) in zip(text.split(), CRON_FIELDS, strict=True):
-        for step, number in re.findall(r"(/?)([0-9]+)", part):
+    fields[-1] = WEEKDAYS.sub("0", fields[-1])
+    for field, (name, low, high) in zip(fields, CRON_FIELDS, strict=True):
+        if not all(CRON_PART.fullmatch(part) for part in field.split(",")):
+            raise ValueError(
+                f"found {text!r}, expected as {name} *, a number, a range (1-5), steps (*/5), commas between"
+            )
+        for step, number in re.findall(r"(/?)([0-9]+)", field):
             if step and not int(number):
                 raise ValueError(f"found a step of 0 as {name} of {text!r}, expected at least 1")
             if not step and not low <= int(number) <= high:
                 raise ValueError(f"found {number} as {name} of {text!r}, expected {low} to {high}")
+    days, months = (field.split(",") for field in fields[2:4])
+    plain = all(part.isdigit() for part in days + months)
+    if plain and min(map(int, days)) > max(monthrange(LEAP_YEAR, int(month))[1] for month in months):
+        raise ValueError(f"found {text!r}, expected a day that one of its months has")
     return text
 
 
@@ -173,10 +185,19 @@ class Training(Section):
     workers: Annotated[Count, KNOB] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
     gpus: Annotated[PositiveInt, KNOB] = 1
+    """For each training, by torchrun; they share the batch, and BatchNorm is over all their shares."""
+    accum_freq: PositiveInt = 1
+    """Parts, one after another, that a GPU cuts its share of the batch into, to need less memory. The loss is
+    still over the whole batch, and a model without BatchNorm learns the same; BatchNorm is over a part, so
+    that this is no knob."""
+    grad_checkpointing: Annotated[bool, KNOB] = False
+    """Compute activations again instead of keeping them, in transformers: slower, and needs less memory."""
 
     def semantic(self) -> dict[str, Any]:
-        """Leave ``aug_cfg`` out where none is given: it came later than the first experiments."""
-        return {key: value for key, value in super().semantic().items() if key != "aug_cfg" or value}
+        """Leave out what came later than the first experiments, where it is not given."""
+        not_given: dict[str, tuple[Any, ...]] = {"aug_cfg": (None, {}), "accum_freq": (1,)}
+        values = super().semantic()
+        return {key: value for key, value in values.items() if value not in not_given.get(key, ())}
 
     @property
     def parts(self) -> int:
@@ -185,6 +206,16 @@ class Training(Section):
             return self.epochs
         assert self.samples_seen is not None
         return min(self.num_checkpoints, -(-self.samples_seen // self.batch_size))
+
+    @model_validator(mode="after")
+    def _equal_parts(self) -> Self:
+        parts = self.gpus * self.accum_freq
+        if self.batch_size % parts:
+            raise ValueError(
+                f".batch_size: found {self.batch_size} with gpus={self.gpus} and"
+                f" accum_freq={self.accum_freq}, expected a multiple of {parts}: the parts must be equal"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -458,7 +489,10 @@ class Evaluate(Section):
     """What every checkpoint is scored on."""
 
     holdout_fraction: Annotated[float, Field(ge=0, lt=0.9, strict=True)] = 0.1
-    """Share of the pool, by a hash of the uid, that no arm trains on; 0 leaves the set out."""
+    """Share of the pool, by a hash of the uid, that no arm trains on; 0 leaves the set out.
+
+    At most 10,000 of its pairs are scored, the same ones for every arm.
+    """
     sets: dict[str, EvaluationSet] = Field(default_factory=dict)
     suites: dict[str, Suite] = Field(default_factory=dict)
     """Averages over several sets; a set whose folder is absent is left out of the average, and named."""
@@ -591,8 +625,10 @@ class Automation(Section):
     pools: Annotated[dict[Literal["gpu", "embed"], PositiveInt], KNOB] = Field(
         default_factory=lambda: {"gpu": 1, "embed": 1}
     )
-    """How many steps may train or evaluate (``gpu``) and embed (``embed``) at a time; arms that train side by
-    side share one GPU, or divide the CPU's cores among them (then ``train.workers: 0`` is best)."""
+    """How many steps may train or evaluate (``gpu``) and embed (``embed``) at a time. Of several GPUs (those
+    in ``CUDA_VISIBLE_DEVICES``, else all) ``clipcov run`` gives arms side by side one each, in turns, unless
+    ``train.gpus`` is more than 1; runs of the Dagster UI and the sensor share the first. On a CPU they divide
+    the cores among them (then ``train.workers: 0`` is best)."""
 
 
 class Ui(Section):
@@ -692,9 +728,15 @@ def load_config(given: str | None = None) -> Config:
     Raises:
         InputError: one line with the key's path, the value found and the value expected.
     """
+    return read_config(given)[0]
+
+
+def read_config(given: str | None = None) -> tuple[Config, str]:
+    """As `load_config`; also return the YAML's text: the file may be edited for the next experiment."""
     path = find_config(given)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_bytes().decode()
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -707,7 +749,7 @@ def load_config(given: str | None = None) -> Config:
     is_preset = path.parent == Path(str(resources.files("clipcov_pipeline") / "presets"))
     config._base = Path.cwd() if is_preset else path.parent
     config._path = path
-    return config
+    return config, text
 
 
 class _Loader(yaml.SafeLoader):

@@ -238,11 +238,8 @@ def embed_pairs(
             f"evaluation set: none of its {manifest.height} pairs is readable; see the manifest for reasons"
         )
     # the manifest is in each tar's order, so the images come in the order of its rows once shards are grouped
-    by_shard = {
-        shard.name: rows
-        for shard in shards
-        if not (rows := good.filter(pl.col("shard") == shard.name)).is_empty()
-    }
+    parts = {name: rows for (name,), rows in good.partition_by("shard", as_dict=True).items()}
+    by_shard = {shard.name: parts[shard.name] for shard in shards if shard.name in parts}
     if sum(rows.height for rows in by_shard.values()) != good.height:
         absent = sorted(set(good["shard"]) - {shard.name for shard in shards})
         raise InputError(f"evaluation set: shard {absent[0]} of the manifest is gone; read the shards again")

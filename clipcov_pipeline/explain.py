@@ -38,6 +38,11 @@ def explain_subset(
             f"explain: rankings/{recipe.method} is of an earlier pool, expected this one: run again"
         )
     settings = record.params["select"]["methods"][recipe.method]
+    if settings["method"] != "clipcov":
+        raise InputError(
+            f"explain: rankings/{recipe.method} is of the method {settings['method']}, expected clipcov, as"
+            " the YAML has it now: run again"
+        )
     params = {name: value for name, value in settings.items() if name != "method"}
     members = pl.read_parquet(store.checked(searcher.labels, "labels.parquet"))
     ranked = pl.read_parquet(store.checked(record, "ranking.parquet"))
@@ -47,6 +52,7 @@ def explain_subset(
         searcher.table(),
         with_image_hash(members),
         captions=reads_captions("clipcov", params),
+        scratch_dir=project.scratch,
     ) as pool:
         return explain(
             pool, uid, recipe.fraction, params, ranking=ranking, n_neighbours=n_neighbours, threads=threads

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.galleries import evenly
 from clipcov_pipeline.pool import keys_by_shard
-from clipcov_pipeline.search import Searcher
+from clipcov_pipeline.search import Searcher, subsets_of
 from clipcov_pipeline.shards import NotATarError, Sample, Shard, iter_samples
 
 # FiftyOne brings what is older up to date when it loads it, and refuses what is newer than itself.
@@ -73,7 +73,7 @@ def export_fiftyone(
     if subset not in subsets:
         known = ", ".join(sorted(subsets)) or "none is built"
         raise InputError(f"subset: found {subset!r}, expected one of: {known}")
-    frame = _samples(searcher, subset, subsets[subset], rejected)
+    frame = _samples(searcher, subsets[subset], rejected)
     scratch = out.with_name(f".{out.name}-{uuid4().hex}")
     try:
         exported = _write(searcher, subset, frame, subsets, scratch, class_names, progress)
@@ -85,17 +85,13 @@ def export_fiftyone(
     return exported
 
 
-def _samples(searcher: Searcher, subset: str, chosen: set[str], rejected: int) -> pl.DataFrame:
+def _samples(searcher: Searcher, file: Path, rejected: int) -> pl.DataFrame:
     """Return what is exported: uid, shard, key, image_sha256, latent_class, margin, chosen, rank, gain."""
-    store = searcher.project.store
-    labels = pl.read_parquet(store.checked(searcher.labels, "labels.parquet"))
-    record = store.current("subsets", subset)
-    assert record is not None  # it is among the searcher's subsets
-    ranks = pl.read_parquet(store.checked(record, "subset.parquet"), columns=["uid", "rank", "gain"])
-    inside = labels.filter(pl.col("uid").is_in(chosen))
-    outside = labels.filter(~pl.col("uid").is_in(chosen))
+    labels = pl.read_parquet(searcher.project.store.checked(searcher.labels, "labels.parquet"))
+    ranks = pl.read_parquet(file, columns=["uid", "rank", "gain"])
+    labels = labels.with_columns(chosen=pl.col("uid").is_in(ranks["uid"].implode()))
+    inside, outside = labels.filter(pl.col("chosen")), labels.filter(~pl.col("chosen"))
     found = pl.concat([inside, outside[evenly(outside.height, rejected)]])
-    found = found.with_columns(chosen=pl.col("uid").is_in(chosen))
     return found.join(ranks, on="uid", how="left", maintain_order="left")
 
 
@@ -103,14 +99,14 @@ def _write(
     searcher: Searcher,
     subset: str,
     frame: pl.DataFrame,
-    subsets: Mapping[str, set[str]],
+    subsets: Mapping[str, Path],
     folder: Path,
     class_names: Sequence[str] | None,
     progress: Callable[[int], object] | None,
 ) -> Exported:
     (folder / "data").mkdir(parents=True)
-    captions = _captions(searcher, frame["uid"].to_list())
     rows = {(row["shard"], row["key"]): row for row in frame.iter_rows(named=True)}
+    captions, chosen_in = _captions(searcher, rows), subsets_of(frame["uid"], subsets)
     missing: Counter[str] = Counter()
     now, written = int(time.time() * 1000), 0
     with (folder / "samples.json").open("w", encoding="utf-8") as file:
@@ -122,7 +118,7 @@ def _write(
                 continue
             path = Path("data") / f"{row['uid']}.{sample.image_ext}"
             (folder / path).write_bytes(sample.image)
-            tags = [name for name, uids in subsets.items() if row["uid"] in uids]
+            tags = chosen_in.get(row["uid"], ())
             values = {**row, "caption": captions.get(place, sample.caption)}
             document = _document(values, path, tags, class_names, now)
             file.write((",\n" if written else "\n") + json.dumps(document))
@@ -155,15 +151,15 @@ def _images(
             missing[reason] += len(left)
 
 
-def _captions(searcher: Searcher, uids: Sequence[str]) -> dict[tuple[str, str], str]:
-    """Return captions by (shard, key), as they were embedded."""
+def _captions(searcher: Searcher, places: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return captions by (shard, key), as they were embedded; the table is looked through once."""
     vectors, stats = searcher.project.vectors, searcher.labels.stats
+    shards, columns = sorted({shard for shard, _ in places}), ("shard", "key", "caption")
     found: dict[tuple[str, str], str] = {}
-    for start in range(0, len(uids), 10_000):
-        rows = vectors.samples(
-            stats["table"], stats["version"], uids[start : start + 10_000], ("shard", "key", "caption")
-        )
-        found |= {(row["shard"], row["key"]): row["caption"] for row in rows.to_pylist()}
+    for batch in vectors.batches(stats["table"], stats["version"], shards, columns):
+        for shard, key, caption in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+            if (shard, key) in places:
+                found[shard, key] = caption
     return found
 
 

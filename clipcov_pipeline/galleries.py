@@ -9,6 +9,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,11 @@ class _Split:
     pool: pl.DataFrame
     names: Sequence[str] | None
 
-    @property
+    @cached_property
     def chosen(self) -> pl.DataFrame:
         return self.pool.filter("chosen").sort("rank")
 
-    @property
+    @cached_property
     def rejected(self) -> pl.DataFrame:
         return self.pool.filter(~pl.col("chosen")).sort("rank", nulls_last=True)
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from clipcov_pipeline.diff import find_record
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import STAGES, flat
+from clipcov_pipeline.plan import PER_SHARD, STAGES, flat
 from clipcov_pipeline.project import Project
 from clipcov_pipeline.store import Record, Store, digest_of
 from clipcov_pipeline.vectors import label_tag
 from clipcov_pipeline.verify import Index
 
 COLLAPSE = 4  # more entries of a shard stage than this are shown as one line
-PER_SHARD = ("raw_shards", "embeddings", "early_similarities")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,16 @@ def end_with_parent() -> None:
         os._exit(1)
 
     def watch() -> None:
-        while parent.is_running() and os.getppid() == started_by:
+        while not _has_ended(parent) and os.getppid() == started_by:
             time.sleep(PARENT_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """A zombie has: one that nobody collects is listed as long as its container lives."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

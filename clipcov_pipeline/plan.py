@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.checks import stands_against
-from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol, Shards
+from clipcov_pipeline.config import FULL, Config, EvaluationSet, Protocol
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import validate_method
 from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
@@ -42,12 +42,13 @@ CODE_VERSIONS: dict[str, str] = {
     "subset_diagnostics": "1",
     "subset_galleries": "1",
     "checkpoints": "1",
-    "scores": "2",
+    "scores": "3",
     "leaderboard": "2",
     "checkpoint_galleries": "1",
-    "report": "1",
+    "report": "2",
 }
 STAGES = tuple(CODE_VERSIONS)
+PER_SHARD = ("raw_shards", "embeddings", "early_similarities")
 HOLDOUT = "holdout"
 OVERLAP = "overlap"
 
@@ -465,9 +466,8 @@ def _score_node(config: Config, world: World, arm: Recipe, name: str) -> Node:
     place = {"shards", "benchmark"}  # what is there counts, not where
     semantic = {key: value for key, value in settings.semantic().items() if key not in place}
     params: dict[str, Any] = {"evaluate": {"sets": {name: semantic}}}
-    pixels = config.shards.max_image_pixels
-    if settings.shards is not None and pixels != Shards.model_fields["max_image_pixels"].default:
-        params["shards"] = {"max_image_pixels": pixels}  # with the default, fingerprints are as they were
+    if settings.shards is not None:
+        params["shards"] = {"max_image_pixels": config.shards.max_image_pixels}
     return Node(
         "scores",
         partition,
@@ -710,10 +710,12 @@ def _file_tokens(config: Config) -> dict[str, str]:
     from clipcov_pipeline.selection.external import check_uids_file
 
     tokens: dict[str, str] = {}
+    known = _known_tags(config)
     for section, settings in (("proxy", config.proxy), ("train", config.train)):
         checkpoint = checkpoint_path(config, settings.pretrained)
+        unknown = None if (settings.model, checkpoint) in known else checkpoint
         try:
-            check_model(ModelSpec(settings.model, checkpoint))
+            check_model(ModelSpec(settings.model, unknown))
         except InputError as error:
             raise InputError(f"{section}.{error}") from error
         description = MODEL_CONFIGS / f"{settings.model}.json"
@@ -739,6 +741,13 @@ def _file_tokens(config: Config) -> dict[str, str]:
     if config.labels.latent_classes == "prompts":
         tokens["labels.class_names"] = digest_of(class_names(config))
     return tokens
+
+
+def _known_tags(config: Config) -> set[tuple[str, str]]:
+    """Return (model, tag) of the proxy that stands: checked then, and a check is seconds of imports."""
+    record = Store(config.work / "store").current("proxy_model", WHOLE)
+    tag = record.stats.get("pretrained") if record is not None else None
+    return {(record.stats["model"], tag)} if record is not None and tag and not is_path(tag) else set()
 
 
 def change_token(path: Path) -> str:

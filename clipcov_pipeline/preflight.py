@@ -515,13 +515,19 @@ def time_needed(
         seconds["embeddings"] = samples / rates["embed"]
     if config.proxy.train is not None and "proxy" in rates:
         seen = config.proxy.train.samples_seen or (config.proxy.train.epochs or 0) * samples
-        seconds["proxy"] = seen / (rates["proxy"] * config.proxy.train.gpus)
+        rate = rates["proxy"] * config.proxy.train.gpus / _work(config.proxy.train)
+        seconds["proxy"] = seen / rate
     if "train" in rates:
-        rate = rates["train"] * config.train.gpus
+        rate = rates["train"] * config.train.gpus / _work(config.train)
         seconds["checkpoints"] = sum(
             arm.trainings * arm.steps * config.train.batch_size / rate for arm in arms
         )
     return seconds
+
+
+def _work(settings: Training) -> float:
+    """Work of a step beside one that does nothing twice: a further forward pass is about a third of it."""
+    return 1 + ((settings.accum_freq > 1) + settings.grad_checkpointing) / 3
 
 
 def _time(config: Config, seconds: Mapping[str, float], rates: Mapping[str, float]) -> list[Finding]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipcov_pipeline.config import Config, load_config
+from clipcov_pipeline.config import Config, read_config
 from clipcov_pipeline.plan import Plan, Step, World, make_plan, observe
 from clipcov_pipeline.shards import Shard
 from clipcov_pipeline.store import WHOLE, Entry, Record, Store, node_name, require
@@ -19,6 +19,7 @@ class Project:
 
     config: Config
     world: World
+    config_text: str
 
     @classmethod
     def open(cls, config: str | None = None) -> "Project":
@@ -27,13 +28,13 @@ class Project:
         Raises:
             InputError: an unusable YAML, a missing folder, an unknown model.
         """
-        loaded = load_config(config)
-        return cls(loaded, observe(loaded))
+        loaded, text = read_config(config)
+        return cls(loaded, observe(loaded), text)
 
     @cached_property
     def store(self) -> Store:
         """The content-addressed store below the work folder."""
-        return Store(self.config.work / "store", self.config.path)
+        return Store(self.config.work / "store", self.config_text)
 
     @cached_property
     def vectors(self) -> Vectors:

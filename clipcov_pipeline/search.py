@@ -4,7 +4,7 @@ The table and its version are those of the pseudo-labels that stand now, and the
 proxy that made the table: never "the latest" of either.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -104,15 +104,33 @@ class Searcher:
             batch_size=settings.batch_size,
         )
 
-    def subsets(self) -> dict[str, set[str]]:
-        """Return the uids of every subset that was cut from these labels, by its name."""
+    def subsets(self) -> dict[str, Path]:
+        """Return the ``subset.parquet`` of every subset that was cut from these labels, by its name."""
         store, found = self.project.store, {}
         for step in self.project.plan().of("subsets"):
             record = store.current("subsets", step.node.partition)
             if record is not None and record.inputs["pseudo_labels#pool"] == self.labels.digests["pool"]:
-                uids = pl.read_parquet(store.checked(record, "subset.parquet"), columns=["uid"])["uid"]
-                found[step.node.partition] = set(uids)
+                found[step.node.partition] = store.checked(record, "subset.parquet")
         return found
+
+
+def chosen(path: Path) -> pl.Series:
+    """Return the uids of a subset by its file."""
+    return pl.read_parquet(path, columns=["uid"])["uid"]
+
+
+def subsets_of(uids: Sequence[str] | pl.Series, subsets: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Return the names of the subsets that each uid is chosen in; a uid that none has is not a key.
+
+    Of every file only what is asked for is kept: together they have many times the pool's uids.
+    """
+    asked = pl.LazyFrame({"uid": uids}, schema={"uid": pl.String})
+    found: dict[str, list[str]] = {}
+    for name, path in subsets.items():
+        rows = pl.scan_parquet(path).select("uid").join(asked, on="uid", how="semi")
+        for uid in rows.collect(engine="streaming")["uid"]:
+            found.setdefault(uid, []).append(name)
+    return found
 
 
 # ---------------------------------------------------------------- queries
@@ -162,6 +180,7 @@ def search(
     inside: Sequence[str] = (),
     outside: Sequence[str] = (),
     index: bool | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> Found:
     """Return the samples nearest to a query.
 
@@ -170,6 +189,7 @@ def search(
         by: which embedding of the samples is compared with it.
         inside, outside: names of subsets that every hit is, or is not, chosen in.
         index: make and use a vector index; None means where the table is large (``INDEX_ROWS``).
+        report: is told before an index is made, which takes minutes where there are millions of rows.
 
     Raises:
         InputError: an unknown subset.
@@ -183,13 +203,15 @@ def search(
     rows = table.count_rows()
     wanted = rows > INDEX_ROWS if index is None else index
     if wanted and rows >= 256:  # fewer cannot be partitioned
-        searcher = make_index(searcher, by)
+        searcher = make_index(searcher, by, report)
         table = searcher.table()
     indexed = wanted and has_index(table, by)
 
+    within, without = ([set(chosen(subsets[name])) for name in names] for names in (inside, outside))
+
     def suits(row: Mapping[str, Any]) -> bool:
         uid = row["uid"]
-        return all(uid in subsets[s] for s in inside) and not any(uid in subsets[s] for s in outside)
+        return all(uid in some for some in within) and not any(uid in some for some in without)
 
     found = _nearest(table, query, by, count, indexed, rows, suits if inside or outside else None)
     return Found(tuple(_hits(searcher, found, subsets)), indexed, rows)
@@ -214,9 +236,7 @@ def _nearest(
         indexed = indexed and limit < rows
 
 
-def _hits(
-    searcher: Searcher, found: Sequence[Mapping[str, Any]], subsets: Mapping[str, set[str]]
-) -> list[Hit]:
+def _hits(searcher: Searcher, found: Sequence[Mapping[str, Any]], subsets: Mapping[str, Path]) -> list[Hit]:
     labels = searcher.project.store.checked(searcher.labels)
     places = pl.DataFrame(
         {"shard": [row["shard"] for row in found], "uid": [row["uid"] for row in found]},
@@ -230,6 +250,7 @@ def _hits(
         pl.read_parquet(labels / "holdout.parquet", columns=on).join(places, on=on, how="semi").iter_rows()
     )
     names = latent_class_names(searcher.project.config) if classes else None
+    tags = subsets_of([uid for _, uid in classes], subsets)
     hits = []
     for row in found:
         place = row["shard"], row["uid"]
@@ -242,7 +263,7 @@ def _hits(
                 **{name: row[name] for name in FIELDS},
                 latent_class=number,
                 class_name=names[number] if named and names and number is not None else None,
-                subsets=tuple(s for s, uids in subsets.items() if number is not None and row["uid"] in uids),
+                subsets=tuple(tags.get(row["uid"], ())) if number is not None else (),
                 note="" if number is not None else why,
             )
         )
@@ -257,7 +278,7 @@ def has_index(table: "Table", by: By) -> bool:
     return any(index.columns == [COLUMNS[by]] for index in table.list_indices())
 
 
-def make_index(searcher: Searcher, by: By) -> Searcher:
+def make_index(searcher: Searcher, by: By, report: Callable[[str], object] | None = None) -> Searcher:
     """Make a vector index, if there is none, and let the labels name the version that has it.
 
     An index is a new version of the same rows. Where newer rows have been written, there is no version that
@@ -270,6 +291,8 @@ def make_index(searcher: Searcher, by: By) -> Searcher:
     table = vectors.open(name)
     if has_index(searcher.table(), by) or table.version != version:
         return searcher
+    if report is not None:
+        report(f"making an index of {table.count_rows():,} {by} embeddings, once: later searches use it")
     table.create_index(
         COLUMNS[by], config=IvfSq(distance_type="cosine"), wait_timeout=timedelta(hours=1), replace=True
     )

@@ -15,13 +15,13 @@ import tarfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -203,7 +203,7 @@ def read_shard(
     with _open(shard.url, storage_options) as file, warnings.catch_warnings():
         # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
         warnings.simplefilter("ignore")
-        reader = _Reader(file)
+        reader = _DigestReader(file)
         try:
             for row in map_in_order(check, _read_groups(reader, load=_is_checked), workers):
                 if row["status"] == SampleStatus.ok:
@@ -258,7 +258,7 @@ def iter_all_groups(shard: Shard, suffixes: Container[str]) -> Iterator[Group]:
 
 
 def read_images(
-    shard: Shard, keys: Container[str], storage_options: dict | None = None
+    shard: Shard, keys: Collection[str], storage_options: dict | None = None
 ) -> Iterator[tuple[str, bytes]]:
     """(key, image as stored) of these keys, as far as the shard still holds them; for looking at a few.
 
@@ -266,17 +266,17 @@ def read_images(
     Raises OSError where the file cannot be read and NotATarError for a file that is no tar.
     """
     places = _image_places(shard.url, shard.version, json.dumps(storage_options or {}, sort_keys=True))
-    wanted = [(key, place) for key, place in places.items() if key in keys]
-    if wanted:
+    wanted = places.filter(pl.col("key").is_in(list(keys)))
+    if wanted.height:
         with _open(shard.url, storage_options) as file:
-            for key, (offset, size) in wanted:
+            for key, offset, size in wanted.iter_rows():
                 file.seek(offset)
                 yield key, file.read(size)
 
 
-@lru_cache(maxsize=128)
-def _image_places(url: str, version: str, storage_options: str) -> dict[str, tuple[int, int]]:  # noqa: ARG001 (a changed shard has another version)
-    """Key -> (offset, size) of the image of each key's first sample."""
+@cache  # every gallery looks into every shard; a table takes a few dozen bytes a sample
+def _image_places(url: str, version: str, storage_options: str) -> pl.DataFrame:  # noqa: ARG001 (a changed shard has another version)
+    """key, offset and size of the image of each key's first sample, in the tar's order."""
     places: dict[str, dict[str, tuple[int, int]]] = {}
     current = None
     with _open(url, json.loads(storage_options)) as file:
@@ -295,11 +295,13 @@ def _image_places(url: str, version: str, storage_options: str) -> dict[str, tup
                 places.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
         except tarfile.TarError:
             pass  # it breaks off: what came before can be read
-    found = {
-        key: next((by_suffix[suffix] for suffix in IMAGE_EXTENSIONS if suffix in by_suffix), None)
+    found = [
+        (key, *next(by_suffix[suffix] for suffix in IMAGE_EXTENSIONS if suffix in by_suffix))
         for key, by_suffix in places.items()
-    }
-    return {key: place for key, place in found.items() if place is not None}
+        if not by_suffix.keys().isdisjoint(IMAGE_EXTENSIONS)
+    ]
+    schema = {"key": pl.String, "offset": pl.Int64, "size": pl.Int64}
+    return pl.DataFrame(found, schema=schema, orient="row")
 
 
 def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
@@ -333,18 +335,29 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 class _Reader:
-    """Reads a file forward, remembers its first bytes and takes its sha256 on the way."""
+    """Reads a file forward and remembers its first bytes."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._sha256 = hashlib.sha256()
         self.head = b""
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
-        self._sha256.update(data)
         if len(self.head) < 8:
             self.head += data[:8]
+        return data
+
+
+class _DigestReader(_Reader):
+    """Takes the file's sha256 on the way, which can cost more than the reading."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self._sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = super().read(size)
+        self._sha256.update(data)
         return data
 
     def finish(self) -> str:

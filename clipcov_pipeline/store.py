@@ -134,10 +134,10 @@ class Entry:
 class Store:
     """Finds and writes entries below one folder; safe for several processes that build different entries."""
 
-    def __init__(self, root: Path, config: Path | None = None) -> None:
+    def __init__(self, root: Path, config_text: str | None = None) -> None:
+        """``config_text``: the YAML that entries are built under; a copy is kept beside them."""
         self.root = root
-        # now: it may be edited for the next experiment while this one's entries are built
-        self.config_text = config.read_bytes().decode() if config and config.is_file() else None
+        self.config_text = config_text
 
     def _partition(self, stage: str, partition: str) -> Path:
         return self.root / stage / partition

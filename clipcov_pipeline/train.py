@@ -2,14 +2,17 @@
 
 A run is cut into virtual epochs of equal length, after each of which open_clip_train leaves a checkpoint that
 the run can go on from. Arms that are given the same `samples_seen` take exactly the same number of steps,
-whatever the sizes of their subsets. Samples are drawn without replacement: a pass over the shards in random
-order, through a shuffle buffer, begun anew when it is exhausted. (DataComp draws shards with replacement,
-which leaves out a third of the shards of a small subset in each pass.)
+whatever the sizes of their subsets. Each virtual epoch draws without replacement: a pass over the shards in
+random order, through a shuffle buffer, begun anew when it is exhausted. Where a virtual epoch is smaller than
+the subset, the next one does not go on from there: it begins a pass in another order of shards, so over
+several of them some samples come more often than others. (DataComp draws shards with replacement, which
+leaves out a third of the shards of a small subset in each pass.)
 
 `python -m clipcov_pipeline.train SPEC.json OUT_DIR` runs one training from a `TrainSpec` in JSON.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -39,9 +42,9 @@ EVALUATIONS = 10  # of a training, on its held-out pairs
 # steps an epoch are rounded up to a multiple of this where that adds less than a tenth, so that 2, 4 or 8
 # workers can share them equally: the number of steps must not depend on the number of workers
 STEP_MULTIPLE = 8
-# what changes speed or place only: a run may be continued under other values (the same data may have moved)
+# what changes speed or place only: a run may be continued under other values
 FREE_TO_CHANGE = {
-    "train_data", "val_data", "val_samples", "keep_early", "workers", "device", "log_dir", "name",
+    "val_data", "val_samples", "keep_early", "grad_checkpointing", "workers", "device", "log_dir", "name",
 }  # fmt: skip
 
 
@@ -54,7 +57,7 @@ class TrainSpec:
         pretrained: weights to start from (open_clip tag or checkpoint file), None to start from scratch.
         train_data: WebDataset shards: a path or URL with braces, or several joined by ``::``.
         n_samples: samples in these shards.
-        batch_size: samples a step, over all GPUs together.
+        batch_size: samples a step, over all GPUs and all parts (`accum_freq`) together.
         lr, wd, beta1, beta2, eps: AdamW's settings.
         warmup: steps of linear warm-up.
         lr_scheduler: ``cosine`` (to 0) or ``const``.
@@ -73,6 +76,9 @@ class TrainSpec:
             among them is measured after a virtual epoch, at most about `EVALUATIONS` times, and decides
             nothing. None: not measured.
         keep_early: also keep the weights after the first virtual epoch, if there are several.
+        accum_freq: parts that a GPU cuts its share of the batch into; the loss is over the whole batch, and
+            BatchNorm over a part.
+        grad_checkpointing: compute activations again in the backward pass, where the model can.
         extra: further arguments of open_clip_train, passed as they are.
     """
 
@@ -101,6 +107,8 @@ class TrainSpec:
     val_data: str | None = None
     val_samples: int = 0
     keep_early: bool = False
+    accum_freq: int = 1
+    grad_checkpointing: bool = False
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -108,7 +116,7 @@ class TrainSpec:
             raise InputError(
                 f"train: samples_seen is {self.samples_seen} and epochs is {self.epochs}; give exactly one"
             )
-        for name in ("n_samples", "batch_size", "num_checkpoints", "samples_seen", "epochs"):
+        for name in ("n_samples", "batch_size", "accum_freq", "num_checkpoints", "samples_seen", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"train.{name}: {value} is too small; give 1 or more")
@@ -172,19 +180,35 @@ def shard_list(shards: Iterable[str | Path]) -> str:
     return "::".join(re.sub(r"([\\{}])", r"\\\1", name) for name in names)
 
 
+def local_batch_size(spec: TrainSpec, n_gpus: int = 1) -> int:
+    """Samples that one GPU takes at once, open_clip_train's ``--batch-size``.
+
+    Raises:
+        InputError: a batch that the GPUs, and the parts of each, cannot share equally.
+    """
+    parts = n_gpus * spec.accum_freq
+    if spec.batch_size % parts:
+        raise InputError(
+            f"train.batch_size: {spec.batch_size} cannot be shared equally by {n_gpus} GPUs with"
+            f" train.accum_freq {spec.accum_freq}; give a multiple of {parts}"
+        )
+    return spec.batch_size // parts
+
+
 def data_workers(spec: TrainSpec, n_gpus: int = 1) -> int:
     """Data-loading processes for each GPU: at most ``spec.workers``, fewer where the data asks for it.
 
-    open_clip_train deals whole shards out to the processes and each makes its own full batches, so that a
-    process whose shards hold less than a batch would wait for ever; and it rounds the steps of an epoch up
-    to a multiple of the processes, which would make the steps depend on them.
+    open_clip_train deals whole shards out to the processes and each makes its own full batches (parts of one
+    under `accum_freq`), so that a process whose shards hold less than a batch would wait for ever; and it
+    rounds the batches of an epoch up to a multiple of the processes, which would make the steps depend on
+    them.
 
     Raises:
-        InputError: fewer shards than GPUs, or too few samples for them.
+        InputError: as `local_batch_size`; fewer shards than GPUs, or too few samples for them.
     """
     shards = len(expand_shards(spec.train_data))
-    local_batch = spec.batch_size // n_gpus
-    per_epoch = steps(spec).steps_per_epoch
+    local_batch = local_batch_size(spec, n_gpus)
+    per_epoch = steps(spec).steps_per_epoch * spec.accum_freq
 
     def enough(processes: int) -> bool:
         # one shard less than the fair share: the last shard of a set may be nearly empty
@@ -230,20 +254,17 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
     """Command line of open_clip_train for a run, without the program's name.
 
     Raises:
-        InputError: as `steps` and `data_workers`; a batch that the GPUs cannot share equally.
+        InputError: as `steps` and `data_workers`.
     """
-    if spec.batch_size % n_gpus:
-        raise InputError(
-            f"train.batch_size: {spec.batch_size} cannot be shared equally by {n_gpus} GPUs; give a multiple"
-        )
     plan = steps(spec)
+    device = "cuda" if spec.device == "auto" else spec.device
     given: dict[str, object] = {
         "model": spec.model,
         "train-data": spec.train_data,
         "dataset-type": "webdataset",
         "train-num-samples": plan.samples_per_epoch,
         "epochs": plan.virtual_epochs,
-        "batch-size": spec.batch_size // n_gpus,
+        "batch-size": local_batch_size(spec, n_gpus),
         "workers": data_workers(spec, n_gpus),
         "lr": spec.lr,
         "wd": spec.wd,
@@ -254,7 +275,7 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
         "lr-scheduler": spec.lr_scheduler,
         "precision": spec.precision,
         "seed": spec.seed,
-        "device": "cuda" if spec.device == "auto" else spec.device,
+        "device": device,
         "logs": spec.log_dir,
         "name": spec.name,
         "resume": "latest",
@@ -264,11 +285,17 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
     }
     if spec.pretrained:
         given["pretrained"] = spec.pretrained
+    if spec.accum_freq > 1:
+        given["accum-freq"] = spec.accum_freq
     if spec.val_data:
         given["val-data"] = spec.val_data
         given["val-num-samples"] = spec.val_samples
         given["val-frequency"] = math.ceil(plan.virtual_epochs / EVALUATIONS)
     flags = ["--save-most-recent"] + (["--local-loss", "--gather-with-grad"] if n_gpus > 1 else [])
+    if n_gpus > 1 and device.startswith("cuda"):  # torch has none for the CPU
+        flags.append("--use-bn-sync")  # the number of GPUs must not change what BatchNorm is over
+    if spec.grad_checkpointing:
+        flags.append("--grad-checkpointing")
     if spec.aug_cfg:
         flags += ["--aug-cfg", *(f"{key}={value!r}" for key, value in spec.aug_cfg.items())]
     return [*(text for key, value in given.items() for text in (f"--{key}", str(value))), *flags, *spec.extra]
@@ -372,9 +399,13 @@ def _claim_folder(spec: TrainSpec) -> None:
     """Note the run's settings in its folder, so that it is continued under the same ones only."""
     note = spec.folder / "spec.json"
     settings = {k: v for k, v in json.loads(to_json(spec)).items() if k not in FREE_TO_CHANGE}
+    settings["train_data"] = _contents(expand_shards(spec.train_data))
+    if spec.pretrained is not None:
+        settings["pretrained"] = _contents([spec.pretrained])
     if note.exists():
-        before = json.loads(note.read_text())
-        changed = sorted(key for key in settings if settings[key] != before.get(key))
+        newer = {f.name: f.default for f in dataclasses.fields(spec)}  # than an earlier version's note
+        before = {**newer, "train_data": settings["train_data"], **json.loads(note.read_text())}
+        changed = sorted(key for key in settings if settings[key] != before[key])
         if changed:
             raise InputError(
                 f"train: {spec.folder} holds a run with {changed[0]} = {before.get(changed[0])!r}, now it is"
@@ -383,6 +414,13 @@ def _claim_folder(spec: TrainSpec) -> None:
     else:
         spec.folder.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, indent=2))
+
+
+def _contents(files: Sequence[str]) -> str:
+    """Say what files are, wherever they lie: a run goes on after its project was moved."""
+    sizes = [(Path(file).name, Path(file).stat().st_size) if Path(file).is_file() else file for file in files]
+    digest = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    return f"{len(files)} of digest {digest[:16]}, the first {Path(files[0]).name}"
 
 
 def _final_checkpoint(spec: TrainSpec) -> Path:

@@ -6,7 +6,7 @@ shard are replaced as a whole; what was read is pinned by version number and kep
 
 import fcntl
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 VECTORS = ("image_embedding", "text_embedding")
+HELD_ROWS = 65_536  # of several shards, in memory at once
 
 
 def table_name(proxy_digest: str) -> str:
@@ -91,6 +92,8 @@ class Vectors:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: dict[str, tuple[int, frozenset[str]]] = {}
+        """Which shards have rows in a table, and in which version of it that is so."""
 
     def open(self, name: str, version: int | None = None) -> "Table":
         """Open a table, at a version where one is given.
@@ -119,11 +122,25 @@ class Vectors:
     def replace_shard(self, name: str, shard: str, rows: "pa.Table") -> int:
         """Let ``rows`` be all rows of a shard, in one atomic version; return that version's number."""
         table = self._open_or_create(name, rows.schema)
-        where = f"shard = {_quoted(shard)}"
-        if table.count_rows(where) == 0:
-            return table.add(rows).version if rows.num_rows else table.version
-        merge = table.merge_insert(["shard", "uid"]).when_matched_update_all().when_not_matched_insert_all()
-        return merge.when_not_matched_by_source_delete(where).execute(rows).version
+        before, shards = table.version, self._shards_of(name, table)
+        if shard in shards:
+            where = f"shard = {_quoted(shard)}"
+            merge = (
+                table.merge_insert(["shard", "uid"]).when_matched_update_all().when_not_matched_insert_all()
+            )
+            after = merge.when_not_matched_by_source_delete(where).execute(rows).version
+        elif rows.num_rows:
+            after = table.add(rows).version
+        else:
+            return before
+        if after == before + 1:  # nobody wrote in between
+            self._known[name] = after, shards | {shard} if rows.num_rows else shards - {shard}
+        return after
+
+    def _shards_of(self, name: str, table: "Table") -> frozenset[str]:
+        """Return which shards have rows; a table that somebody else has written to is looked through."""
+        version, shards = self._known.get(name, (0, frozenset()))
+        return shards if version == table.version else frozenset(_shards_in(table))
 
     def _open_or_create(self, name: str, schema: "pa.Schema") -> "Table":
         import lancedb
@@ -141,14 +158,30 @@ class Vectors:
 
     def shards(self, name: str) -> set[str]:
         """Return the names of the shards that have rows in a table."""
-        found: set[str] = set()
-        for batch in self.open(name).search().select(["shard"]).to_batches(65_536):
-            found.update(batch.column("shard").unique().to_pylist())
-        return found
+        return _shards_in(self.open(name))
 
     def shard_rows(self, name: str, shard: str, version: int) -> "pa.Table":
         """Return all rows of a shard as they were in a version."""
         return self.open(name, version).search().where(f"shard = {_quoted(shard)}").to_arrow()
+
+    def digests(self, name: str, version: int, sizes: Mapping[str, int]) -> dict[str, tuple[int, str]]:
+        """Return, for each of these shards, how many rows it has in a version, and their digest.
+
+        Shards are read many at a time: a question for each would look through all of the table every time.
+
+        Args:
+            sizes: the shards, and about how many rows each has: `HELD_ROWS` are held at once.
+        """
+        import pyarrow.compute as pc
+
+        table = self.open(name, version)
+        found: dict[str, tuple[int, str]] = {}
+        for group in _groups(sizes):
+            rows = table.search().where(_one_of(group)).to_arrow()
+            for shard in group:
+                own = rows.filter(pc.field("shard") == shard)
+                found[shard] = own.num_rows, digest_of_rows(own)
+        return found
 
     def samples(self, name: str, version: int, uids: Sequence[str], columns: Sequence[str]) -> "pa.Table":
         """Return these columns of the rows with these uids, as they were in a version, in any order."""
@@ -169,6 +202,26 @@ class Vectors:
             tags.update(tag, version)
         else:
             tags.create(tag, version)
+
+
+def _shards_in(table: "Table") -> set[str]:
+    found: set[str] = set()
+    for batch in table.search().select(["shard"]).to_batches(65_536):
+        found.update(batch.column("shard").unique().to_pylist())
+    return found
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield shards in groups of `HELD_ROWS` rows, or of one shard that has more."""
+    group, held = [], 0
+    for shard, size in sizes.items():
+        if group and held + size > HELD_ROWS:
+            yield group
+            group, held = [], 0
+        group.append(shard)
+        held += size
+    if group:
+        yield group
 
 
 def _quoted(text: str) -> str:

@@ -48,13 +48,16 @@ def verify(project: Project, *, deep: bool = False) -> Report:
     records = list(project.store.records())
     index = Index(records)
     current = {step.node.name: step.record for step in project.plan().steps if step.status is Status.CURRENT}
+    standing = [record for record in records if current.get(record.name) == record]
     for record in records:
         report.checked["entries"] += 1
         report.checked["files"] += len(record.files)
+    rows_problems = _rows_problems(project, standing, report)
+    for record in records:
         problems = [*_entry_problems(project, record)]
         if current.get(record.name) == record:
             problems += index.missing_inputs(record)
-            problems += _rows_problems(project, record, report)
+            problems += rows_problems.get(record.name, [])
         problems += _pin_problems(project, record, report)
         report.problems += [(record, text) for text in problems]
     if deep:
@@ -168,26 +171,44 @@ _DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
 # ---------------------------------------------------------------- LanceDB
 
 
-def _rows_problems(project: Project, record: Record, report: Report) -> Iterator[str]:
-    """Compare the rows of a shard with their digest, in the version that was written and the one in use."""
-    if record.stage != "embeddings":
-        return
-    table, written = record.stats["table"], record.stats["version"]
-    try:
-        latest = project.vectors.open(table)
-    except InputError as error:
-        yield str(error)
-        return
-    kept = {version["version"] for version in latest.list_versions()}
-    for version in sorted({written, latest.version} & kept):
+def _rows_problems(project: Project, records: list[Record], report: Report) -> dict[str, list[str]]:
+    """Compare the rows of every shard with their digest; what is wrong, by the entry's name.
+
+    The version in use is read, once for all shards. Only a shard whose rows are not right there is looked up
+    in the version that it was written in, too: no version changes, so right rows are still those.
+    """
+    by_table: dict[str, list[Record]] = {}
+    for record in records:
+        if record.stage == "embeddings":
+            by_table.setdefault(record.stats["table"], []).append(record)
+    problems: dict[str, list[str]] = {}
+    for name, written in by_table.items():
+        try:
+            table = project.vectors.open(name)
+        except InputError as error:
+            problems |= {record.name: [str(error)] for record in written}
+            continue
+        latest, kept = table.version, {version["version"] for version in table.list_versions()}
+        sizes = {record.partition: record.stats["rows"] for record in written}
+        digests = project.vectors.digests(name, latest, sizes)
+        for record in written:
+            rows, found = digests[record.partition]
+            report.checked["LanceDB rows"] += rows
+            if found != record.digests["rows"]:
+                earlier = {record.stats["version"]} & (kept - {latest})
+                problems[record.name] = list(_wrong_rows(project, record, {*earlier, latest}))
+    return problems
+
+
+def _wrong_rows(project: Project, record: Record, versions: set[int]) -> Iterator[str]:
+    table, expected = record.stats["table"], record.digests["rows"]
+    for version in sorted(versions):
         rows = project.vectors.shard_rows(table, record.partition, version)
-        found, expected = digest_of_rows(rows), record.digests["rows"]
-        if found != expected:
+        if (found := digest_of_rows(rows)) != expected:
             yield (
                 f"{rows.num_rows} rows in version {version} of {table} have digest {found[:12]},"
                 f" expected {expected[:12]}"
             )
-        report.checked["LanceDB rows"] += rows.num_rows
 
 
 def _pin_problems(project: Project, record: Record, report: Report) -> Iterator[str]:

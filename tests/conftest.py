@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,13 @@ from lab import Lab
 # `make test` runs test files side by side: each keeps to a core, or their threads wait for one another
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same is tested everywhere: on a machine with GPUs, trainings would take them
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# a shell's background jobs (`make test &`) ignore interruptions, and so would what tests start and interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a Dagster instance that is opened sets them for its children, and they outrank what a YAML says
 SETTINGS = ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME")

@@ -5,8 +5,9 @@ import shutil
 import socket
 import sys
 import tarfile
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ SETTINGS: dict[str, Any] = {
         "sets": {"vendor": {"shards": "vendor", "tasks": ["retrieval", "zeroshot_names"]}},
         "primary_metric": "vendor/text_retrieval_recall@5",
     },
-    # six steps make no proxy: the check is right, but here the graph is to go on
-    "diagnostics": {"checks": {"matched_pairs": {"severity": "warn"}}},
+    # six steps make no proxy: the checks are right, but here the graph is to go on
+    "diagnostics": {"checks": {name: {"severity": "warn"} for name in ("matched_pairs", "alignment")}},
 }
 SELECTION = (
     "raw_shards",
@@ -57,6 +58,22 @@ def free_ports(count: int) -> list[int]:
     for some in sockets:
         some.close()
     return ports
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; one that nobody has collected yet, a zombie, has too."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def still_there(processes: Iterable[psutil.Process], seconds: float = 60) -> list[psutil.Process]:
+    """Give processes some time to end; return those that have not."""
+    left, deadline = list(processes), time.monotonic() + seconds
+    while (left := [process for process in left if not gone(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def copy_samples(source: Path, target: Path, start: int, count: int) -> None:

@@ -45,9 +45,9 @@ def test_every_check_is_told_with_its_figure_by_the_run_that_built_the_entries(b
 
 
 def test_an_untrained_proxy_blocks_selection_and_a_new_bound_embeds_nothing_again(lab: Lab) -> None:
-    """The lab's proxy has seen six steps: matched pairs are no nearer to each other than shuffled ones."""
+    """By a bound that no proxy reaches: what six steps make of the lab's is a matter of chance."""
     before = {step.node.name: step.record for step in lab.plan().steps}
-    set_check(lab, "matched_pairs", severity="error")
+    set_check(lab, "matched_pairs", bound=1e6, severity="error")
     lab.edit(lambda s: s["labels"].update(n_clusters=4))
     with lab.instance() as instance:
         executed, failed = run_plan(instance, str(lab.yaml))
@@ -67,7 +67,7 @@ def test_an_untrained_proxy_blocks_selection_and_a_new_bound_embeds_nothing_agai
         count = len(told(instance, "embeddings", "matched_pairs"))
         report_checks(instance, lab.project().config, lab.plan())
         assert len(told(instance, "embeddings", "matched_pairs")) == count  # once
-    set_check(lab, "matched_pairs", bound=-5.0, severity="error")
+    set_check(lab, "matched_pairs", bound=-1e6, severity="error")
     step = lab.plan().by_name["pseudo_labels"]
     assert step.status is Status.BUILD
     lab.edit(lambda s: s["labels"].update(n_clusters=5))
@@ -78,7 +78,7 @@ def test_an_untrained_proxy_blocks_selection_and_a_new_bound_embeds_nothing_agai
 
 
 def test_a_misaligned_subset_is_not_trained(lab: Lab) -> None:
-    set_check(lab, "alignment", bound=0.99999)
+    set_check(lab, "alignment", bound=1.1)  # more than a cosine can be
     lab.edit(lambda s: s["train"].update(lr=0.002))
     statuses = {step.node.partition: step.status for step in lab.plan().of("checkpoints")}
     assert statuses == {

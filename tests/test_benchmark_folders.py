@@ -2,8 +2,10 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from clipcov_pipeline.benchmark_folders import (
     FolderSet,
     draw,
     evaluate_folder,
+    kept_bytes,
     list_folder,
     read_templates,
 )
@@ -193,6 +196,20 @@ def test_images_are_decoded_once_for_all_checkpoints_as_memory_allows(encoder, t
     monkeypatch.setattr(Encoder, "pixels_of", lambda *_: count.append(1))
     assert score(encoder, folder, decoded, tasks=tasks) == first
     assert not count
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "processes", "kept"),
+    [(100, None, 1, 50), (100, "max", 4, 12.5), (100, 16, 1, 8), (16, 100, 2, 4), (1, None, 1, 1)],
+)
+def test_decoded_images_may_take_a_share_of_the_free_memory(
+    monkeypatch, tmp_path, free, limit, processes, kept
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free << 30))
+    monkeypatch.setattr("clipcov_pipeline.benchmark_folders.CONTAINER_LIMIT", tmp_path / "memory.max")
+    if limit:
+        (tmp_path / "memory.max").write_text(f"{limit if limit == 'max' else limit << 30}\n")
+    assert kept_bytes(processes) == kept * 2**30
 
 
 def test_the_draw_for_the_probe_is_by_class(tmp_path):

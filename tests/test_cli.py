@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from clipcov_pipeline.cli import COMMANDS
+from clipcov_pipeline.store import WHOLE, Store, digest_of
 from make_shards import write_pool
 
 CLIPCOV = Path(sys.executable).with_name("clipcov")
@@ -203,6 +204,32 @@ def test_plan_says_what_would_run_and_runs_nothing(place):
     assert lines[-1].startswith("raw_shards: 2 build; proxy_model: 1 wait; embeddings: 2 wait; ")
     assert place.content() == before
     assert not place.work.exists()
+
+
+def test_the_tag_of_the_proxy_that_stands_is_not_checked_again(place):
+    """To check a tag open_clip is imported, and torch with it: seconds, for every command."""
+    place.set("proxy", {"model": "ViT-B-32-quickgelu", "pretrained": "openai"})
+    code = (
+        "import sys; from clipcov_pipeline.project import Project;"
+        f"Project.open({str(place.yaml)!r}); print('open_clip' in sys.modules)"
+    )
+
+    def imports_open_clip() -> str:
+        env = {**os.environ, "CLIPCOV_WORK_DIR": str(place.work)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
+        )
+        return done.stdout.strip()
+
+    assert imports_open_clip() == "True"
+    about: dict[str, Any] = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
+    with Store(place.work / "store").write("proxy_model", WHOLE, digest_of(1), **about) as entry:
+        entry.stats = {"model": "ViT-B-32-quickgelu", "pretrained": "openai"}
+    assert imports_open_clip() == "False"
+    place.set("proxy.pretrained", "opnai")
+    done = place.run("plan", "--config", str(place.yaml))
+    assert done.returncode == 2
+    assert done.stderr.startswith("clipcov: proxy.pretrained: 'opnai' is neither a file nor an open_clip tag")
 
 
 def test_plan_as_json(place):

@@ -12,7 +12,14 @@ from clipcov_pipeline import preflight as module
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.config import load_config
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.preflight import cached_weights, count_samples, measure_rates, model_size, preflight
+from clipcov_pipeline.preflight import (
+    cached_weights,
+    count_samples,
+    measure_rates,
+    model_size,
+    preflight,
+    time_needed,
+)
 from clipcov_pipeline.shards import scan
 from make_benchmark import write_classification
 from make_shards import write_pool, write_tar
@@ -120,6 +127,18 @@ def test_time_is_told_from_a_measurement(tmp_path: Path, monkeypatch: pytest.Mon
     # 20 samples; 64 seen; 6 trainings of 8 steps of 8
     assert found.seconds == pytest.approx({"embeddings": 2.0, "proxy": 32.0, "checkpoints": 6 * 64 / 4})
     assert "about 2.2 min (embeddings 2 s, proxy 32 s, checkpoints 96 s)" in found.to_text()
+
+
+def test_a_second_forward_pass_takes_a_third_longer(tmp_path: Path):
+    config = load_config(str(experiment(tmp_path)))
+    arms = preflight(config, measure=False).arms
+
+    def seconds(**changes: Any) -> float:
+        changed = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+        return time_needed(changed, 20, arms, {"train": 4.0})["checkpoints"]
+
+    assert seconds() == pytest.approx(6 * 64 / 4)  # 6 trainings of 8 steps of 8
+    assert seconds(accum_freq=4) == seconds(grad_checkpointing=True) == pytest.approx(seconds() * 4 / 3)
 
 
 def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

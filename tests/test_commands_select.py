@@ -49,6 +49,8 @@ def sources(arrays, uids, tmp_path_factory):
     lancedb.connect(folder).create_table("pool", table)
     pq.write_table(table, folder / "pool.parquet", row_group_size=250)
     np.savez(folder / "pool.npz", image_embedding=image, text_embedding=text, **columns)
+    in_bytes = {**columns, "uid": np.array(uids, "S"), "caption": np.array(captions, "S")}
+    np.savez(folder / "bytes.npz", image_embedding=image, text_embedding=text, **in_bytes)
     np.save(folder / "image.npy", image)
     np.save(folder / "text.npy", text)
     pl.DataFrame(columns).sample(fraction=1.0, shuffle=True, seed=0).write_parquet(folder / "labels.parquet")
@@ -140,7 +142,7 @@ def test_methods_and_parameters(sources, arrays, tmp_path):
     expected = rank(pool, "random", seed=3)
     assert pl.read_parquet(tmp_path / "b.parquet")["uid"].to_list() == [str(row) for row in expected.rows]
     filters = '{"drop_duplicate_captions": true, "caption_length": [10, 99]}'
-    for source in ("pool.lance", "pool.parquet", "pool.npz"):
+    for source in ("pool.lance", "pool.parquet", "pool.npz", "bytes.npz"):
         run(
             "select",
             sources / source,

@@ -96,6 +96,11 @@ def test_augmentation_counts_where_it_is_given_only(load):
     assert settings["aug_cfg"] == {"scale": (0.4, 1.0)}
 
 
+def test_parts_of_a_batch_count_where_there_are_several(load):
+    assert load(changed("train.accum_freq", 1)).train.semantic() == load(MINIMAL).train.semantic()
+    assert load(changed("train.accum_freq", 2)).train.semantic()["accum_freq"] == 2
+
+
 def test_the_sample_is_the_default(monkeypatch, tmp_path):
     assert load_config() == load_config("sample")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(MINIMAL))
@@ -242,6 +247,13 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ("train.lr", float("inf"), "train.lr: found inf, expected: a finite number"),
         ("train.wd", -0.1, "train.wd: found -0.1, expected: greater than or equal to 0"),
         ("train.aug_cfg", {"crop": [0.4, 1]}, "train.aug_cfg.crop: unknown key"),
+        (
+            "train.accum_freq",
+            3,
+            "train.batch_size: found 128 with gpus=1 and accum_freq=3, expected a multiple of 3",
+        ),
+        ("train.accum_freq", 0, "train.accum_freq: found 0, expected:"),
+        ("train.gpus", 3, "train.batch_size: found 128 with gpus=3 and accum_freq=1, expected a multiple"),
         ("train.aug_cfg", {"scale": [1, 0.4]}, "train.aug_cfg: found scale [1.0, 0.4], expected the smaller"),
         ("train.aug_cfg", {"scale": [0.4, 2]}, "train.aug_cfg.scale.1: found 2, expected: less"),
         ("train.aug_cfg", {"gray_scale_prob": "1"}, "train.aug_cfg.gray_scale_prob: found '1', expected"),
@@ -254,6 +266,9 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ),
         ("automation.cron", "61 3 * * *", "automation.cron: found 61 as minute of '61 3 * * *', expected"),
         ("automation.cron", "*/0 * * * *", "automation.cron: found a step of 0 as minute of '*/0 * * * *'"),
+        ("automation.cron", "0 3 * * MONDAY", "automation.cron: found '0 3 * * MONDAY', expected as weekday"),
+        ("automation.cron", "1,,2 * * * *", "automation.cron: found '1,,2 * * * *', expected as minute *"),
+        ("automation.cron", "0 0 31 2 *", "automation.cron: found '0 0 31 2 *', expected a day that one of"),
         ("automation.cron", "0 3 * *", "automation.cron: found '0 3 * *', expected five fields such as"),
         ("proxy.model", "hf-hub:laion/x", "proxy.model: found 'hf-hub:laion/x', expected the name of an"),
         ("train.model", "local-dir:x", "train.model: found 'local-dir:x', expected the name of an"),
@@ -466,8 +481,8 @@ def test_exactly_these_keys_are_knobs():
     assert knobs == {
         "work_dir",
         *(f"shards.{name}" for name in ("storage_options", "settle_seconds", "expected_samples")),
-        *(f"train.{name}" for name in ("workers", "device", "gpus")),
-        *(f"proxy.train.{name}" for name in ("workers", "device", "gpus")),
+        *(f"train.{name}" for name in ("workers", "device", "gpus", "grad_checkpointing")),
+        *(f"proxy.train.{name}" for name in ("workers", "device", "gpus", "grad_checkpointing")),
         *(f"embed.{name}" for name in ("batch_size", "device", "workers")),
         "select.threads",
         *(f"evaluate.{name}" for name in ("batch_size", "device")),
@@ -492,6 +507,7 @@ def test_exactly_these_keys_are_knobs():
         ("train.workers", 9),
         ("train.device", "cpu"),
         ("train.gpus", 2),
+        ("train.grad_checkpointing", True),
         ("evaluate.batch_size", 3),
         ("evaluate.device", "cpu"),
         ("evaluate.sets.coco.storage_options", {"anon": True}),
@@ -509,7 +525,8 @@ def test_a_knob_stays_out_of_what_is_fingerprinted(load, path, value):
 def test_knobs_of_nested_sections_stay_out_too(load):
     settings = changed("proxy", {"model": "RN50", "train": {"epochs": 1}})
     found = load(settings).proxy.semantic()["train"]
-    assert set(found) == set(Training.model_fields) - {"workers", "device", "gpus", "aug_cfg"}
+    knobs, not_given = {"workers", "device", "gpus", "grad_checkpointing"}, {"aug_cfg", "accum_freq"}
+    assert set(found) == set(Training.model_fields) - knobs - not_given
 
 
 def test_what_changes_a_result_is_fingerprinted(load):

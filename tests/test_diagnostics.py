@@ -1,5 +1,7 @@
 """Diagnostics of a subset against dense numpy, and on pools where quantities are not defined."""
 
+import tracemalloc
+
 import numpy as np
 import polars as pl
 import pytest
@@ -87,6 +89,27 @@ def test_threads_and_blocks_change_nothing(pool: Pool, rows: np.ndarray, monkeyp
     monkeypatch.setattr(covariance, "_BLOCK", 17)
     monkeypatch.setattr(covariance, "_CLASSES", 5)
     np.testing.assert_allclose(compare(pool, masks).overall, whole.overall, rtol=1e-6)
+
+
+def test_threads_keep_to_their_memory_and_change_nothing(pool: Pool, monkeypatch) -> None:
+    masks = random_masks(N, N // 2, 60, seed=0)
+    monkeypatch.setattr(covariance, "_CLASSES", 1)  # a task each
+
+    def peak(memory: int) -> tuple[int, np.ndarray]:
+        monkeypatch.setattr(covariance, "_MEMORY", memory)
+        tracemalloc.start()
+        found = compare(pool, masks, threads=16)
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return taken, found.overall
+
+    one_set = 61 * D * D * 8
+    peak(0)  # what is imported and worked out once
+    free, expected = peak(1 << 30)
+    bounded, found = peak(4 * one_set)
+    assert free > 10 * one_set
+    assert bounded < (4 + 3) * one_set  # besides threads: the sum, what is added to it, and what comes next
+    assert np.array_equal(found, expected)
 
 
 def test_the_pool_itself_is_aligned_at_scale_one(pool: Pool) -> None:

@@ -292,6 +292,13 @@ def test_a_filtered_manifest_evaluates_just_its_rows(evaluation_set):
     assert np.einsum("ij,ij->i", pairs.image_embedding, pairs.text_embedding) == pytest.approx(np.ones(3))
 
 
+def test_shards_that_nothing_is_chosen_of_are_not_opened(evaluation_set):
+    shards, manifest = evaluation_set
+    Path(shards[0].url).unlink()
+    pairs = embed_pairs(PixelEncoder(), shards, manifest.filter(pl.col("shard") == "b"))
+    assert pairs.keys == ["006", "007", "008", "009", "010", "011"]
+
+
 def test_rows_follow_the_shards_whatever_the_manifest_s_order(evaluation_set):
     shards, manifest = evaluation_set
     by_shard = manifest.sort("shard", descending=True, maintain_order=True)

@@ -10,16 +10,18 @@ from typing import Any
 
 import dagster as dg
 import psutil
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.execution import deal
+from assets.execution import deal, own_gpu, visible_gpus
 from assets.partitions import ONE_AT_A_TIME
 from assets.tracking import ARM_RUN, EXPERIMENT_RUN, KIND_TAG, Tracking
 from clipcov_pipeline.plan import Status
-from lab import Lab
+from lab import Lab, still_there
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["checkpoints", "scores"]), st.integers(1, 40), st.integers(1, 8))
 def test_every_key_is_dealt_once_and_the_shares_are_alike(stage: str, count: int, places: int) -> None:
     keys = [f"{index:02d}" for index in range(count)]
@@ -31,6 +33,35 @@ def test_every_key_is_dealt_once_and_the_shares_are_alike(stage: str, count: int
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     else:  # a range is one Dagster run
         assert [key for share in shares for key in share] == keys
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shares", "expected"),
+    [
+        ([], 2, [None, None]),
+        (["0"], 2, [None, None]),  # they share it
+        (["0", "1"], 2, ["0", "1"]),
+        (["0", "1", "2"], 2, ["0", "1"]),
+        (["2", "GPU-5f", "3"], 5, ["2", "GPU-5f", "3", "2", "GPU-5f"]),
+    ],
+)
+def test_several_gpus_are_dealt_out_in_turns(
+    gpus: list[str], shares: int, expected: list[str | None]
+) -> None:
+    environments = [own_gpu(gpus, place) for place in range(shares)]
+    assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in environments] == expected
+    assert all(set(environment) <= {"CUDA_VISIBLE_DEVICES"} for environment in environments)
+
+
+def test_the_gpus_are_those_that_the_user_names_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5f")
+    assert visible_gpus() == ["2", "GPU-5f"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none: there is nothing to deal out
+    assert own_gpu(visible_gpus(), 0) == {}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert len(visible_gpus()) == torch.cuda.device_count()
 
 
 def side_by_side(settings: dict[str, Any]) -> None:
@@ -68,11 +99,11 @@ def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
 def test_an_interruption_ends_every_arm(lab: Lab) -> None:
     def longer(settings: dict[str, Any]) -> None:
         side_by_side(settings)
-        settings["train"]["samples_seen"] = 32 * 200
+        settings["train"]["samples_seen"] = 1_000_000  # hours
 
     lab.edit(longer)
     command = [sys.executable, "-m", "assets.run", "--config", str(lab.yaml)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
     run = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -86,12 +117,14 @@ def test_an_interruption_ends_every_arm(lab: Lab) -> None:
             break
     children = psutil.Process(run.pid).children(recursive=True)
     assert len(children) >= 4  # two shares, and the training of each
+    own = psutil.Process(run.pid).children()
+    shares = [child for child in own if "assets.execution" in child.cmdline()]
+    assert sorted(share.environ()["CUDA_VISIBLE_DEVICES"] for share in shares) == ["0", "1"]
     run.send_signal(signal.SIGINT)
     rest = run.stdout.read()
     assert run.wait(timeout=60) == 130, rest
     assert "Interrupted. What is finished is kept" in rest
-    psutil.wait_procs(children, timeout=30)
-    assert not [child for child in children if child.is_running()]
+    assert still_there(children) == []
     with lab.instance() as instance:
         active = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
         assert not instance.get_runs(dg.RunsFilter(statuses=active))

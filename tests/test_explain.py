@@ -66,6 +66,16 @@ def test_the_command_and_what_it_refuses(built_lab: Lab) -> None:
         explain_subset(built_lab.project(), "nobody", SUBSET)
 
 
+def test_a_ranking_that_another_method_made_is_not_explained(lab: Lab) -> None:
+    """The YAML has been edited, and not run since."""
+    lab.edit(lambda s: s["select"]["methods"].update(mine={"method": "random"}))
+    lab.run(("rankings",))
+    uid = ranking_of(lab, "mine")["uid"][0]
+    lab.edit(lambda s: s["select"]["methods"].update(mine={"method": "clipcov"}))
+    with pytest.raises(InputError, match="rankings/mine is of the method random, expected clipcov"):
+        explain_subset(lab.project(), uid, "mine-f0.5")
+
+
 def test_filters_of_the_experiment(lab: Lab) -> None:
     filters = {"drop_duplicate_captions": True, "rejected": "last"}
     once = {"method": "clipcov", "class_balance": "global", "filters": filters}

@@ -215,6 +215,18 @@ def test_images_are_read_at_their_place_as_the_stream_gives_them(tmp_path):
     wanted = {"000000001", "000000004", "absent"}
     found = dict(read_images(shard, wanted))
     assert found == {"000000001": image_bytes(1), "000000004": image_bytes(4)}
+    assert dict(read_images(shard, set())) == {}
+
+
+def test_headers_are_read_once_however_many_shards_there_are(tmp_path):
+    shards = scan(str(write_pool(tmp_path, 150, 1)))
+    wanted = {f"{index:05d}0000": image_bytes(index) for index in range(150)}
+    before = {key: data for shard in shards for key, data in read_images(shard, wanted.keys())}
+    for shard in shards:
+        with Path(shard.url).open("r+b") as file:
+            file.write(bytes(512))  # the first header: no tar any more, but every image is in its place
+    after = {key: data for shard in shards for key, data in read_images(shard, wanted.keys())}
+    assert before == after == wanted
 
 
 def test_the_first_sample_of_a_repeated_key_counts(tmp_path):

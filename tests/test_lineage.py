@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.lineage import as_text, key_of, trace
-from clipcov_pipeline.store import digest_of, git_commit
+from clipcov_pipeline.store import digest_of
 from lab import Lab
 from test_verify import record_of
 
@@ -30,7 +30,8 @@ def test_the_leaderboard_leads_back_to_everything(built_lab: Lab) -> None:
     proxy, labels = record_of(built_lab, "proxy_model"), record_of(built_lab, "pseudo_labels")
     assert f"weights sha256 {proxy.digests['weights']}" in text
     assert f"version {labels.stats['version']} tag pseudo_labels-{labels.fingerprint[:16]}" in text
-    assert f"git commit {git_commit()}: 23 entries" in text
+    assert proxy.commit
+    assert f"git commit {proxy.commit}: 23 entries" in text
     config = hashlib.sha256(built_lab.yaml.read_bytes()).hexdigest()
     assert f"config sha256 {config[:12]}: 23 entries" in text
     kept = project.store.config(labels)

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 
 import dagster as dg
+import psutil
 import pytest
 
-from assets.orphans import PROCESS_TAG, close_orphans, process_tag
+from assets.orphans import LAUNCHED_TAG, PROCESS_TAG, close_orphans, process_tag, times_closed
 from assets.tracking import Tracking
+from assets.ui import claim_ui
 from lab import Lab
 
 pytestmark = pytest.mark.slow
@@ -53,14 +55,14 @@ def test_the_next_run_after_a_kill_goes_on_at_once(lab: Lab) -> None:
 
 def test_only_runs_of_processes_that_are_gone_are_closed(lab: Lab) -> None:
     """Of this machine; what another process, machine or Dagster's daemon executes is left alone."""
-    host, pid, start, _ = process_tag("")[PROCESS_TAG].split(":")
+    host, boot, pid, start, _ = process_tag("")[PROCESS_TAG].split(":")
     ours = {
-        "alive": f"{host}:{pid}:{start}:RUN",
-        "clock was set": f"{host}:{pid}:{float(start) + 5}:RUN",
-        "pid was given again": f"{host}:{pid}:1.0:RUN",
-        "gone": f"{host}:{2**22 + 1}:1.0:RUN",
-        "gone, of the run that this one repeats": f"{host}:{2**22 + 1}:1.0:{uuid.uuid4()}",
-        "elsewhere": f"not-{host}:{2**22 + 1}:1.0:RUN",
+        "alive": f"{host}:{boot}:{pid}:{start}:RUN",
+        "pid was given again": f"{host}:{boot}:{pid}:{float(start) - 30}:RUN",  # by a container
+        "of before the machine's restart": f"{host}:before:{pid}:{start}:RUN",
+        "gone": f"{host}:{boot}:{2**22 + 1}:1.0:RUN",
+        "gone, of the run that this one repeats": f"{host}:{boot}:{2**22 + 1}:1.0:{uuid.uuid4()}",
+        "elsewhere": f"not-{host}:{boot}:{2**22 + 1}:1.0:RUN",
         "no tag": None,
     }
     started = dg.DagsterRunStatus.STARTED
@@ -76,11 +78,56 @@ def test_only_runs_of_processes_that_are_gone_are_closed(lab: Lab) -> None:
         assert storage.claim_concurrency_slot("gpu", held, "checkpoints").is_claimed
         config = lab.project().config
         closed = {names[run_id] for run_id in close_orphans(instance, config)}
-        assert closed == {"pid was given again", "gone"}
+        assert closed == {"pid was given again", "of before the machine's restart", "gone"}
         left = {run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=[started]))}
         assert {names[run_id] for run_id in left} == set(ours) - closed
         assert storage.get_concurrency_info("gpu").active_slot_count == 0
         assert close_orphans(instance, config) == []
+
+
+def test_a_process_is_known_by_its_tag_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, system = process_tag("x"), psutil._psplatform
+    started = system.boot_time()
+    monkeypatch.setattr(system, "boot_time", lambda: started + 3600)  # what psutil reads the clock for
+    assert process_tag("x") == before
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_what_a_ui_launched_and_did_not_live_to_see_begin(lab: Lab, status: dg.DagsterRunStatus) -> None:
+    """The run's process is killed before its step, which would have tagged it."""
+    run_id, tags = str(uuid.uuid4()), {LAUNCHED_TAG: "{}", "asked": "once"}
+    config = lab.project().config
+    with lab.instance() as instance:
+        instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id, status=status, tags=tags))
+        here = {**tags, **process_tag(run_id)}
+        mine = instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id[::-1], status=status, tags=here))
+        instance.add_run_tags(mine.run_id, process_tag(mine.run_id))
+        assert close_orphans(instance, config) == []
+        assert close_orphans(instance, config, launched=True) == [run_id]
+        assert times_closed(instance, {"asked": "once"}) == 1
+
+
+def test_only_one_ui_at_a_time_takes_what_was_launched_for_lost(lab: Lab) -> None:
+    config = lab.project().config
+    first = claim_ui(config)
+    assert (first.is_locked, claim_ui(config).is_locked) == (True, False)
+    first.release()
+    assert claim_ui(config).is_locked
+
+
+def test_mlflow_shows_as_killed_what_a_run_that_is_over_was_training(lab: Lab) -> None:
+    """Also of another experiment of the work folder, and of runs that Dagster itself has closed."""
+    tracking = Tracking(lab.project().config)
+    runs = {}
+    with lab.instance() as instance:
+        for status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED):
+            run_id = str(uuid.uuid4())
+            instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id, status=status))
+            runs[status] = tracking.start(status.value, run_id, {}, {"dagster.run_id": run_id})
+        lab.edit(lambda s: s.update(name="another"))
+        close_orphans(instance, lab.project().config)
+    shown = [tracking.client().get_run(run_id).info.status for run_id in runs.values()]
+    assert shown == ["KILLED", "RUNNING"]
 
 
 def test_a_run_carries_the_process_that_executes_it_whoever_asked_for_it(lab: Lab) -> None:

@@ -60,10 +60,14 @@ print(json.dumps([list(found), sorted(sys.modules), seconds]))
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[list[str], set[str], float]:
-    """What a fresh process has after it loaded the code location: definitions, modules, CPU seconds."""
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, cwd=ROOT)
-    definitions, found, seconds = json.loads(done.stdout)
-    return definitions, set(found), seconds
+    """What a fresh process has after it loaded the code location: definitions, modules, least CPU seconds."""
+    probe, found = [sys.executable, "-c", PROBE], []
+    for _ in range(3):
+        done = subprocess.run(probe, capture_output=True, text=True, check=True, cwd=ROOT)
+        found.append(json.loads(done.stdout))
+    definitions, names, _ = found[0]
+    # the least: caches that are cold, or shared with what else is at work, cost time of the CPU, too
+    return definitions, set(names), min(seconds for _, _, seconds in found)
 
 
 def test_the_module_that_they_name_holds_the_definitions(loaded):

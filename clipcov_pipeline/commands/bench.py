@@ -103,10 +103,18 @@ def _run_experiment(path: Path) -> int:
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            click.echo(f"{path.parent.name}  {line}", nl=False, err=True)
+        try:
+            _echo_lines(run, path.parent.name)
+        except KeyboardInterrupt:  # it got that as well: it closes its training, and ends
+            _echo_lines(run, path.parent.name)
+            raise
     return run.returncode
+
+
+def _echo_lines(run: "subprocess.Popen[str]", name: str) -> None:
+    assert run.stdout is not None
+    for line in run.stdout:
+        click.echo(f"{name}  {line}", nl=False, err=True)
 
 
 def _numbers(kind: type) -> Any:

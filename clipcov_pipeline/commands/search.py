@@ -53,7 +53,7 @@ def command(
     query = search.image_query(encoder, image) if image else search.text_query(encoder, str(text))
     hits = search.search(
         searcher, query, by="image" if by == "image" else "caption", count=count, inside=inside,
-        outside=outside, index=index,
+        outside=outside, index=index, report=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     click.echo(json.dumps(search.as_json(hits)) if as_json else search.as_text(hits))
     if html is not None:

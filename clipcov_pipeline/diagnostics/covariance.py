@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipcov_pipeline.diagnostics.tables import Undefined
-from clipcov_pipeline.selection.parallel import over_stream, tasks
+from clipcov_pipeline.selection.parallel import over_stream, tasks, thread_count
 from clipcov_pipeline.selection.pool import Pool
 
 RANK = 10  # leading singular vectors that are compared
 ZERO = 1e-8  # a matrix of a smaller norm is rounding: unit embeddings that vary give more
 _BLOCK = 4096
 _CLASSES = 32
+_MEMORY = 8 << 30  # bytes that all threads may take together
 
 QUANTITIES = ("alignment", "scale", "frobenius_error", "spectral_error", "subspace_overlap")
 
@@ -68,8 +69,10 @@ def compare(pool: Pool, sets: Sequence[np.ndarray], threads: int | None = None) 
         pool: N pairs.
         sets: boolean masks [N] over the pool's **sorted positions** (see `Pool.position`), the subset first
             and random ones after it.
-        threads: all processors when None; the result does not depend on it.
+        threads: all processors when None, in either case no more than memory allows; the result does not
+            depend on it.
     """
+    threads = _affordable(thread_count(threads), len(sets) + 1, pool.dim)
     work = _Work(pool, np.stack([np.ones(len(pool), np.bool_), *sets]))
     groups = [part for group in tasks(pool.class_sizes) for part in _few(group)]
     n_sets, d = len(sets) + 1, pool.dim
@@ -101,6 +104,15 @@ def compare(pool: Pool, sets: Sequence[np.ndarray], threads: int | None = None) 
     image, caption, own, matched = scalars
     sums = [ClassSums(counts[s], image[s], caption[s], own[s], matched[s], total[s]) for s in range(n_sets)]
     return Comparison(sums, overall, by_class, overall_notes, notes)
+
+
+def _affordable(threads: int, n_sets: int, d: int) -> int:
+    """Return as many threads as keep to `_MEMORY`.
+
+    Each has its part's matrices and a class's, a part that waits to be added, and a comparison in work.
+    """
+    matrices = 3 * n_sets + 8
+    return max(1, min(threads, _MEMORY // (matrices * d * d * 8)))
 
 
 def _few(classes: np.ndarray) -> list[np.ndarray]:

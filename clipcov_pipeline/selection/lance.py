@@ -22,6 +22,8 @@ def pool_from_lance(
     progress: Callable[[int], None] | None,
 ) -> Pool:  # fmt: skip
     """See ``Pool.from_lance``."""
+    import polars as pl
+
     with _at_version(table, version):
         names = {"uid", "image_embedding", "text_embedding"} | ({"caption"} if captions else set())
         _require(set(table.schema.names), names, "table")
@@ -29,7 +31,8 @@ def pool_from_lance(
         frame = _labels(table, labels, where)
         columns, latent_class, similarity = _columns(frame, n_classes)
         # where labels say it: another shard may have a sample of the same uid, which they leave out
-        shard = frame["shard"] if "shard" in frame.columns and "shard" in table.schema.names else None
+        says_shard = "shard" in table.schema.names and frame.schema.get("shard") == pl.String
+        shard = frame["shard"] if says_shard else None
         del frame
         n = len(latent_class)
         if captions:
@@ -116,8 +119,9 @@ def _blocks(
     if not met.all():
         missing = np.flatnonzero(~met)
         some = ", ".join(name.decode() for name in uid[missing[:3]].tolist())
+        of = "" if shard is None else " in the shard that the labels name"
         raise InputError(
-            f"table: found no row for {len(missing)} of {len(uid)} labelled uids "
+            f"table: found no row for {len(missing)} of {len(uid)} labelled uids{of} "
             f"({some}{', ...' if len(missing) > 3 else ''}), expected one each; embed them, or label again"
         )
 

@@ -359,8 +359,10 @@ def _encoded(uid: Any) -> np.ndarray:
 def _caption_columns(captions: Any) -> dict[str, np.ndarray]:
     import polars as pl
 
-    texts = [None if text is None else str(text) for text in np.asarray(captions).tolist()]
-    text = pl.Series(texts, dtype=pl.String).fill_null("")
+    values = np.asarray(captions)
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8")
+    text = pl.Series(values.tolist(), dtype=pl.String, strict=False).fill_null("")
     return {"caption_hash": text.hash(seed=0).to_numpy(), "caption_length": text.str.len_chars().to_numpy()}
 
 
