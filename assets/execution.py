@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from clipcov_pipeline.project import Project
 TERMINAL = {"loggers": {"terminal": {}}}
 SIDE_BY_SIDE = ("checkpoints", "scores")  # of the pool ``gpu``, those with many partitions
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+LOOK_UP_SECONDS = 0.2
 
 
 def execute_all(instance: dg.DagsterInstance, plan: Plan, stage: str, keys: Sequence[str]) -> None:
@@ -116,14 +118,21 @@ def execute_side_by_side(
         for place, share in enumerate(shares)
     ]
     try:
-        for process in processes:
-            process.wait()
+        _wait(processes)
     except BaseException:
         for process in processes:
             process.send_signal(signal.SIGINT)
-        for process in processes:
-            process.wait()
+        _wait(processes)
         raise
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Return when all have ended.
+
+    Polars has system calls begun anew after a signal: no interruption would end ``Popen.wait``.
+    """
+    while any(process.poll() is None for process in processes):
+        time.sleep(LOOK_UP_SECONDS)
 
 
 @click.command()

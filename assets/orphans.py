@@ -86,7 +86,8 @@ def _is_gone(run: dg.DagsterRun) -> bool:
     """Whether the process of this machine that executed a run has ended; of any other, nobody knows."""
     if not _has_tag(run):
         return False
-    host, boot, pid, started, _ = run.tags[PROCESS_TAG].split(":")
+    # an earlier version's tag has no boot, and so is of another
+    host, boot, pid, started = run.tags[PROCESS_TAG].split(":")[:4]
     if host != socket.gethostname():
         return False
     if boot != _boot():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -94,6 +95,32 @@ def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
     runs = client.search_runs([tracking.experiment_id()])
     assert sorted(run.data.tags[KIND_TAG] for run in runs) == [ARM_RUN] * 3 + [EXPERIMENT_RUN]
     assert len(client.search_model_versions("name = 'afresh'")) == 3
+
+
+SHARES = """
+import sys
+from assets.execution import execute_side_by_side
+sys.executable = sys.argv[1]
+execute_side_by_side(None, "checkpoints", [["a"], ["b"]])
+"""
+
+
+def test_an_interruption_reaches_the_shares_at_once(tmp_path: Path) -> None:
+    """From a process that has executed nothing itself: Dagster would have set its handlers."""
+    share = tmp_path / "share"
+    share.write_text("#!/bin/sh\necho at work\nexec sleep 600\n")
+    share.chmod(0o755)
+    run = subprocess.Popen([sys.executable, "-c", SHARES, str(share)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert [run.stdout.readline() for _ in range(2)] == ["at work\n"] * 2
+    children = psutil.Process(run.pid).children()
+    time.sleep(1)  # it waits for them
+    run.send_signal(signal.SIGINT)
+    left = still_there([*children, psutil.Process(run.pid)])
+    for process in left:
+        process.kill()
+    assert left == []
+    assert run.wait() == -signal.SIGINT  # as by a KeyboardInterrupt that nobody catches
 
 
 def test_an_interruption_ends_every_arm(lab: Lab) -> None:

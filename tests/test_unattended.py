@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.orphans import PROCESS_TAG
+from assets.orphans import PROCESS_TAG, process_tag
 from assets.tracking import Tracking
 from clipcov_pipeline.plan import Step
 from clipcov_pipeline.project import Project
@@ -91,7 +90,8 @@ def test_a_run_whose_process_was_killed_is_closed_and_asked_for_again(lab: Lab) 
     lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
     with lab.instance() as instance:
         [request] = tick(lab, instance).run_requests
-        dead = f"{socket.gethostname()}:{2**22 + 1}:1.0"
+        host, boot, *_ = process_tag("")[PROCESS_TAG].split(":")
+        dead = f"{host}:{boot}:{2**22 + 1}:1.0"
         for killed in (False, True):
             run_id = str(uuid.uuid4())
             tags = {**request.tags, **({PROCESS_TAG: f"{dead}:{run_id}"} if killed else {})}
