@@ -46,7 +46,7 @@ def test_text_and_json_say_the_same_as_the_leaderboard(built_lab: Lab) -> None:
 ONE_CLASS = {"latent_classes": "prompts", "class_names": "./names.txt", "templates": ["a drawing of {}"]}
 
 
-# 192 pairs: one class is not rare, and of 60 some have under 10 members, whatever the proxy makes of them
+# 200 pairs: one class is not rare, and of 60 some have under 10 members, whatever the proxy makes of them
 @pytest.mark.parametrize(("labels", "defined"), [(ONE_CLASS, False), ({"n_clusters": 60}, True)])
 def test_a_quantity_without_a_value_is_explained_below_the_table(
     lab: Lab, labels: dict[str, Any], defined: bool
