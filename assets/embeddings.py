@@ -85,8 +85,8 @@ class Restoring:
 
     def __init__(self, shards: set[str]) -> None:
         self._shards = shards
-        self._found: dict[tuple[str, int], dict[str, tuple[int, str]]] = {}
-        """By table and version: rows and digest of each shard."""
+        self._found: dict[str, tuple[int, dict[str, tuple[int, str]]]] = {}
+        """By table: the version that was looked through, and rows and digest of each shard in it."""
 
     def restore(self, project: Project, record: Record) -> None:
         """Bring an earlier embedding of a shard back: the table may still have it, else an old version has.
@@ -101,13 +101,13 @@ class Restoring:
         """Return the digest of the rows that a shard has in the newest version of its table."""
         table, vectors = record.stats["table"], project.vectors
         version = vectors.open(table).version
-        if all(name != table for name, _ in self._found):
+        if table not in self._found:
             steps = [step for step in project.plan().of("embeddings") if step.status is Status.RESTORE]
             records = [step.record for step in steps if step.record and step.node.partition in self._shards]
             sizes = {r.partition: r.stats["rows"] for r in records if r.stats["table"] == table}
-            self._found[table, version] = vectors.digests(table, version, sizes)
-        found = self._found.get((table, version), {})
-        if record.partition in found:
+            self._found[table] = version, vectors.digests(table, version, sizes)
+        seen, found = self._found[table]
+        if seen == version and record.partition in found:
             return found[record.partition][1]
         return digest_of_rows(vectors.shard_rows(table, record.partition, version))  # it was written to since
 

@@ -92,6 +92,7 @@ def _training_tars(context: dg.AssetExecutionContext, task: Task) -> tuple[list[
     """
     folder = task.scratch / "tars"
     sizes = folder / "sizes.json"
+    # sizes.json is written last: without it a killed run left incomplete tars
     if sizes.exists() and any((task.scratch / RUN / "checkpoints").glob("*.pt")):
         context.log.info("the training goes on, with the samples that it began with")
     else:

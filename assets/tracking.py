@@ -141,7 +141,7 @@ class Tracking:
     def unfinished(self) -> list[tuple[str, str]]:
         """Return (run, Dagster run) of what is being trained, of all experiments of the work folder.
 
-        By SQL: it is asked for by every tick and by stages that need no MLflow.
+        By SQL: every tick asks, and mostly nothing is left, for which MLflow need not be imported.
         """
         database = self.folder / "mlflow.db"
         if not database.is_file():

@@ -746,8 +746,9 @@ def _file_tokens(config: Config) -> dict[str, str]:
 def _known_tags(config: Config) -> set[tuple[str, str]]:
     """Return (model, tag) of the proxy that stands: checked then, and a check is seconds of imports."""
     record = Store(config.work / "store").current("proxy_model", WHOLE)
-    tag = record.stats.get("pretrained") if record is not None else None
-    return {(record.stats["model"], tag)} if record is not None and tag and not is_path(tag) else set()
+    if record is None or not (tag := record.stats.get("pretrained")) or is_path(tag):
+        return set()
+    return {(record.stats["model"], tag)}
 
 
 def change_token(path: Path) -> str:
