@@ -14,16 +14,19 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import report_checks
-from assets.orphans import close_orphans, times_closed
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.resources import Experiment
-from assets.staleness import report_staleness
-from clipcov_pipeline.config import Automation, load_config
+from assets.running.orphans import close_orphans, times_closed
+from assets.running.staleness import report_staleness
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import STAGES, Plan, Status, Step
-from clipcov_pipeline.preflight import check_batches
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.store import Store, digest_of
+from clipcov_pipeline.experiment.config.automation import Automation
+from clipcov_pipeline.experiment.config.load import load_config
+from clipcov_pipeline.experiment.digests import digest_of
+from clipcov_pipeline.experiment.plan import Plan, Status, Step
+from clipcov_pipeline.experiment.preflight import check_batches
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.stages import STAGES
+from clipcov_pipeline.experiment.store import Store
 
 STAGE_TAG = "clipcov/stage"
 ACTIVE = [

@@ -6,20 +6,24 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import check_specs
-from assets.materialize import Events, Metadata, materialize_partitions
+from assets.mlflow_runs.registry import register
+from assets.mlflow_runs.tracking import Tracking, dagster_run_url, tracking_uri
 from assets.partitions import every_key, partitions_of
-from assets.preview import image
-from assets.registry import register
 from assets.resources import Experiment
-from assets.tracking import Tracking, dagster_run_url, tracking_uri
-from assets.training import train, train_spec
-from assets.validation import held_out_tars
-from clipcov_pipeline.config import FULL
-from clipcov_pipeline.plan import CODE_VERSIONS, Recipe, checkpoint_path, flat, recipes
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.report import plot_learning_curve
-from clipcov_pipeline.store import digest_of_file, node_name
-from clipcov_pipeline.train import CHECKPOINT, RECORD
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.preview import image
+from assets.steps.validation import held_out_tars
+from assets.training.launch import train, train_spec
+from clipcov_pipeline.experiment.config.base import FULL
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.reasons import flat
+from clipcov_pipeline.experiment.recipes import Recipe, recipes
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.store import node_name
+from clipcov_pipeline.experiment.world import checkpoint_path
+from clipcov_pipeline.report.plots import plot_learning_curve
+from clipcov_pipeline.training.spec import CHECKPOINT, RECORD
 
 CURVE = "learning_curve.png"
 KEPT = ("steps", "samples_seen", "passes", "training_seconds", "first_loss", "last_loss", "parameters")

@@ -9,12 +9,13 @@ from typing import Any
 
 import dagster as dg
 
-from assets.preview import cell
-from clipcov_pipeline.checks import CheckOutcome, checks_of, evaluate_checks
-from clipcov_pipeline.config import Config
-from clipcov_pipeline.plan import STAGES, Plan
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.store import digest_of
+from assets.steps.preview import cell
+from clipcov_pipeline.experiment.checks import CheckOutcome, checks_of, evaluate_checks
+from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.digests import digest_of
+from clipcov_pipeline.experiment.plan import Plan
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.stages import STAGES
 
 SHOWN = 20  # outcomes listed on a check's page; the numbers say how many there are
 STATE = "state"
@@ -60,7 +61,7 @@ def report_checks(instance: dg.DagsterInstance, config: Config, plan: Plan) -> N
 
 def _by_check(config: Config, plan: Plan, stage: str) -> dict[str, list[CheckOutcome]]:
     found: dict[str, list[CheckOutcome]] = {check.name: [] for check in checks_of(stage)}
-    for outcome in evaluate_checks(config, plan, [stage]) if found else ():
+    for outcome in evaluate_checks(config, plan.records, [stage]) if found else ():
         found[outcome.name].append(outcome)
     return found
 

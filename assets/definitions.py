@@ -15,11 +15,11 @@ from assets.rankings import rankings
 from assets.raw_shards import raw_shards
 from assets.report import report
 from assets.resources import Experiment
+from assets.running.terminal import terminal_logger
 from assets.scores import scores
 from assets.subset_diagnostics import subset_diagnostics
 from assets.subset_galleries import subset_galleries
 from assets.subsets import subsets
-from assets.terminal import terminal_logger
 
 defs = dg.Definitions(
     assets=[

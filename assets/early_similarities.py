@@ -5,18 +5,18 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.encoders import early_encoder
-from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of, same_key
-from assets.preview import table_metadata
 from assets.resources import Experiment
-from clipcov_pipeline.embed import embed_samples, pair_similarities
-from clipcov_pipeline.plan import CODE_VERSIONS
-from clipcov_pipeline.pool import good_samples
+from assets.steps.encoders import early_encoder
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.preview import table_metadata
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.pool.columns import good_samples
+from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.shards import iter_samples
-from clipcov_pipeline.store import digest_of_file
+from clipcov_pipeline.proxy.embeddings import embed_samples, pair_similarities
 
 FILE = "similarities.parquet"
 

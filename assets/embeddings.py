@@ -3,20 +3,21 @@
 import dagster as dg
 
 from assets.checks import check_specs
-from assets.encoders import proxy_encoder
-from assets.materialize import Events, materialize_partitions
 from assets.partitions import partitions_of, same_key
-from assets.preview import COLUMN_SCHEMA, columns
 from assets.resources import Experiment
-from clipcov_pipeline.embed import embed_samples, pair_figures
+from assets.steps.encoders import proxy_encoder
+from assets.steps.materialize import Events, materialize_partitions
+from assets.steps.preview import COLUMN_SCHEMA, columns
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import CODE_VERSIONS, Status
-from clipcov_pipeline.pool import good_samples
+from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.pool.columns import good_samples
+from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.project import Project, Task
-from clipcov_pipeline.shards import iter_samples
-from clipcov_pipeline.store import Record
-from clipcov_pipeline.vectors import VECTORS, digest_of_rows, make_rows, table_name, vectors_of
+from clipcov_pipeline.proxy.embeddings import embed_samples, pair_figures
+from clipcov_pipeline.proxy.vectors import VECTORS, digest_of_rows, make_rows, table_name, vectors_of
 
 TEXT_COLUMNS = ("uid", "shard", "key", "caption", "image_sha256")
 TYPES = {**dict.fromkeys(TEXT_COLUMNS, "string"), **dict.fromkeys(VECTORS, "fixed_size_list<float16>")}

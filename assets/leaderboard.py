@@ -6,16 +6,19 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Metadata, materialize_whole
+from assets.mlflow_runs.registry import register, remove_champion, set_champion, versions_of
+from assets.mlflow_runs.tracking import Tracking
 from assets.partitions import every_key
-from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
-from assets.registry import register, remove_champion, set_champion, versions_of
 from assets.resources import Experiment
-from assets.tracking import Tracking
-from clipcov_pipeline import report
-from clipcov_pipeline.plan import CODE_VERSIONS, evaluation_sets, method_names, recipes
-from clipcov_pipeline.project import Project, Task
-from clipcov_pipeline.store import Record, digest_of_file
+from assets.steps.materialize import Metadata, materialize_whole
+from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.recipes import evaluation_sets, method_names, recipes
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.report import leaderboard as report_leaderboard
+from clipcov_pipeline.report import plots, tables
 
 
 @dg.asset(
@@ -33,23 +36,23 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         primary, world = task.config.evaluate.primary_metric, task.project.world
         for line in world.warnings():
             context.log.warning(line)
-        scores = report.collect_scores(
+        scores = report_leaderboard.collect_scores(
             (arm, name, task.path("scores", f"{arm.key}@{name}", "scores.json"))
             for arm in arms
             for name in evaluation_sets(task.config, world.absent)
         )
-        scores = report.with_suites(scores, task.config.evaluate.suites, world.absent)
-        board = report.leaderboard(scores, method_names(task.config))
-        sizes = report.subset_sizes(task.plan)
-        notes = report.missing_sets(task.project)
+        scores = report_leaderboard.with_suites(scores, task.config.evaluate.suites, world.absent)
+        board = report_leaderboard.leaderboard(scores, method_names(task.config))
+        sizes = report_leaderboard.subset_sizes(task.plan)
+        notes = report_leaderboard.missing_sets(task.project)
         scores.write_parquet(folder / "scores.parquet")
         board.write_parquet(folder / "leaderboard.parquet")
         board.write_csv(folder / "leaderboard.csv")
-        (folder / "leaderboard.txt").write_text(report.as_text(board, primary, sizes, more=notes))
-        table = report.to_markdown(*report.to_rows(board, primary, sizes))
+        (folder / "leaderboard.txt").write_text(tables.as_text(board, primary, sizes, more=notes))
+        table = tables.to_markdown(*tables.to_rows(board, primary, sizes))
         (folder / "leaderboard.md").write_text("\n\n".join([table, *notes]) + "\n")
-        report.plot(board, primary, folder / "leaderboard.png")
-        best = report.champion(scores, primary)
+        plots.plot(board, primary, folder / "leaderboard.png")
+        best = report_leaderboard.champion(scores, primary)
         tracked = _track(context, task, folder, best)
         task.done(
             {"scores": digest_of_file(folder / "scores.parquet")},

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from clipcov_pipeline.plan import Plan
+from clipcov_pipeline.experiment.plan import Plan
 
 PARTITIONED_STAGES = (
     "raw_shards",

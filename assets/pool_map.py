@@ -4,16 +4,16 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
-from assets.pools import LabelledPool
-from assets.preview import image
 from assets.resources import Experiment
-from clipcov_pipeline.diagnostics.plots import plot_map
-from clipcov_pipeline.diagnostics.pool_map import pool_map as lay_out
-from clipcov_pipeline.plan import CODE_VERSIONS
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.store import digest_of_file
+from assets.steps.materialize import Metadata, materialize_whole
+from assets.steps.pools import LabelledPool
+from assets.steps.preview import image
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.subsets.plots import plot_map
+from clipcov_pipeline.subsets.pool_map import pool_map as lay_out
 
 MAP = "map.parquet"
 

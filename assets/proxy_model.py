@@ -6,19 +6,20 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
-from assets.preview import image
 from assets.resources import Experiment
-from assets.training import RUN, train, train_spec
-from clipcov_pipeline.plan import CODE_VERSIONS, checkpoint_path
-from clipcov_pipeline.pool import pool_keys
+from assets.steps.materialize import Metadata, materialize_whole
+from assets.steps.preview import image
+from assets.training.launch import RUN, train, train_spec
+from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.world import checkpoint_path
+from clipcov_pipeline.pool.columns import pool_keys
 from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.report import plot_learning_curve
-from clipcov_pipeline.store import digest_of, digest_of_file
-from clipcov_pipeline.subset_files import write_subset_tars
-from clipcov_pipeline.train import CHECKPOINT, EARLY_CHECKPOINT
+from clipcov_pipeline.report.plots import plot_learning_curve
+from clipcov_pipeline.subsets.files import write_subset_tars
+from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
 
 CURVE = "learning_curve.png"
 

@@ -8,16 +8,17 @@ import dagster as dg
 import polars as pl
 
 from assets.checks import check_specs
-from assets.encoders import proxy_encoder
-from assets.materialize import Metadata, materialize_whole
 from assets.partitions import every_key
-from assets.preview import markdown, table_metadata
 from assets.resources import Experiment
-from clipcov_pipeline.label import label_by_clusters, label_by_prompts, label_pool, members
-from clipcov_pipeline.plan import CODE_VERSIONS, class_names
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.store import digest_of, digest_of_file
-from clipcov_pipeline.vectors import label_tag, table_name
+from assets.steps.encoders import proxy_encoder
+from assets.steps.materialize import Metadata, materialize_whole
+from assets.steps.preview import markdown, table_metadata
+from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.world import class_names
+from clipcov_pipeline.proxy.labels import label_by_clusters, label_by_prompts, label_pool, members
+from clipcov_pipeline.proxy.vectors import label_tag, table_name
 
 
 @dg.asset(
@@ -82,7 +83,7 @@ def _labeller(task: Task, stats: dict[str, Any]) -> Callable[[pl.DataFrame, Iter
         return lambda pool, batches: label_by_clusters(
             pool, batches, settings.n_clusters, settings.seed, scratch, stats
         )
-    from clipcov_pipeline.prompts import class_embeddings, imagenet_class_names, imagenet_templates
+    from clipcov_pipeline.proxy.prompts import class_embeddings, imagenet_class_names, imagenet_templates
 
     names = class_names(task.config)
     names = imagenet_class_names() if isinstance(names, str) else names

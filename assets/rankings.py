@@ -7,16 +7,16 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
-from assets.preview import table_metadata
 from assets.resources import Experiment
-from clipcov_pipeline.plan import CODE_VERSIONS
-from clipcov_pipeline.pool import with_early_similarity, with_image_hash
-from clipcov_pipeline.project import Task
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.preview import table_metadata
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.pool.columns import with_early_similarity, with_image_hash
 from clipcov_pipeline.selection import Pool, columns_read, rank, reads_captions
 from clipcov_pipeline.selection.external import listed
-from clipcov_pipeline.store import digest_of_file
 
 
 @dg.asset(

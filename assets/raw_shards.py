@@ -6,15 +6,15 @@ import dagster as dg
 import polars as pl
 
 from assets.checks import check_specs
-from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of
-from assets.preview import table_metadata
 from assets.resources import Experiment
-from clipcov_pipeline.plan import CODE_VERSIONS
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.preview import table_metadata
+from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.shards import read_shard
-from clipcov_pipeline.store import digest_of, digest_of_file
 
 
 @dg.asset(

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.materialize import Metadata, materialize_whole
+from assets.mlflow_runs.tracking import Tracking
 from assets.partitions import every_key
 from assets.resources import Experiment
-from assets.tracking import Tracking
-from clipcov_pipeline.html_report import REPORT, write_report
-from clipcov_pipeline.plan import CODE_VERSIONS
-from clipcov_pipeline.project import Project, Task
-from clipcov_pipeline.store import Record, digest_of_file
+from assets.steps.materialize import Metadata, materialize_whole
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.report.page import REPORT, write_report
 
 
 @dg.asset(

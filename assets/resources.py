@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment.project import Project
 
 
 class Experiment(dg.ConfigurableResource):

@@ -11,24 +11,28 @@ import numpy as np
 import polars as pl
 
 from assets.checks import check_specs
-from assets.materialize import Events, Metadata, materialize_partitions
+from assets.mlflow_runs.tracking import Tracking
 from assets.partitions import partitions_of, same_key
-from assets.preview import table_metadata
 from assets.resources import Experiment
-from assets.tracking import Tracking
-from assets.validation import held_out_rows
-from clipcov_pipeline.benchmark_folders import DecodedImages, FolderSet, evaluate_folder, kept_bytes
-from clipcov_pipeline.config import EvaluationSet
-from clipcov_pipeline.embed import Encoder, ModelSpec, load_encoder
-from clipcov_pipeline.evaluate import EmbeddedPairs, evaluate_shards
-from clipcov_pipeline.galleries import evenly
-from clipcov_pipeline.neighbours import nearest
-from clipcov_pipeline.plan import CODE_VERSIONS, HOLDOUT
-from clipcov_pipeline.project import Project, Task
-from clipcov_pipeline.prompts import class_embeddings
-from clipcov_pipeline.shards import Shard, read_shard
-from clipcov_pipeline.store import Record, digest_of_file
-from clipcov_pipeline.train import CHECKPOINT
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.preview import table_metadata
+from assets.steps.validation import held_out_rows
+from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
+from clipcov_pipeline.evaluation.neighbours import nearest
+from clipcov_pipeline.evaluation.pairs import EmbeddedPairs, evaluate_shards
+from clipcov_pipeline.evaluation.splits import DecodedImages, kept_bytes
+from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, HOLDOUT
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.pool.columns import evenly
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
+from clipcov_pipeline.proxy.models import ModelSpec
+from clipcov_pipeline.proxy.prompts import class_embeddings
+from clipcov_pipeline.training.spec import CHECKPOINT
 
 HOLDOUT_PAIRS = 10_000  # of a larger hold-out so many are scored: the recalls take time by its square
 

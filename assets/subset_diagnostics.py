@@ -8,17 +8,19 @@ import numpy as np
 import polars as pl
 
 from assets.checks import check_specs
-from assets.encoders import proxy_encoder
-from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
-from assets.pools import LabelledPool
-from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown
 from assets.resources import Experiment
-from clipcov_pipeline.diagnostics import diagnose, overlap, plots
-from clipcov_pipeline.diagnostics.subset import add_cost
-from clipcov_pipeline.plan import CODE_VERSIONS, OVERLAP, objective_weights, recipes, subset_key
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.store import digest_of_file
+from assets.steps.encoders import proxy_encoder
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.pools import LabelledPool
+from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.recipes import objective_weights, recipes, subset_key
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, OVERLAP
+from clipcov_pipeline.subsets import plots
+from clipcov_pipeline.subsets.diagnosis import add_cost, diagnose
+from clipcov_pipeline.subsets.overlap import overlap
 
 TABLE, OVERLAPS = "table.parquet", "overlap.parquet"
 PLOTS = ("covariance", "classes", "similarities", "terms", "map")

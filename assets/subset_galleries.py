@@ -5,23 +5,19 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import partitions_of, same_key
-from assets.pools import LabelledPool
-from assets.preview import image
 from assets.resources import Experiment
-from clipcov_pipeline.galleries import (
-    GALLERY,
-    Gallery,
-    subset_gallery,
-    with_captions,
-    with_pictures,
-    write_gallery,
-)
-from clipcov_pipeline.pages import PAGE, SHEET, write_page, write_sheet
-from clipcov_pipeline.plan import CODE_VERSIONS, latent_class_names, recipes
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.store import digest_of_file
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.pools import LabelledPool
+from assets.steps.preview import image
+from clipcov_pipeline.experiment.digests import digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, GALLERY
+from clipcov_pipeline.experiment.world import latent_class_names
+from clipcov_pipeline.report.drawing import PAGE, SHEET, write_page, write_sheet
+from clipcov_pipeline.report.gallery import Gallery, with_pictures, write_gallery
+from clipcov_pipeline.report.subset_gallery import subset_gallery, with_captions
 
 
 @dg.asset(

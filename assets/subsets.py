@@ -5,19 +5,20 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.materialize import Events, Metadata, materialize_partitions
 from assets.partitions import every_key, partitions_of
-from assets.preview import table_metadata
 from assets.resources import Experiment
-from clipcov_pipeline.config import FULL
+from assets.steps.materialize import Events, Metadata, materialize_partitions
+from assets.steps.preview import table_metadata
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import CODE_VERSIONS, recipes
-from clipcov_pipeline.pool import keys_by_shard
+from clipcov_pipeline.experiment.config.base import FULL
+from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.pool.columns import keys_by_shard
 from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.project import Task
 from clipcov_pipeline.selection import budget_count
-from clipcov_pipeline.store import digest_of, digest_of_file
-from clipcov_pipeline.subset_files import (
+from clipcov_pipeline.subsets.files import (
     whole_pool,
     write_datacomp_npy,
     write_subset_parquet,

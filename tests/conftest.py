@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from clipcov_pipeline.sample import unpack_sample
+from clipcov_pipeline.pool.bundled import unpack_sample
 from lab import Lab
 
 # `make test` runs test files side by side: each keeps to a core, or their threads wait for one another

@@ -16,10 +16,11 @@ import dagster as dg
 import psutil
 import yaml
 
-from clipcov_pipeline.plan import Plan
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.sample import unpack_sample
-from clipcov_pipeline.shards import Shard, iter_groups
+from clipcov_pipeline.experiment.plan import Plan
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.pool.bundled import unpack_sample
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.tars import iter_groups
 
 SAMPLES_PER_SHARD = 80
 TRAINING = {"samples_seen": 192, "batch_size": 32, "warmup": 2, "num_checkpoints": 2, "workers": 0}
@@ -134,13 +135,13 @@ class Lab:
         return self.project().plan()
 
     def instance(self) -> dg.DagsterInstance:
-        from assets.instance import project_instance
+        from assets.running.instance import project_instance
 
         return project_instance(self.project().config)
 
     def run(self, only: tuple[str, ...] = ()) -> Counter[str]:
         """Run what is out of date; return what was executed by stage. Fails the test when a run fails."""
-        from assets.run import run_plan
+        from assets.running.run import run_plan
 
         with self.instance() as instance:
             executed, failed = run_plan(instance, str(self.yaml), only)
@@ -150,7 +151,7 @@ class Lab:
     def trains(self) -> bool:
         """Whether a training process of this experiment is alive."""
         for process in psutil.process_iter(["cmdline"]):
-            if "assets.train_server" in (process.info["cmdline"] or ()):
+            if "assets.training.server" in (process.info["cmdline"] or ()):
                 with suppress(OSError):  # the server itself writes elsewhere than to a training's log
                     if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(self.folder):
                         return True

@@ -7,10 +7,10 @@ import pytest
 from dagster import AssetCheckKey, AssetKey
 
 from assets.checks import report_checks
-from assets.execution import execute
-from assets.run import run_plan
-from clipcov_pipeline.checks import CHECKS, evaluate_checks
-from clipcov_pipeline.plan import Status
+from assets.running.execution import execute
+from assets.running.run import run_plan
+from clipcov_pipeline.experiment.checks import CHECKS, evaluate_checks
+from clipcov_pipeline.experiment.plan import Status
 from lab import Lab
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def set_check(lab: Lab, name: str, **values: Any) -> None:
 
 def test_every_check_is_told_with_its_figure_by_the_run_that_built_the_entries(built_lab: Lab) -> None:
     project = built_lab.project()
-    outcomes = evaluate_checks(project.config, project.plan())
+    outcomes = evaluate_checks(project.config, project.plan().records)
     with built_lab.instance() as instance:
         for check in CHECKS:
             mine = [o for o in outcomes if (o.asset, o.name) == (check.asset, check.name)]

@@ -10,19 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from clipcov_pipeline.benchmark_folders import (
-    DecodedImages,
-    FolderSet,
-    draw,
-    evaluate_folder,
-    kept_bytes,
-    list_folder,
-    read_templates,
-)
-from clipcov_pipeline.config import EvaluationSet
-from clipcov_pipeline.embed import Encoder, register_model_configs
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.prompts import class_embeddings
+from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
+from clipcov_pipeline.evaluation.folders import read_templates
+from clipcov_pipeline.evaluation.splits import DecodedImages, draw, kept_bytes
+from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
+from clipcov_pipeline.experiment.evaluation_folders import list_folder
+from clipcov_pipeline.proxy.encoder import Encoder
+from clipcov_pipeline.proxy.models import register_model_configs
+from clipcov_pipeline.proxy.prompts import class_embeddings
 from make_benchmark import labelled, patches, write_classification, write_split
 from make_shards import write_tar
 
@@ -206,7 +202,7 @@ def test_decoded_images_may_take_a_share_of_the_free_memory(
     monkeypatch, tmp_path, free, limit, processes, kept
 ):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free << 30))
-    monkeypatch.setattr("clipcov_pipeline.benchmark_folders.CONTAINER_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr("clipcov_pipeline.evaluation.splits.CONTAINER_LIMIT", tmp_path / "memory.max")
     if limit:
         (tmp_path / "memory.max").write_text(f"{limit if limit == 'max' else limit << 30}\n")
     assert kept_bytes(processes) == kept * 2**30

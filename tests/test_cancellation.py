@@ -6,8 +6,8 @@ import time
 import dagster as dg
 import pytest
 
-from assets import cancellation
-from assets.cancellation import cancellable
+from assets.running import cancellation
+from assets.running.cancellation import cancellable
 
 RETRIES = dg.RetryPolicy(max_retries=2)
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipcov_pipeline.checks import CHECKS, CheckOutcome, checks_of, outcomes_of
-from clipcov_pipeline.config import Checks, Config
-from clipcov_pipeline.diagnostics import diagnose
-from clipcov_pipeline.embed import pair_figures
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
+from clipcov_pipeline.experiment.checks import CHECKS, CheckOutcome, checks_of, evaluate_checks
+from clipcov_pipeline.experiment.config.diagnostics import Checks
+from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.proxy.embeddings import pair_figures
 from clipcov_pipeline.selection import Pool
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
-from clipcov_pipeline.store import Record
+from clipcov_pipeline.subsets.diagnosis import diagnose
 
 
 def config(**checks: Any) -> Config:
@@ -31,7 +32,7 @@ def config(**checks: Any) -> Config:
 def outcome(stage: str, name: str, stats: dict[str, Any], **checks: Any) -> CheckOutcome:
     """The verdict of one check on an entry with these statistics."""
     record = Record(stage, "x", "f", "1", {}, {}, {}, {}, stats=stats)
-    (found,) = [o for o in outcomes_of(config(**checks), [record]) if o.name == name]
+    (found,) = [o for o in evaluate_checks(config(**checks), [record]) if o.name == name]
     assert (found.asset, found.partition) == (stage, "x")
     return found
 
@@ -230,7 +231,7 @@ def test_a_subset_of_one_is_not_judged_where_nothing_is_defined() -> None:
 
 def test_the_overlap_part_of_a_subset_has_no_checks() -> None:
     record = Record("subset_diagnostics", "x@overlap", "f", "1", {}, {}, {}, {})
-    assert outcomes_of(config(), [record]) == []
+    assert evaluate_checks(config(), [record]) == []
 
 
 # --- labels, trainings, scores ------------------------------------------------------------------------

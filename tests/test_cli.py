@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from clipcov_pipeline.cli import COMMANDS
-from clipcov_pipeline.store import WHOLE, Store, digest_of
+from clipcov_pipeline.experiment.digests import digest_of
+from clipcov_pipeline.experiment.store import WHOLE, Store
 from make_shards import write_pool
 
 CLIPCOV = Path(sys.executable).with_name("clipcov")
@@ -210,7 +211,7 @@ def test_the_tag_of_the_proxy_that_stands_is_not_checked_again(place):
     """To check a tag open_clip is imported, and torch with it: seconds, for every command."""
     place.set("proxy", {"model": "ViT-B-32-quickgelu", "pretrained": "openai"})
     code = (
-        "import sys; from clipcov_pipeline.project import Project;"
+        "import sys; from clipcov_pipeline.experiment.project import Project;"
         f"Project.open({str(place.yaml)!r}); print('open_clip' in sys.modules)"
     )
 
@@ -269,7 +270,7 @@ def test_every_command_explains_itself(place, name):
 
 def test_help_and_plan_do_not_pay_for_torch_or_dagster():
     program = """
-import sys, clipcov_pipeline.cli, clipcov_pipeline.commands.plan, clipcov_pipeline.project
+import sys, clipcov_pipeline.cli, clipcov_pipeline.commands.plan, clipcov_pipeline.experiment.project
 heavy = {"torch", "open_clip", "lancedb", "dagster", "mlflow", "numba", "sklearn", "matplotlib"}
 print(sorted(heavy & set(sys.modules)))
 """

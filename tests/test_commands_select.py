@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import Pool, explain, rank
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
 
 N, K, D = 900, 5, 24
 
@@ -158,7 +158,7 @@ def test_methods_and_parameters(sources, arrays, tmp_path):
 
 @pytest.mark.parametrize("source", ["pool.lance", "pool.parquet", "pool.npz"])
 def test_classes_from_prompts_or_clusters(sources, arrays, tmp_path, source):
-    from clipcov_pipeline.latent_classes import zero_shot_labels
+    from clipcov_pipeline.selection.latent_classes import zero_shot_labels
 
     prompts = np.random.default_rng(0).standard_normal((4, D)).astype(np.float32)
     prompts /= np.linalg.norm(prompts, axis=1, keepdims=True)
@@ -415,11 +415,11 @@ def test_explain_a_class_without_a_place(uids):
 
 @pytest.mark.slow
 def test_bench_selection(tmp_path, monkeypatch):
-    from clipcov_pipeline.selection import benchmark
+    from clipcov_pipeline.bench import peers, selection_speed
 
-    monkeypatch.setattr(benchmark, "NOTEBOOK_PAIRS", 3000)
-    monkeypatch.setattr(benchmark, "NOTEBOOK_CLASSES", (3, 2))
-    monkeypatch.setattr(benchmark, "PEER_PAIRS", 300)
+    monkeypatch.setattr(selection_speed, "NOTEBOOK_PAIRS", 3000)
+    monkeypatch.setattr(selection_speed, "NOTEBOOK_CLASSES", (3, 2))
+    monkeypatch.setattr(peers, "PEER_PAIRS", 300)
     scratch, report = tmp_path / "scratch", tmp_path / "bench.json"
     result = run("bench", "selection", "--pairs", 5000, "--classes", 8, "--dim", 32, "--repeat", 1, "--lance",
                  "--peers", "--scratch-dir", scratch, "--json", report)  # fmt: skip

@@ -9,19 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from clipcov_pipeline.config import (
-    KNOB,
-    METRICS,
-    Config,
-    EvaluationSet,
-    Section,
-    Training,
-    find_config,
-    load_config,
-    preset_path,
-)
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.evaluate import retrieval_recall, zero_shot_metrics
+from clipcov_pipeline.evaluation.metrics import retrieval_recall, zero_shot_metrics
+from clipcov_pipeline.evaluation.tasks import METRICS
+from clipcov_pipeline.experiment.config.base import KNOB, Section
+from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
+from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.config.load import find_config, load_config, preset_path
+from clipcov_pipeline.experiment.config.training import Training
 
 MINIMAL: dict[str, Any] = {
     "name": "mine",
@@ -557,7 +552,7 @@ def test_labels_leave_out_what_their_kind_does_not_read(load):
 
 
 def test_what_is_fingerprinted_can_be_written_as_json(load):
-    from clipcov_pipeline.store import digest_of
+    from clipcov_pipeline.experiment.digests import digest_of
 
     assert (
         len(digest_of(load(changed("select.methods.clipcov", {"weights": {"self": 1.5}})).semantic())) == 64

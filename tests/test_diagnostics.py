@@ -7,15 +7,16 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.cli import cli
-from clipcov_pipeline.diagnostics import covariance, overlap, plots
-from clipcov_pipeline.diagnostics.covariance import compare, random_masks
-from clipcov_pipeline.diagnostics.pool_map import pool_map
-from clipcov_pipeline.diagnostics.subset import contrastive_loss, diagnose, near_duplicates, terms_along
-from clipcov_pipeline.diagnostics.tables import SCHEMA
 from clipcov_pipeline.selection import Pool, objective, rank
 from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
+from clipcov_pipeline.subsets import covariance, plots
+from clipcov_pipeline.subsets.covariance import compare, random_masks
+from clipcov_pipeline.subsets.diagnosis import contrastive_loss, diagnose, near_duplicates, terms_along
+from clipcov_pipeline.subsets.overlap import overlap
+from clipcov_pipeline.subsets.pool_map import pool_map
+from clipcov_pipeline.subsets.tables import SCHEMA
 
 N, K, D = 1500, 12, 32
 

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
-from clipcov_pipeline.diff import compare, compare_boards, compare_subsets, find_record
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.report import SCORE_SCHEMA
+from clipcov_pipeline.report.diff import compare, compare_boards, compare_subsets, find_record
+from clipcov_pipeline.report.leaderboard import SCORE_SCHEMA
 from lab import Lab
 
 

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcov_pipeline.embed import (
-    Encoder,
-    ModelSpec,
-    check_model,
-    embed_samples,
-    load_encoder,
-    register_model_configs,
-    resolve_device,
-)
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.shards import Sample
+from clipcov_pipeline.pool.samples import Sample
+from clipcov_pipeline.proxy.embeddings import embed_samples
+from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
+from clipcov_pipeline.proxy.models import ModelSpec, check_model, register_model_configs, resolve_device
 
 MODEL = "clipcov-tiny-RN"
 
@@ -55,7 +49,7 @@ def test_known_models_pass_without_importing_torch(tmp_path):
     weights = tmp_path / "w.pt"
     weights.touch()
     code = (
-        "import sys; from clipcov_pipeline.embed import ModelSpec, check_model;"
+        "import sys; from clipcov_pipeline.proxy.encoder import ModelSpec, check_model;"
         f"[check_model(ModelSpec(*s)) for s in [('ViT-B-32', None), ('{MODEL}', {str(weights)!r})]];"
         "assert not {'torch', 'open_clip'} & set(sys.modules)"
     )

@@ -13,18 +13,16 @@ import torch
 from PIL import Image
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.evaluate import (
-    embed_pairs,
-    evaluate_names,
-    evaluate_retrieval,
-    evaluate_shards,
+from clipcov_pipeline.evaluation.metrics import (
     record,
     retrieval_chance_level,
     retrieval_recall,
     zero_shot_chance_level,
     zero_shot_metrics,
 )
-from clipcov_pipeline.shards import read_shard, scan
+from clipcov_pipeline.evaluation.pairs import embed_pairs, evaluate_names, evaluate_retrieval, evaluate_shards
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.manifest import read_shard
 from make_shards import image_bytes, tar_bytes, write_tar
 
 KS = (1, 2, 5, 10)
@@ -93,7 +91,7 @@ def test_recall_over_several_blocks_is_exact(monkeypatch):
     )
     text = unit_rows(2, 100)
     whole = retrieval_recall(image, text, image_of_caption, KS)
-    monkeypatch.setattr("clipcov_pipeline.evaluate._BLOCK_ROWS", 7)
+    monkeypatch.setattr("clipcov_pipeline.evaluation.metrics._BLOCK_ROWS", 7)
     assert retrieval_recall(image, text, image_of_caption, KS) == whole
     assert whole == pytest.approx(brute_force_recall(image, text, image_of_caption, KS))
 

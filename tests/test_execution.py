@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.execution import deal, own_gpu, visible_gpus
+from assets.mlflow_runs.tracking import ARM_RUN, EXPERIMENT_RUN, KIND_TAG, Tracking
 from assets.partitions import ONE_AT_A_TIME
-from assets.tracking import ARM_RUN, EXPERIMENT_RUN, KIND_TAG, Tracking
-from clipcov_pipeline.plan import Status
+from assets.running.execution import deal, own_gpu, visible_gpus
+from clipcov_pipeline.experiment.plan import Status
 from lab import Lab, still_there
 
 
@@ -129,7 +129,7 @@ def test_an_interruption_ends_every_arm(lab: Lab) -> None:
         settings["train"]["samples_seen"] = 1_000_000  # hours
 
     lab.edit(longer)
-    command = [sys.executable, "-m", "assets.run", "--config", str(lab.yaml)]
+    command = [sys.executable, "-m", "assets.running.run", "--config", str(lab.yaml)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
     run = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -145,7 +145,7 @@ def test_an_interruption_ends_every_arm(lab: Lab) -> None:
     children = psutil.Process(run.pid).children(recursive=True)
     assert len(children) >= 4  # two shares, and the training of each
     own = psutil.Process(run.pid).children()
-    shares = [child for child in own if "assets.execution" in child.cmdline()]
+    shares = [child for child in own if "assets.running.execution" in child.cmdline()]
     assert sorted(share.environ()["CUDA_VISIBLE_DEVICES"] for share in shares) == ["0", "1"]
     run.send_signal(signal.SIGINT)
     rest = run.stdout.read()

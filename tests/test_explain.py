@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.explain import explain_subset
-from clipcov_pipeline.search import Searcher
-from clipcov_pipeline.vectors import vectors_of
+from clipcov_pipeline.proxy.vectors import vectors_of
+from clipcov_pipeline.report.explain import explain_subset
+from clipcov_pipeline.report.search import Searcher
 from lab import Lab
 
 pytestmark = pytest.mark.slow

@@ -8,28 +8,27 @@ import numpy as np
 import polars as pl
 import pytest
 
-from clipcov_pipeline.evaluate import EmbeddedPairs
-from clipcov_pipeline.galleries import (
+from clipcov_pipeline.evaluation.neighbours import fixed_queries, nearest
+from clipcov_pipeline.evaluation.pairs import EmbeddedPairs
+from clipcov_pipeline.pool.columns import evenly
+from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.pool.samples import read_images
+from clipcov_pipeline.report.checkpoint_gallery import checkpoint_gallery, shared_neighbours
+from clipcov_pipeline.report.drawing import write_page, write_sheet
+from clipcov_pipeline.report.gallery import (
     Gallery,
     Group,
     Row,
     Section,
     Tile,
-    checkpoint_gallery,
-    evenly,
     read_gallery,
-    redundant_pairs,
-    shared_neighbours,
-    subset_gallery,
-    with_captions,
     with_pictures,
     write_gallery,
 )
-from clipcov_pipeline.neighbours import fixed_queries, nearest
-from clipcov_pipeline.pages import write_page, write_sheet
+from clipcov_pipeline.report.subset_gallery import redundant_pairs, subset_gallery, with_captions
+from clipcov_pipeline.report.thumbnails import thumbnails
 from clipcov_pipeline.selection import Pool
-from clipcov_pipeline.shards import Shard, read_images, read_shard, scan
-from clipcov_pipeline.thumbnails import thumbnails
 from lab import Lab
 from make_shards import image_bytes, sample_members, write_pool, write_tar
 
@@ -280,7 +279,7 @@ def test_transparent_images_stand_on_white():
 
     from PIL import Image
 
-    from clipcov_pipeline.thumbnails import make_thumbnail
+    from clipcov_pipeline.report.thumbnails import make_thumbnail
 
     file = io.BytesIO()
     Image.new("RGBA", (300, 100), (0, 0, 0, 0)).save(file, "PNG")
@@ -345,8 +344,9 @@ def test_the_galleries_of_the_lab_show_its_samples(built_lab: Lab) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoints_neighbours_agree_with_its_own_encoder(built_lab: Lab) -> None:
-    from clipcov_pipeline.embed import ModelSpec, load_encoder
-    from clipcov_pipeline.shards import iter_samples
+    from clipcov_pipeline.pool.samples import iter_samples
+    from clipcov_pipeline.proxy.encoder import load_encoder
+    from clipcov_pipeline.proxy.models import ModelSpec
 
     project = built_lab.project()
     by_name = project.plan().by_name
@@ -366,7 +366,7 @@ def test_a_checkpoints_neighbours_agree_with_its_own_encoder(built_lab: Lab) -> 
 def test_the_package_holds_its_templates():
     import clipcov_pipeline
 
-    folder = Path(clipcov_pipeline.__file__).parent / "templates"
+    folder = Path(clipcov_pipeline.__file__).parent / "report" / "templates"
     found = {path.name for path in folder.iterdir()}
     assert {"gallery.html.j2", "report.html.j2", "parts.j2", "style.css"} <= found
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from clipcov_pipeline import gc
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.store import Store, is_being_written
-from clipcov_pipeline.vectors import Vectors, make_rows
-from clipcov_pipeline.verify import verify
+from clipcov_pipeline.experiment import gc, sizes
+from clipcov_pipeline.experiment.store import Store, is_being_written
+from clipcov_pipeline.experiment.verify import verify
+from clipcov_pipeline.proxy.vectors import Vectors, make_rows
 from lab import SELECTION, Lab, copy_samples
 from test_verify import record_of
 
@@ -28,7 +28,7 @@ def all_items(lab: Lab, keep: int) -> list[gc.Item]:
 
 
 def test_sizes_in_human_units() -> None:
-    assert [gc.human(n) for n in (0, 1023, 1024, 1536, 5 * 2**30, 3 * 2**60)] == [
+    assert [sizes.human(n) for n in (0, 1023, 1024, 1536, 5 * 2**30, 3 * 2**60)] == [
         "0 B",
         "1,023 B",
         "1.0 KiB",
@@ -54,7 +54,7 @@ def test_embeddings_take_little_more_than_their_raw_bytes(tmp_path: Path) -> Non
         )
         raw += rows.nbytes
         vectors.replace_shard("t", f"{shard:05d}", rows)
-    assert gc.size_of(tmp_path / "t.lance" / "data") <= 1.2 * raw
+    assert sizes.size_of(tmp_path / "t.lance" / "data") <= 1.2 * raw
     vectors.open("t").optimize()
     assert vectors.open("t").count_rows() == 10_000
 
@@ -69,7 +69,9 @@ def test_an_entry_that_is_being_written_stays(tmp_path: Path) -> None:
     with store.write("checkpoints", "a", "f" * 64, **settings) as entry:
         assert is_being_written(entry.folder)
         (entry.folder / "file").write_bytes(b"x")
-        code = "import pathlib, sys; from clipcov_pipeline.store import is_being_written as written"
+        code = (
+            "import pathlib, sys; from clipcov_pipeline.experiment.store import is_being_written as written"
+        )
         code += "; print(written(pathlib.Path(sys.argv[1])))"
         command = [sys.executable, "-c", code, str(entry.folder)]
         seen = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -140,13 +142,13 @@ def test_rows_of_an_earlier_shard_go_and_are_embedded_again(lab: Lab) -> None:
     kinds = [item.kind for item in all_items(lab, keep=1)]
     assert kinds.count("tag") == 1  # that of the earlier labels
     project = lab.project()
-    before = gc.size_of(project.vectors.folder)
+    before = sizes.size_of(project.vectors.folder)
     gc.delete(project, all_items(lab, keep=1), idle_hours=0)
     assert verify(lab.project(), deep=True).lines() == []
     table = lab.project().vectors.open(labels.stats["table"])
     assert set(table.tags.list()) == {f"pseudo_labels-{labels.fingerprint[:16]}"}
     assert record_of(lab, "pseudo_labels").stats["version"] == table.version
-    assert gc.size_of(project.vectors.folder) < before
+    assert sizes.size_of(project.vectors.folder) < before
     # compacted rows are those that the rankings read
     lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
     assert lab.run(only=("rankings",)) == {"rankings": 1}
@@ -196,7 +198,7 @@ def test_what_killed_runs_and_other_proxies_left(lab: Lab) -> None:
         os.utime(path, (time.time() - 7200,) * 2)
     items = {item.name: item.size for item in gc.find(project)}
     assert items["store/rankings/clipcov/.tmp-1"] == items["scratch/checkpoints-abc"] == 5000
-    assert items["LanceDB embeddings_000000000000"] == gc.size_of(other)
+    assert items["LanceDB embeddings_000000000000"] == sizes.size_of(other)
     freed = gc.delete(project, gc.find(project))
     assert freed >= 10_000
     assert not left.exists()

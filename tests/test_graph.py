@@ -13,18 +13,17 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from assets import execution
 from assets.definitions import defs
 from assets.partitions import sync_partitions
-from assets.run import run_plan
-from assets.training import train
-from clipcov_pipeline import plan as plan_module
-from clipcov_pipeline import store as store_module
-from clipcov_pipeline.plan import Status
-from clipcov_pipeline.project import Project
+from assets.running import execution
+from assets.running.run import run_plan
+from assets.training.launch import train
+from clipcov_pipeline.experiment import stages, store
+from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.verify import verify
+from clipcov_pipeline.proxy.vectors import Vectors
 from clipcov_pipeline.selection import METHODS
-from clipcov_pipeline.vectors import Vectors
-from clipcov_pipeline.verify import verify
 from lab import SELECTION, Lab, copy_samples
 
 pytestmark = pytest.mark.slow
@@ -90,7 +89,7 @@ def test_no_arm_or_proxy_sees_the_held_out_share(built_lab: Lab) -> None:
 def test_checkpoint_loads_with_open_clip_alone(built_lab: Lab) -> None:
     import open_clip
 
-    from clipcov_pipeline.embed import register_model_configs
+    from clipcov_pipeline.proxy.models import register_model_configs
 
     project = built_lab.project()
     folder = project.store.folder(project.plan().by_name["checkpoints/clipcov-f0.5-s0"].record)
@@ -151,7 +150,7 @@ def test_dagster_calls_nothing_unsynced_but_what_follows_a_change(lab: Lab) -> N
 
 
 def test_mlflow_has_one_finished_run_a_recipe_linked_with_dagster(built_lab: Lab) -> None:
-    from assets.tracking import Tracking
+    from assets.mlflow_runs.tracking import Tracking
 
     project = built_lab.project()
     tracking = Tracking(project.config)
@@ -439,7 +438,7 @@ def test_a_proxy_whose_entry_could_not_be_written_is_not_trained_again(
     before = lab.plan().by_name["proxy_model"].record
     lab.edit(lambda s: s["proxy"]["train"].update(lr=0.002))
     with monkeypatch.context() as broken, lab.instance() as instance:
-        broken.setattr(store_module, "_put", full)
+        broken.setattr(store, "_put", full)
         _, failed = run_plan(instance, str(lab.yaml), ("proxy_model",))
     assert failed[0] == "proxy_model"
     [scratch] = lab.project().scratch.glob("proxy_model-*")
@@ -502,7 +501,7 @@ def test_a_touched_shard_stops_at_its_manifest(lab: Lab) -> None:
 
 
 def test_a_code_version_of_one_stage(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plan_module.CODE_VERSIONS, "rankings", "next")
+    monkeypatch.setitem(stages.CODE_VERSIONS, "rankings", "next")
     assert lab.plan().by_name["rankings/random"].why == ("code version of rankings 2 -> next",)
     # the new code ranks as the old one did, so nothing after it runs
     assert dict(lab.run()) == {"rankings": 2}
@@ -517,10 +516,10 @@ def test_of_a_large_hold_out_some_are_scored_the_same_for_every_arm(
         return [json.loads((project.store.folder(record) / file).read_text()) for record in records if record]
 
     before = found("scores.json")
-    monkeypatch.setitem(plan_module.CODE_VERSIONS, "scores", "next")
+    monkeypatch.setitem(stages.CODE_VERSIONS, "scores", "next")
     assert lab.run(only=("scores",))["scores"] == 3
     assert found("scores.json") == before
-    monkeypatch.setitem(plan_module.CODE_VERSIONS, "scores", "another")
+    monkeypatch.setitem(stages.CODE_VERSIONS, "scores", "another")
     monkeypatch.setattr("assets.scores.HOLDOUT_PAIRS", 10)
     assert lab.run(only=("scores",))["scores"] == 3
     assert [record["n_samples"] + record["n_left_out"] for (record,) in found("scores.json")] == [10] * 3
@@ -543,7 +542,7 @@ def test_knobs_do_not_matter(lab: Lab) -> None:
 
 
 def test_a_failed_partition_leaves_the_others_and_is_named(lab: Lab, sample_shards: Path) -> None:
-    from assets.run import run_plan
+    from assets.running.run import run_plan
 
     lab.shard(1).write_bytes(b"not a tar at all")
     copy_samples(sample_shards / "00005.tar", lab.shard(3), 0, 40)
@@ -558,7 +557,7 @@ def test_a_failed_partition_leaves_the_others_and_is_named(lab: Lab, sample_shar
 
 
 def test_a_pool_smaller_than_the_batch_is_refused_before_training(lab: Lab) -> None:
-    from assets.run import run_plan
+    from assets.running.run import run_plan
     from clipcov_pipeline.errors import InputError
 
     before = {step.node.name: step.record for step in lab.plan().steps}
@@ -570,7 +569,7 @@ def test_a_pool_smaller_than_the_batch_is_refused_before_training(lab: Lab) -> N
 
 
 def test_what_is_out_of_date_is_on_the_assets_page_with_its_reason(lab: Lab) -> None:
-    from assets.staleness import report_staleness
+    from assets.running.staleness import report_staleness
 
     def observed(instance: dg.DagsterInstance, stage: str) -> list[dict]:
         records = instance.fetch_observations(dg.AssetKey(stage), limit=10).records
@@ -593,7 +592,7 @@ def test_what_is_out_of_date_is_on_the_assets_page_with_its_reason(lab: Lab) -> 
 
 def test_both_protocols_in_one_experiment(lab: Lab) -> None:
     """Epochs beside samples_seen: the arms that are there stay, a new one has its own number of steps."""
-    from assets.run import standing
+    from assets.running.run import standing
 
     lab.edit(lambda s: (s["train"].update(epochs=2), s["select"].update(methods={"random": {}})))
     # what is there is shown already, what lacks is named

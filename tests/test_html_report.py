@@ -11,9 +11,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from clipcov_pipeline.checks import CheckOutcome
-from clipcov_pipeline.galleries import Gallery, Group, Row, Section, Tile, read_gallery, write_gallery
-from clipcov_pipeline.html_report import (
+from clipcov_pipeline.experiment.checks import CheckOutcome
+from clipcov_pipeline.experiment.stages import STAGES
+from clipcov_pipeline.report.drawing import write_page
+from clipcov_pipeline.report.gallery import Gallery, Group, Row, Section, Tile, read_gallery, write_gallery
+from clipcov_pipeline.report.page import (
     checks_table,
     costs,
     diagnostics_table,
@@ -22,8 +24,6 @@ from clipcov_pipeline.html_report import (
     shown_config,
     stages_table,
 )
-from clipcov_pipeline.pages import write_page
-from clipcov_pipeline.plan import STAGES
 from lab import Lab
 
 HOSTILE = '<script>document.title="owned"</script>'
@@ -91,7 +91,7 @@ def test_the_report_of_the_lab(built_lab: Lab) -> None:
 def test_the_report_is_in_mlflow_and_on_dagsters_page(built_lab: Lab) -> None:
     import dagster as dg
 
-    from assets.tracking import Tracking
+    from assets.mlflow_runs.tracking import Tracking
 
     project = built_lab.project()
     tracking = Tracking(project.config)
@@ -169,7 +169,7 @@ def test_hostile_captions_are_text_in_the_report_and_in_a_browser(lab: Lab, tmp_
 
 
 def _sha256(path: Path) -> str:
-    from clipcov_pipeline.store import digest_of_file
+    from clipcov_pipeline.experiment.digests import digest_of_file
 
     return digest_of_file(path)
 
@@ -177,7 +177,7 @@ def _sha256(path: Path) -> str:
 def _with_record(plan, name, record):
     from dataclasses import replace
 
-    from clipcov_pipeline.plan import Plan
+    from clipcov_pipeline.experiment.plan import Plan
 
     steps = tuple(replace(s, record=record) if s.node.name == name else s for s in plan.steps)
     return Plan(steps)

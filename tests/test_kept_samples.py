@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcov_pipeline import kept_samples
-from clipcov_pipeline.kept_samples import kept_in_memory, read_once
-from clipcov_pipeline.train import TrainSpec, arguments, shard_list
+from clipcov_pipeline.training import kept_samples
+from clipcov_pipeline.training.command import arguments, shard_list
+from clipcov_pipeline.training.kept_samples import kept_in_memory, read_once
+from clipcov_pipeline.training.spec import TrainSpec
 
 # webdataset leaves the tars it reads to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO")

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.latent_classes import (
+from clipcov_pipeline.selection.latent_classes import (
     assign_clusters,
     cluster_labels,
     silhouettes,
     spherical_kmeans,
     zero_shot_labels,
 )
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
 
 
 def unit(x):

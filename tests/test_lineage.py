@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.lineage import as_text, key_of, trace
-from clipcov_pipeline.store import digest_of
+from clipcov_pipeline.experiment.digests import digest_of
+from clipcov_pipeline.report.lineage import as_text, key_of, trace
 from lab import Lab
 from test_verify import record_of
 

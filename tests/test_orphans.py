@@ -12,9 +12,9 @@ import dagster as dg
 import psutil
 import pytest
 
-from assets.orphans import LAUNCHED_TAG, PROCESS_TAG, close_orphans, process_tag, times_closed
-from assets.tracking import Tracking
-from assets.ui import claim_ui
+from assets.mlflow_runs.tracking import Tracking
+from assets.running.orphans import LAUNCHED_TAG, PROCESS_TAG, close_orphans, process_tag, times_closed
+from assets.running.ui import claim_ui
 from lab import Lab
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def wait_until(what: Callable[[], bool], seconds: float) -> None:
 
 
 def test_the_next_run_after_a_kill_goes_on_at_once(lab: Lab) -> None:
-    command = [sys.executable, "-m", "assets.run", "--config", str(lab.yaml)]
+    command = [sys.executable, "-m", "assets.running.run", "--config", str(lab.yaml)]
     lab.edit(lambda s: s["train"].update(samples_seen=1_000_000))  # hours
     log = lab.folder / "killed.log"
     with log.open("wb") as output:

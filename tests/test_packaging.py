@@ -122,7 +122,7 @@ def test_stages_know_each_other_only_by_their_dependencies():
 
 
 def clipcov_pipeline_stages() -> tuple[str, ...]:
-    from clipcov_pipeline.plan import STAGES
+    from clipcov_pipeline.experiment.stages import STAGES
 
     return STAGES
 
@@ -163,9 +163,9 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
     info = f"clipcov_pipeline-{clipcov_pipeline.__version__}.dist-info/"
     assert {name for name in sizes if not name.startswith(info)} == expected
     for name in ("clipart-train.tar.xz", "clipart-heldout-vendor.tar.xz", "LICENSES.md", "class_names.txt"):
-        path = f"clipcov_pipeline/sample_data/{name}"
+        path = f"clipcov_pipeline/pool/sample_data/{name}"
         assert sizes[path] == (ROOT / path).stat().st_size
-    assert "clipcov_pipeline/presets/sample.yaml" in sizes
+    assert "clipcov_pipeline/experiment/config/presets/sample.yaml" in sizes
     assert f"{info}licenses/LICENSE" in sizes
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from clipcov_pipeline.parent import PARENT_VARIABLE
+from clipcov_pipeline.training.parent import PARENT_VARIABLE
 
 WATCHES = """
 import time

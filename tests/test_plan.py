@@ -17,21 +17,16 @@ import pytest
 import yaml
 
 from clipcov_pipeline.commands.plan import as_json_lines, as_text
-from clipcov_pipeline.config import Config, load_config
-from clipcov_pipeline.plan import (
-    CODE_VERSIONS,
-    STAGES,
-    Plan,
-    Status,
-    Step,
-    World,
-    evaluation_sets,
-    make_plan,
-    nodes,
-    recipes,
-)
-from clipcov_pipeline.shards import Shard
-from clipcov_pipeline.store import Store, digest_of
+from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.config.load import load_config
+from clipcov_pipeline.experiment.digests import digest_of
+from clipcov_pipeline.experiment.graph import nodes
+from clipcov_pipeline.experiment.plan import Plan, Status, Step, make_plan
+from clipcov_pipeline.experiment.recipes import evaluation_sets, recipes
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, STAGES
+from clipcov_pipeline.experiment.store import Store
+from clipcov_pipeline.experiment.world import World
+from clipcov_pipeline.pool.listing import Shard
 
 SETTINGS: dict[str, Any] = {
     "name": "simulated",

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from assets.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown, table_metadata
+from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown, table_metadata
 
 
 def test_table_metadata_of_a_file_counts_all_rows_and_shows_the_first(tmp_path: Path) -> None:
@@ -50,6 +50,6 @@ def test_a_plot_travels_within_the_metadata(tmp_path: Path) -> None:
 
 def test_columns_of_the_embeddings_are_those_of_the_table() -> None:
     from assets.embeddings import TYPES
-    from clipcov_pipeline.vectors import table_schema
+    from clipcov_pipeline.proxy.vectors import table_schema
 
     assert list(TYPES) == table_schema(4).names

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from clipcov_pipeline.evaluate import classification_metrics
-from clipcov_pipeline.probe import C_VALUES, knn_scores, linear_probe, stratified
+from clipcov_pipeline.evaluation.metrics import classification_metrics
+from clipcov_pipeline.evaluation.probe import C_VALUES, knn_scores, linear_probe, stratified
 
 
 def clouds(seed: int, n: int, n_classes: int = 4, dim: int = 12, noise: float = 1.5):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.prompts import (
+from clipcov_pipeline.proxy.prompts import (
     class_embeddings,
     imagenet_class_names,
     imagenet_templates,
@@ -59,7 +59,8 @@ def test_classifier_is_the_one_that_open_clip_builds():
     import open_clip
     import torch
 
-    from clipcov_pipeline.embed import Encoder, register_model_configs
+    from clipcov_pipeline.proxy.encoder import Encoder
+    from clipcov_pipeline.proxy.models import register_model_configs
 
     register_model_configs()
     torch.manual_seed(0)

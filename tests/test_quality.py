@@ -11,20 +11,18 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from clipcov_pipeline.cli import cli
-from clipcov_pipeline.config import load_config
-from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.quality import (
+from clipcov_pipeline.bench.quality import (
     MATRIX,
     PRIMARY,
     covariance_and_accuracy,
     matrix_methods,
-    plot_covariance,
     rank_correlations,
-    summary,
-    to_text,
 )
+from clipcov_pipeline.bench.quality_tables import plot_covariance, summary, to_text
+from clipcov_pipeline.cli import cli
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.config.load import load_config
+from clipcov_pipeline.experiment.project import Project
 from lab import still_there
 from test_testbed import write_photos
 

@@ -9,26 +9,28 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from clipcov_pipeline.config import Suite
-from clipcov_pipeline.plan import Recipe
-from clipcov_pipeline.report import (
+from clipcov_pipeline.experiment.config.evaluate import Suite
+from clipcov_pipeline.experiment.recipes import Recipe
+from clipcov_pipeline.report.leaderboard import (
     SCORE_SCHEMA,
-    as_text,
     bootstrap_interval,
-    cells,
     collect_scores,
     leaderboard,
+    suite_notes,
+    with_suites,
+)
+from clipcov_pipeline.report.plots import plot
+from clipcov_pipeline.report.tables import (
+    as_text,
+    cells,
     metrics_of,
     notes,
     ordered,
-    plot,
     short_name,
     shown,
-    suite_notes,
     to_markdown,
     to_rows,
     to_text,
-    with_suites,
 )
 
 PRIMARY = "coco/text_retrieval_recall@5"

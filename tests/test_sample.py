@@ -10,10 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from clipcov_pipeline import sample
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.sample import collect_class_names, sample_class_names, unpack_sample
-from clipcov_pipeline.shards import read_shard, scan
+from clipcov_pipeline.pool import bundled
+from clipcov_pipeline.pool.bundled import collect_class_names, sample_class_names, unpack_sample
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.manifest import read_shard
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,13 @@ def test_second_call_leaves_the_user_s_changes(tmp_path):
 
 
 def test_interrupted_unpacking_leaves_nothing_that_counts(tmp_path, monkeypatch):
-    real = sample._extract
+    real = bundled._extract
 
     def stop_half_way(archive, folder):
         real(archive, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "_extract", stop_half_way)
+    monkeypatch.setattr(bundled, "_extract", stop_half_way)
     with pytest.raises(KeyboardInterrupt):
         unpack_sample(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +92,7 @@ def test_something_else_in_the_way_is_left_untouched(tmp_path):
 
 
 def test_damaged_archive(tmp_path, monkeypatch):
-    monkeypatch.setitem(sample.ARCHIVE_SHA256, "clipart-train", "f" * 64)
+    monkeypatch.setitem(bundled.ARCHIVE_SHA256, "clipart-train", "f" * 64)
     with pytest.raises(
         InputError, match=r"clipart-train.tar.xz has sha256 ca03c6e822a6.*install the package again"
     ):
@@ -108,18 +109,22 @@ def test_class_names_are_those_of_the_shards(unpacked):
 
 def test_class_names_command_writes_the_file(unpacked):
     written = subprocess.run(
-        [sys.executable, "-m", "clipcov_pipeline.sample", str(unpacked[0])],
+        [sys.executable, "-m", "clipcov_pipeline.pool.bundled", str(unpacked[0])],
         check=True,
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     ).stdout
-    assert written == (resources.files("clipcov_pipeline") / "sample_data" / "class_names.txt").read_bytes()
+    assert (
+        written == (resources.files("clipcov_pipeline.pool") / "sample_data" / "class_names.txt").read_bytes()
+    )
 
 
 def test_licences_name_every_source(unpacked):
-    from clipcov_pipeline.shards import iter_samples
+    from clipcov_pipeline.pool.samples import iter_samples
 
-    text = (resources.files("clipcov_pipeline") / "sample_data" / "LICENSES.md").read_text(encoding="utf-8")
+    text = (resources.files("clipcov_pipeline.pool") / "sample_data" / "LICENSES.md").read_text(
+        encoding="utf-8"
+    )
     sources = {
         sample.meta["source"]
         for folder in unpacked

@@ -13,8 +13,10 @@ from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.fiftyone_export import export_fiftyone
-from clipcov_pipeline.search import (
+from clipcov_pipeline.pool.samples import iter_samples
+from clipcov_pipeline.proxy.vectors import label_tag, make_rows, vectors_of
+from clipcov_pipeline.report.fiftyone import export_fiftyone
+from clipcov_pipeline.report.search import (
     Found,
     Hit,
     Searcher,
@@ -25,8 +27,6 @@ from clipcov_pipeline.search import (
     search,
     text_query,
 )
-from clipcov_pipeline.shards import iter_samples
-from clipcov_pipeline.vectors import label_tag, make_rows, vectors_of
 from lab import Lab
 
 pytestmark = pytest.mark.slow
@@ -193,7 +193,7 @@ def test_an_index_is_made_where_the_table_is_large_and_the_labels_follow_it(
     query, version = a_query(searcher), searcher.labels.stats["version"]
     exact = search(searcher, query, count=10, index=False)
     assert not has_index(searcher.table(), "image")
-    monkeypatch.setattr("clipcov_pipeline.search.INDEX_ROWS", 300)
+    monkeypatch.setattr("clipcov_pipeline.report.search.INDEX_ROWS", 300)
     told: list[str] = []
     found = search(searcher, query, count=10, report=told.append)
     assert found.indexed
@@ -262,7 +262,7 @@ def test_the_command_prints_json_and_text_and_writes_pictures(built_lab: Lab, tm
 
 
 def test_hostile_captions_do_no_harm_in_a_terminal_or_a_page(built_lab: Lab, tmp_path: Path) -> None:
-    from clipcov_pipeline.pages import write_page
+    from clipcov_pipeline.report.drawing import write_page
 
     hit = Hit(0.5, "0" * 32, "s\x1b[31m", "k", "<script>x</script>\x1b]0;owned\x07", "", None, None, (), "n")
     found = Found((hit,), False, 1)

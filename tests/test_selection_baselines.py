@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import METHODS, Pool, rank
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
 
 N = 800
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clipcov_pipeline.bench.notebook_route import notebook_route
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.selection import DEFAULT_WEIGHTS, Pool, Ranking, objective, rank
-from clipcov_pipeline.selection.reference import notebook_route
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
 
 GLOBAL: dict = {"class_balance": "global"}  # one merge by gain: the greedy order of F
 FAST = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -176,7 +176,7 @@ def test_chunk_size_does_not_matter(monkeypatch):
     )
     data, options = synthetic_arrays(3000, 7, 33), {"budget": 0.3, **GLOBAL}
     whole = [rank(Pool.from_arrays(*data), clip_negative=clip, **options) for clip in (False, True)]
-    monkeypatch.setattr(pool_module, "_BLOCK_BYTES", 33 * 4 * 17)
+    monkeypatch.setattr(pool_module, "BLOCK_BYTES", 33 * 4 * 17)
     monkeypatch.setattr(objective_module, "_TILE", 61)
     monkeypatch.setattr(parallel, "_TASK_ROWS", 100)
     again = [rank(Pool.from_arrays(*data), clip_negative=clip, **options) for clip in (False, True)]

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import Pool, rank
 from clipcov_pipeline.selection.external import listed
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
-from clipcov_pipeline.subset_files import write_datacomp_npy
+from clipcov_pipeline.subsets.files import write_datacomp_npy
 
 N = 300
 UIDS = [np.random.default_rng(row).bytes(16).hex() for row in range(N)]

@@ -8,9 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import Pool, rank
-from clipcov_pipeline.selection.synthetic import synthetic_arrays
 
 N, K, D = 600, 6, 24
 

@@ -19,18 +19,10 @@ import polars as pl
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.shards import (
-    MANIFEST_SCHEMA,
-    NotATarError,
-    SampleStatus,
-    Shard,
-    iter_all_groups,
-    iter_groups,
-    iter_samples,
-    read_shard,
-    scan,
-    uid_of,
-)
+from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.manifest import MANIFEST_SCHEMA, read_shard, uid_of
+from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
+from clipcov_pipeline.pool.tars import NotATarError, iter_all_groups, iter_groups
 from make_shards import image_bytes, sample_members, tar_bytes, write_pool, write_tar
 
 MAX_PIXELS = 10_000
@@ -366,7 +358,7 @@ def test_iter_samples_gives_just_the_keys_in_the_tar_s_order(tmp_path):
 
 def test_reading_samples_back_takes_no_digest(tmp_path, monkeypatch):
     (shard,) = scan(str(write_pool(tmp_path, 1, 3)))
-    monkeypatch.setattr("clipcov_pipeline.shards.hashlib", None)
+    monkeypatch.setattr("clipcov_pipeline.pool.samples.hashlib", None)
     assert [group.get("png") for group in iter_groups(shard, None)] == [image_bytes(i) for i in range(3)]
     assert [group.members for group in iter_all_groups(shard, {"png"})] == [
         [("png", image_bytes(i))] for i in range(3)

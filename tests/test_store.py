@@ -19,20 +19,10 @@ from typing import Any
 
 import pytest
 
-from clipcov_pipeline import store as store_module
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.store import (
-    CURRENT,
-    RECORD,
-    WHOLE,
-    Record,
-    Store,
-    digest_of,
-    digest_of_file,
-    fingerprint_from,
-    node_name,
-    require,
-)
+from clipcov_pipeline.experiment import digests as experiment_digests
+from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, fingerprint_from
+from clipcov_pipeline.experiment.store import CURRENT, RECORD, WHOLE, Record, Store, node_name, require
 
 ABOUT: dict[str, Any] = {"code_version": "1", "params": {"train": {"lr": 0.1}}, "sources": {}, "inputs": {}}
 FIRST, SECOND = digest_of("first"), digest_of("second")
@@ -270,7 +260,7 @@ def stop(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if moment == "before the record":
-    import clipcov_pipeline.store as module
+    import clipcov_pipeline.experiment.store as module
     module._write_atomically = stop
 if moment == "before the rename":
     Path.rename = stop
@@ -363,7 +353,7 @@ def test_a_glance_reads_a_copy_that_lost_its_times_once(store, monkeypatch):
         os.utime(store.folder(record) / name, (1_000_000, 1_000_000))
     read = []
     monkeypatch.setattr(
-        store_module, "digest_of_file", lambda path: read.append(path) or digest_of_file(path)
+        experiment_digests, "digest_of_file", lambda path: read.append(path) or digest_of_file(path)
     )
     assert store.glance(record) is None
     assert sorted(path.name for path in read) == ["a.txt", "b.bin"]

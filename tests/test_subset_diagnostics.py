@@ -5,9 +5,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from clipcov_pipeline.diagnostics.tables import SCHEMA
-from clipcov_pipeline.plan import Status
-from clipcov_pipeline.vectors import vectors_of
+from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.proxy.vectors import vectors_of
+from clipcov_pipeline.subsets.tables import SCHEMA
 from lab import Lab
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.shards import scan
-from clipcov_pipeline.subset_files import write_datacomp_npy, write_subset_parquet, write_subset_tars
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.subsets.files import write_datacomp_npy, write_subset_parquet, write_subset_tars
 from make_shards import image_bytes, sample_members, write_pool, write_tar
 
 

@@ -11,9 +11,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from clipcov_pipeline.bench.testbed import class_sizes, plan_samples, plant
+from clipcov_pipeline.bench.testbed_rule import SHIFTS, Rule
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.shards import iter_samples, scan
-from clipcov_pipeline.testbed import SHIFTS, Rule, class_sizes, plan_samples, plant
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.samples import iter_samples
 
 RULE = Rule(
     largest=40, imbalance=4.0, test_per_class=3, train_per_class=2, shifted_per_class=2, retrieval_pairs=5

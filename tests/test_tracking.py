@@ -14,15 +14,15 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from assets.process_metrics import ProcessMeter, logged_process_metrics
-from assets.registry import CHAMPION, register, set_champion, versions_of
-from assets.tracking import Tracking, local_path, mlflow_run_url, mlflow_runs_url
+from assets.mlflow_runs.registry import CHAMPION, register, set_champion, versions_of
+from assets.mlflow_runs.tracking import Tracking, local_path, mlflow_run_url, mlflow_runs_url
+from assets.training.process_metrics import ProcessMeter, logged_process_metrics
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.plan import CODE_VERSIONS
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.report import champion
-from clipcov_pipeline.shards import iter_samples
-from clipcov_pipeline.store import Record
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.pool.samples import iter_samples
+from clipcov_pipeline.report.leaderboard import champion
 from lab import Lab
 
 ARMS = ("full-f1-s0", "clipcov-f0.5-s0", "random-f0.5-s0")
@@ -201,7 +201,7 @@ def load(tracking: Tracking, uri: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Load a model as its users do."""
     import mlflow
 
-    from assets.tracking import tracking_uri
+    from assets.mlflow_runs.tracking import tracking_uri
 
     before = mlflow.get_tracking_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(tracking.config.work))
@@ -221,7 +221,7 @@ def test_the_champion_classifies_images_from_paths(
     import torch
     from PIL import Image
 
-    from clipcov_pipeline.embed import register_model_configs
+    from clipcov_pipeline.proxy.models import register_model_configs
 
     project = lab.project()
     tracking = Tracking(project.config)

@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcov_pipeline import train
-from clipcov_pipeline.config import AugCfg
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.train import StepPlan, TrainSpec
+from clipcov_pipeline.experiment.config.training import AugCfg
+from clipcov_pipeline.training import command, launch, result
+from clipcov_pipeline.training import folder as training_folder
+from clipcov_pipeline.training import log as training_log
+from clipcov_pipeline.training import spec as training_spec
+from clipcov_pipeline.training.spec import StepPlan, TrainSpec
 
 MODEL = "clipcov-tiny-RN"
 
@@ -90,7 +93,7 @@ def write_shards(folder, sizes, side=32):
     ],
 )
 def test_steps_by_hand(changes, expected):
-    assert train.steps(spec_for(**changes)) == expected
+    assert training_spec.steps(spec_for(**changes)) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
@@ -102,8 +105,8 @@ def test_steps_are_those_that_open_clip_train_makes(tmp_path, workers, samples_s
     spec = spec_for(tmp_path, workers=workers, samples_seen=samples_seen, accum_freq=accum_freq)
     args = parsed(spec)
     loader = get_wds_dataset(args, None, is_train=True).dataloader
-    plan = train.steps(spec)
-    assert plan == train.steps(dataclasses.replace(spec, accum_freq=1))
+    plan = training_spec.steps(spec)
+    assert plan == training_spec.steps(dataclasses.replace(spec, accum_freq=1))
     assert args.accum_freq == accum_freq
     assert loader.num_batches == plan.steps_per_epoch * accum_freq  # each a part of a step
     assert loader.num_samples == plan.samples_per_epoch
@@ -111,7 +114,7 @@ def test_steps_are_those_that_open_clip_train_makes(tmp_path, workers, samples_s
 
 def test_a_pool_smaller_than_the_batch_is_refused():
     with pytest.raises(InputError, match="100 is more than the 99 samples"):
-        train.steps(spec_for(n_samples=99))
+        training_spec.steps(spec_for(n_samples=99))
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 3, "samples_seen": 100}, {"samples_seen": None}])
@@ -155,36 +158,36 @@ def test_no_more_workers_than_the_shards_can_feed(asked, shards, n_samples, expe
         train_data=f"/x/{{00000..{shards - 1:05d}}}.tar",
         samples_seen=4000,
     )
-    assert train.data_workers(spec) == expected
+    assert command.data_workers(spec) == expected
 
 
 def test_shards_of_any_name_are_found(tmp_path):
     from open_clip_train.data import expand_urls
 
     paths = [tmp_path / name for name in ("{1..3}.tar", "a b,c.tar", "back\\slash}.tar", "${HOME}.tar")]
-    named = train.shard_list(paths)
-    assert train.expand_shards(named) == expand_urls(named)[0] == [str(path) for path in paths]
+    named = command.shard_list(paths)
+    assert command.expand_shards(named) == expand_urls(named)[0] == [str(path) for path in paths]
     with pytest.raises(InputError, match="'::'"):
-        train.shard_list(["a::b.tar"])
+        command.shard_list(["a::b.tar"])
 
 
 def test_a_missing_shard_is_named_before_anything_starts(tmp_path):
     write_shards(tmp_path, [2, 2])
     with pytest.raises(InputError, match=r"no shard at .*00002\.tar"):
-        train.launch(spec_for(tmp_path))
+        launch.launch(spec_for(tmp_path))
     assert not (tmp_path / "run").exists()
 
 
 def test_too_few_shards_for_the_gpus_are_refused():
     spec = spec_for(train_data="/x/a.tar::/x/{b,c}.tar")
-    assert train.expand_shards(spec.train_data) == ["/x/a.tar", "/x/b.tar", "/x/c.tar"]
+    assert command.expand_shards(spec.train_data) == ["/x/a.tar", "/x/b.tar", "/x/c.tar"]
     with pytest.raises(InputError, match="3 shards"):
-        train.arguments(spec, n_gpus=4)
+        command.arguments(spec, n_gpus=4)
 
 
 def test_warnings_say_what_will_not_work():
-    assert train.warnings(spec_for()) == []
-    found = train.warnings(spec_for(warmup=40, workers=6, precision="fp16"))
+    assert command.warnings(spec_for()) == []
+    found = command.warnings(spec_for(warmup=40, workers=6, precision="fp16"))
     assert [re.sub(r"\d+ data", "N data", line)[:30] for line in found] == [
         "warm-up of 40 steps is not ove",
         "N data workers instead of 6: t",
@@ -199,7 +202,7 @@ def parsed(spec, n_gpus=1):
     """The arguments as open_clip_train's own parser takes them."""
     from open_clip_train.params import parse_args
 
-    args = parse_args(train.arguments(spec, n_gpus))
+    args = parse_args(command.arguments(spec, n_gpus))
     args.world_size = n_gpus
     return args
 
@@ -223,7 +226,7 @@ def test_augmentation_is_what_open_clip_builds():
     from open_clip.transform import AugmentationCfg, image_transform
 
     settings = AugCfg(scale=(0.4, 1.0), color_jitter=(0.4, 0.3, 0.2, 0.1), color_jitter_prob=0.5)
-    spec = train.from_json(train.to_json(spec_for(aug_cfg=settings.semantic())))
+    spec = training_spec.from_json(training_spec.to_json(spec_for(aug_cfg=settings.semantic())))
     aug_cfg = AugmentationCfg(**parsed(spec).aug_cfg)
     assert tuple(aug_cfg.scale) == (0.4, 1.0)
     steps = image_transform(32, is_train=True, aug_cfg=aug_cfg).transforms
@@ -239,14 +242,14 @@ def test_several_gpus_share_the_batch():
     assert args.local_loss
     assert args.gather_with_grad
     with pytest.raises(InputError, match="3 GPUs"):
-        train.arguments(spec, n_gpus=3)
+        command.arguments(spec, n_gpus=3)
     assert not args.use_bn_sync  # torch has none for the CPU
     for device in ("cuda", "auto"):
         on_gpus = dataclasses.replace(spec, device=device)
         assert parsed(on_gpus, n_gpus=2).use_bn_sync
         assert not parsed(on_gpus).use_bn_sync
-    assert train.command(spec, 1, "a.b") == [sys.executable, "-m", "a.b"]
-    assert train.command(spec, 2, "a.b")[-4:] == ["--nproc-per-node", "2", "-m", "a.b"]
+    assert command.command(spec, 1, "a.b") == [sys.executable, "-m", "a.b"]
+    assert command.command(spec, 2, "a.b")[-4:] == ["--nproc-per-node", "2", "-m", "a.b"]
 
 
 def test_each_gpu_cuts_its_share_into_parts():
@@ -255,20 +258,20 @@ def test_each_gpu_cuts_its_share_into_parts():
     assert (args.batch_size, args.accum_freq, args.train_num_samples) == (10, 5, 1000)
     assert args.grad_checkpointing
     with pytest.raises(InputError, match=r"100 .* 3 GPUs with train.accum_freq 5; give a multiple of 15"):
-        train.arguments(spec, n_gpus=3)
+        command.arguments(spec, n_gpus=3)
     with pytest.raises(InputError, match="accum_freq: 0"):
         spec_for(accum_freq=0)
 
 
 def test_a_part_needs_fewer_samples_of_each_worker():
     data = "/x/{00000..00003}.tar"
-    assert train.data_workers(spec_for(workers=4, n_samples=200, train_data=data)) == 1
-    assert train.data_workers(spec_for(workers=4, n_samples=200, train_data=data, accum_freq=2)) == 2
+    assert command.data_workers(spec_for(workers=4, n_samples=200, train_data=data)) == 1
+    assert command.data_workers(spec_for(workers=4, n_samples=200, train_data=data, accum_freq=2)) == 2
 
 
 def test_a_spec_survives_json():
     spec = spec_for(extra=("--debug",))
-    assert train.from_json(train.to_json(spec)) == spec
+    assert training_spec.from_json(training_spec.to_json(spec)) == spec
 
 
 # ---- progress
@@ -280,7 +283,7 @@ def test_progress_of_a_log_line():
         "Batch (t): 0.250, 1334.13/s, 1334.13/s/gpu LR: 0.000024 Logit Scale: 14.199 "
         "Contrastive_loss: 4.2862 (4.3495) Loss: 4.2862 (4.3495)"
     )
-    assert train.parse_line(line, spec_for()) == {
+    assert training_log.parse_line(line, spec_for()) == {
         "step": 25,
         "total_steps": 40,
         "epoch": 2,
@@ -290,8 +293,8 @@ def test_progress_of_a_log_line():
         "samples_per_second": 400.0,
         "eta_seconds": 3.75,
     }
-    assert np.isnan(train.parse_line(line.replace("4.2862 (4.3495)", "nan (nan)"), spec_for())["loss"])
-    assert train.parse_line("Start epoch 2", spec_for()) is None
+    assert np.isnan(training_log.parse_line(line.replace("4.2862 (4.3495)", "nan (nan)"), spec_for())["loss"])
+    assert training_log.parse_line("Start epoch 2", spec_for()) is None
 
 
 def test_what_a_log_line_of_an_evaluation_tells():
@@ -299,25 +302,25 @@ def test_what_a_log_line_of_an_evaluation_tells():
         "Eval Epoch: 3 image_to_text_mean_rank: 9.5000\timage_to_text_R@1: 0.2500"
         "\ttext_to_image_R@10: 0.7500\tclip_val_loss: 2.1000\tepoch: 3.0000\tnum_samples: 20.0000"
     )
-    assert train.parse_evaluation(line, spec_for()) == {
+    assert training_log.parse_evaluation(line, spec_for()) == {
         "step": 30,
         "text_retrieval_recall@1": 0.25,
         "image_retrieval_recall@10": 0.75,
         "loss": 2.1,
     }
     # a batch of it, and a training line
-    assert train.parse_evaluation("Eval Epoch: 3 [20 / 20]\tClip Loss: 2.1\t", spec_for()) is None
-    assert train.parse_evaluation("Train Epoch: 0 [  512/2048 (25%)] Loss: 1", spec_for()) is None
+    assert training_log.parse_evaluation("Eval Epoch: 3 [20 / 20]\tClip Loss: 2.1\t", spec_for()) is None
+    assert training_log.parse_evaluation("Train Epoch: 0 [  512/2048 (25%)] Loss: 1", spec_for()) is None
 
 
 @pytest.mark.parametrize(("length", "frequency"), [({"epochs": 30}, 3), ({"samples_seen": 4000}, 1)])
 def test_at_most_about_ten_evaluations(tmp_path, length, frequency):
     write_shards(tmp_path, [1, 1, 1, 1])
-    arguments = train.arguments(spec_for(tmp_path, val_data="/h/0.tar", val_samples=9, workers=0, **length))
+    arguments = command.arguments(spec_for(tmp_path, val_data="/h/0.tar", val_samples=9, workers=0, **length))
     at = arguments.index("--val-frequency")
     assert arguments[at : at + 2] == ["--val-frequency", str(frequency)]
     assert arguments[arguments.index("--val-num-samples") + 1] == "9"
-    assert "--val-data" not in train.arguments(spec_for(tmp_path, workers=0, **length))
+    assert "--val-data" not in command.arguments(spec_for(tmp_path, workers=0, **length))
 
 
 # ---- whole runs
@@ -335,29 +338,29 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
         keep_early=True,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="launch it again"):
-        train.finish(spec, tmp_path / "out")
+        result.finish(spec, tmp_path / "out")
     seen, evaluated = [], []
-    train.launch(spec, seen.append, evaluated.append)
+    launch.launch(spec, seen.append, evaluated.append)
     assert [point["step"] for point in seen] == [1, 2, 3, 4, 5, 6]
     assert [point["step"] for point in evaluated] == [3, 6]
     assert seen[-1]["eta_seconds"] == 0
     # a second launch finds the run complete and trains nothing; other settings are refused
     before = (spec.folder / "out.log").read_text()
-    train.launch(spec, seen.append)
+    launch.launch(spec, seen.append)
     assert (spec.folder / "out.log").read_text() == before
     with pytest.raises(InputError, match=r"lr = 0\.001, now it is 0\.01"):
-        train.launch(dataclasses.replace(spec, lr=0.01))
-    train.launch(dataclasses.replace(spec, val_data=None))  # the curve decides nothing
+        launch.launch(dataclasses.replace(spec, lr=0.01))
+    launch.launch(dataclasses.replace(spec, val_data=None))  # the curve decides nothing
     (tmp_path / "moved").mkdir()
     moved = write_shards(tmp_path / "moved", [24, 24])
-    train.launch(dataclasses.replace(spec, train_data=moved))  # the same shards in another folder
+    launch.launch(dataclasses.replace(spec, train_data=moved))  # the same shards in another folder
     (tmp_path / "other").mkdir()
     other = write_shards(tmp_path / "other", [20, 28])
     with pytest.raises(InputError, match="train_data = '2 of digest"):
-        train.launch(dataclasses.replace(spec, train_data=other))
+        launch.launch(dataclasses.replace(spec, train_data=other))
     assert (spec.folder / "out.log").read_text() == before
 
-    record = train.finish(spec, tmp_path / "out")
+    record = result.finish(spec, tmp_path / "out")
     assert record == json.loads((tmp_path / "out" / "training.json").read_text())
     assert (record["steps"], record["samples_seen"], record["passes"]) == (6, 96, 2)
     assert record["learning_curve"] == seen
@@ -377,7 +380,7 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     assert not set(torch.load(path, weights_only=True)) & {"optimizer", "state_dict"}
     first = torch.load(spec.folder / "checkpoints" / "epoch_1.pt", weights_only=True)
     assert first["epoch"] == 1
-    early = str(tmp_path / "out" / train.EARLY_CHECKPOINT)
+    early = str(tmp_path / "out" / training_spec.EARLY_CHECKPOINT)
     loaded = open_clip.create_model_and_transforms(MODEL, pretrained=early)[0].state_dict()
     assert all(torch.equal(loaded[name], first["state_dict"][name]) for name in trained)
     assert any(not torch.equal(loaded[name], trained[name]) for name in trained)
@@ -397,12 +400,12 @@ def test_a_batch_in_parts_takes_the_same_steps_and_can_go_on(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train.launch(spec, stop_in_the_second_epoch)
+        launch.launch(spec, stop_in_the_second_epoch)
     with pytest.raises(InputError, match="accum_freq = 2, now it is 1"):
-        train.launch(dataclasses.replace(spec, accum_freq=1))
-    train.launch(dataclasses.replace(spec, grad_checkpointing=True))
+        launch.launch(dataclasses.replace(spec, accum_freq=1))
+    launch.launch(dataclasses.replace(spec, grad_checkpointing=True))
     assert "resuming checkpoint" in (spec.folder / "out.log").read_text()
-    curve = train.learning_curve(spec)
+    curve = result.learning_curve(spec)
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6]
     assert np.isfinite([point["loss"] for point in curve]).all()
     last = torch.load(spec.folder / "checkpoints" / "epoch_2.pt", weights_only=True)
@@ -411,8 +414,10 @@ def test_a_batch_in_parts_takes_the_same_steps_and_can_go_on(tmp_path):
 
 def assert_held_out_recalls(checkpoint, tar, evaluation):
     """What open_clip_train logged after its last step is what the finished checkpoint scores, by numpy."""
-    from clipcov_pipeline.embed import ModelSpec, load_encoder
-    from clipcov_pipeline.shards import Shard, iter_samples
+    from clipcov_pipeline.pool.listing import Shard
+    from clipcov_pipeline.pool.samples import iter_samples
+    from clipcov_pipeline.proxy.encoder import load_encoder
+    from clipcov_pipeline.proxy.models import ModelSpec
 
     samples = list(iter_samples(Shard("held_out", str(tar), ""), None, None))
     encoder = load_encoder(ModelSpec(f"local-dir:{checkpoint}"), device="cpu")
@@ -441,11 +446,11 @@ train.launch(train.from_json(pathlib.Path(sys.argv[1]).read_text()), kill)
 def test_a_killed_run_goes_on_from_its_last_virtual_epoch(tmp_path):
     data = write_shards(tmp_path, [40, 40])
     spec = spec_for(tmp_path, train_data=data, n_samples=80, batch_size=16, samples_seen=64 * 16, workers=0)
-    (tmp_path / "spec.json").write_text(train.to_json(spec))
+    (tmp_path / "spec.json").write_text(training_spec.to_json(spec))
     argv = [
         sys.executable,
         "-m",
-        "clipcov_pipeline.train",
+        "clipcov_pipeline.training.launch",
         str(tmp_path / "spec.json"),
         str(tmp_path / "out"),
     ]
@@ -454,7 +459,7 @@ def test_a_killed_run_goes_on_from_its_last_virtual_epoch(tmp_path):
     run = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_36, argv[3]], capture_output=True, check=False)
     assert run.returncode == -signal.SIGKILL, run.stderr[-3000:]
     assert "Train Epoch: 2 [" in log.read_text()  # the third, of 16 steps each
-    assert not train.is_complete(spec)
+    assert not training_folder.is_complete(spec)
     first = len(log.read_text())
 
     subprocess.run(argv, check=True, capture_output=True)
@@ -462,7 +467,7 @@ def test_a_killed_run_goes_on_from_its_last_virtual_epoch(tmp_path):
     assert "resuming checkpoint" in again
     assert "(epoch 2)" in again
     assert re.findall(r"Start epoch (\d+)", again) == ["2", "3"]
-    assert train.is_complete(spec)
+    assert training_folder.is_complete(spec)
     curve = json.loads((tmp_path / "out" / "training.json").read_text())["learning_curve"]
     assert [point["step"] for point in curve] == list(range(1, 65))
     # the schedule goes on where it was: cosine over all 64 steps after 2 of warm-up
@@ -478,13 +483,13 @@ def test_a_run_that_ends_early_is_not_taken_for_a_finished_one(tmp_path):
         tmp_path, train_data=data, n_samples=32, batch_size=16, samples_seen=32, num_checkpoints=2
     )
     with pytest.raises(RuntimeError, match="without the checkpoint of epoch 2"):
-        train.launch(dataclasses.replace(spec, extra=("--epochs", "1")))
+        launch.launch(dataclasses.replace(spec, extra=("--epochs", "1")))
 
 
 def test_cpu_kernels_take_the_same_steps_and_end_with_their_block():
     import torch
 
-    from clipcov_pipeline.train import cpu_kernels
+    from clipcov_pipeline.training.launch import cpu_kernels
 
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     last = torch.channels_last

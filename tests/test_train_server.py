@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from assets.train_server import TrainServer
-from assets.train_worker import SPEC_VARIABLE
-from clipcov_pipeline.parent import PARENT_VARIABLE
+from assets.training.server import TrainServer
+from assets.training.worker import SPEC_VARIABLE
+from clipcov_pipeline.training.parent import PARENT_VARIABLE
 from lab import still_there
 
 ENDS_AT_ONCE: dict[str, str] = {}  # a training that is not told what to train
@@ -36,7 +36,7 @@ def servers() -> list[psutil.Process]:
     """The servers this process has, and not what else other test files have left: compilers, daemons."""
     processes = psutil.process_iter(["ppid", "cmdline"])  # None for one that has just ended
     mine = [process for process in processes if process.info["ppid"] == os.getpid()]
-    return [child for child in mine if "assets.train_server" in (child.info["cmdline"] or [])]
+    return [child for child in mine if "assets.training.server" in (child.info["cmdline"] or [])]
 
 
 def trainings() -> list[psutil.Process]:

@@ -22,8 +22,8 @@ from selenium import webdriver
 from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 
-from assets.tracking import Tracking, metric_name, mlflow_run_url, mlflow_runs_url
-from clipcov_pipeline.plan import STAGES
+from assets.mlflow_runs.tracking import Tracking, metric_name, mlflow_run_url, mlflow_runs_url
+from clipcov_pipeline.experiment.stages import STAGES
 from lab import Lab, free_ports
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -130,7 +130,7 @@ def served(built_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     log = lab.folder / "ui.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "assets.ui", "--config", str(lab.yaml)],
+            [sys.executable, "-m", "assets.running.ui", "--config", str(lab.yaml)],
             cwd=Path(__file__).parent.parent, env=environment, stdout=output, stderr=output,
         )  # fmt: skip
     try:

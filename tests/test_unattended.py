@@ -17,11 +17,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.orphans import PROCESS_TAG, process_tag
-from assets.tracking import Tracking
-from clipcov_pipeline.plan import Step
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.store import WHOLE
+from assets.mlflow_runs.tracking import Tracking
+from assets.running.orphans import PROCESS_TAG, process_tag
+from clipcov_pipeline.experiment.plan import Step
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.store import WHOLE
 from lab import SELECTION, Lab, copy_samples, free_ports
 
 REPO = Path(__file__).parent.parent

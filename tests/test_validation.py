@@ -7,9 +7,10 @@ from typing import Any, cast
 import polars as pl
 import pytest
 
-from assets.validation import held_out_rows
-from clipcov_pipeline.project import Task
-from clipcov_pipeline.shards import read_shard, scan
+from assets.steps.validation import held_out_rows
+from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.manifest import read_shard
 from make_shards import write_pool
 
 SHARDS, SAMPLES = 12, 6

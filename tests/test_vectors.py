@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.vectors import (
+from clipcov_pipeline.proxy.vectors import (
     VECTORS,
     Vectors,
     digest_of_rows,
@@ -154,7 +154,7 @@ def test_digest_is_the_same_after_the_way_through_lancedb(vectors):
 
 @pytest.mark.parametrize("held", [1, 50, 65_536])
 def test_digests_of_many_shards_are_those_of_each(vectors, held, monkeypatch):
-    monkeypatch.setattr("clipcov_pipeline.vectors.HELD_ROWS", held)
+    monkeypatch.setattr("clipcov_pipeline.proxy.vectors.HELD_ROWS", held)
     shards = {name: shard_of(name, n) for name, n in zip(("a", "b", *ODD_NAMES), range(20, 38), strict=False)}
     for name, rows in shards.items():
         version = vectors.replace_shard(TABLE, name, rows)
@@ -269,11 +269,11 @@ def test_a_shard_that_became_empty_may_have_rows_again(vectors):
 
 
 def test_writing_shard_after_shard_looks_through_the_table_once(vectors, monkeypatch):
-    from clipcov_pipeline import vectors as module
+    from clipcov_pipeline.proxy import vectors as proxy_vectors
 
     looks = []
-    look = module._shards_in
-    monkeypatch.setattr(module, "_shards_in", lambda table: looks.append(table.version) or look(table))
+    look = proxy_vectors._shards_in
+    monkeypatch.setattr(proxy_vectors, "_shards_in", lambda table: looks.append(table.version) or look(table))
     for name in "abcab":
         vectors.replace_shard(TABLE, name, shard_of(name, 2))
     assert len(looks) == 1

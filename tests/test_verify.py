@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.lineage import trace
-from clipcov_pipeline.plan import Status
-from clipcov_pipeline.store import Record, Store, digest_of, git_commit
-from clipcov_pipeline.vectors import Vectors, digest_of_rows, make_rows
-from clipcov_pipeline.verify import Report, _rows_problems, verify
+from clipcov_pipeline.experiment.digests import digest_of, git_commit
+from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.store import Record, Store
+from clipcov_pipeline.experiment.verify import Report, _rows_problems, verify
+from clipcov_pipeline.proxy.vectors import Vectors, digest_of_rows, make_rows
+from clipcov_pipeline.report.lineage import trace
 from lab import SELECTION, Lab
 
 ABOUT: dict[str, Any] = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
@@ -103,9 +104,9 @@ def test_a_record_of_earlier_code_is_still_read(entry: tuple[Store, Record]) -> 
     values = json.loads(path.read_text())
     for name in ("stamps", "commit", "config", "seal"):
         del values[name]
-    from clipcov_pipeline import store as module
+    from clipcov_pipeline.experiment import store as experiment_store
 
-    path.write_text(json.dumps({**values, "seal": module._seal(values)}))
+    path.write_text(json.dumps({**values, "seal": experiment_store._seal(values)}))
     old = store.current("stage", "p")
     assert old is not None
     assert (old.stamps, old.commit, old.config) == ({}, "", "")
@@ -298,7 +299,7 @@ def test_verify_sees_other_rows_a_lost_tag_and_another_record(lab: Lab) -> None:
 
 @pytest.mark.slow
 def test_a_work_folder_that_moved_still_works(lab: Lab, tmp_path: Path) -> None:
-    from assets.tracking import Tracking
+    from assets.mlflow_runs.tracking import Tracking
 
     moved = lab.copy(tmp_path / "elsewhere")
     shutil.rmtree(lab.folder)

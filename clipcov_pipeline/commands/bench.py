@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.parent import PARENT_VARIABLE
+from clipcov_pipeline.training.parent import PARENT_VARIABLE
 
 
 @click.group()
@@ -52,7 +52,7 @@ def selection(
 
     Scratch files (2 KB a pair at 512 dimensions) are removed at the end.
     """
-    from clipcov_pipeline.selection.benchmark import run_benchmark, table
+    from clipcov_pipeline.bench.selection_speed import run_benchmark, table
 
     found = run_benchmark(
         pairs, classes, dim, seed=seed, repeat=repeat, threads=threads, folder=scratch_dir, lance=lance,
@@ -84,7 +84,7 @@ def diagnostics(
     scratch_dir: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Seconds and anonymous memory of one subset's diagnostics on synthetic CLIP-like embeddings."""
-    from clipcov_pipeline.diagnostics.benchmark import as_text, bench_diagnostics
+    from clipcov_pipeline.bench.diagnostics_speed import as_text, bench_diagnostics
 
     found = bench_diagnostics(
         pairs, classes, dim, fraction=fraction, draws=draws, seed=seed, threads=threads, folder=scratch_dir
@@ -99,7 +99,7 @@ def _run_experiment(path: Path) -> int:
         PARENT_VARIABLE: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",  # lines as they come, not by the block
     }
-    command = [sys.executable, "-m", "assets.run", "--config", str(path)]
+    command = [sys.executable, "-m", "assets.running.run", "--config", str(path)]
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
@@ -180,18 +180,19 @@ def quality(
     """
     import polars as pl
 
-    from clipcov_pipeline import quality as bench
-    from clipcov_pipeline.testbed import Rule
+    from clipcov_pipeline.bench import quality as bench_quality
+    from clipcov_pipeline.bench import quality_tables
+    from clipcov_pipeline.bench.testbed_rule import Rule
 
     if proxy_pretrained and len(proxy_pretrained) != len(draws):
         raise InputError(
             f"--proxy-pretrained: found {len(proxy_pretrained)} files, expected {len(draws)}, one a draw"
         )
     paths = [
-        bench.prepare(
+        bench_quality.prepare(
             images, test_images, out / f"draw{draw}",
             Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
-            methods=bench.matrix_methods(
+            methods=bench_quality.matrix_methods(
                 methods.split(",") if methods else (), early_proxy=not proxy_pretrained
             ),
             fractions=fractions, seeds=seeds, samples_seen=samples_seen, batch_size=batch_size,
@@ -207,13 +208,13 @@ def quality(
     codes = [_run_experiment(path) for path in paths]
     if code := next(filter(None, codes), 0):  # below 0 where a signal ended the run
         sys.exit(code)
-    scores, truth, seconds = bench.collect(paths)
-    click.echo(bench.to_text(scores, truth, seconds))
-    bench.plot_covariance(scores, truth, out / bench.SCATTER)
-    click.echo(f"\nevery subset over alignment and scale: {out / bench.SCATTER}", err=True)
+    scores, truth, seconds = quality_tables.collect(paths)
+    click.echo(quality_tables.to_text(scores, truth, seconds))
+    quality_tables.plot_covariance(scores, truth, out / bench_quality.SCATTER)
+    click.echo(f"\nevery subset over alignment and scale: {out / bench_quality.SCATTER}", err=True)
     if json_path is not None:
         metrics = scores["metric"].unique(maintain_order=True)
-        board = pl.concat([bench.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
+        board = pl.concat([quality_tables.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
         tables = {"summary": board, "truth": truth, "scores": scores, "seconds": seconds}
         found = {name: table.to_dicts() for name, table in tables.items()}
         json_path.parent.mkdir(parents=True, exist_ok=True)

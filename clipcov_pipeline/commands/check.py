@@ -20,8 +20,8 @@ def command(config: str | None, measure: bool, as_json: bool) -> None:
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before it is imported
     logging.disable(logging.WARNING)  # open_clip warns of the random weights that are asked for
-    from clipcov_pipeline.config import load_config
-    from clipcov_pipeline.preflight import preflight
+    from clipcov_pipeline.experiment.config.load import load_config
+    from clipcov_pipeline.experiment.preflight import preflight
 
     try:
         found = preflight(load_config(config), measure=measure)

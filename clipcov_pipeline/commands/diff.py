@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from clipcov_pipeline import diff
-from clipcov_pipeline.config import load_config
-from clipcov_pipeline.store import Store
+from clipcov_pipeline.experiment.config.load import load_config
+from clipcov_pipeline.experiment.store import Store
+from clipcov_pipeline.report import diff
 
 
 @click.command()

@@ -75,8 +75,8 @@ def _of_experiment(
         raise InputError(
             f"explain: found {', '.join(given)} beside --subset, expected none: the experiment settles them"
         )
-    from clipcov_pipeline.explain import explain_subset
-    from clipcov_pipeline.project import Project
+    from clipcov_pipeline.experiment.project import Project
+    from clipcov_pipeline.report.explain import explain_subset
 
     return explain_subset(Project.open(config), uid, subset, n_neighbours=neighbours, threads=threads)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from clipcov_pipeline.plan import latent_class_names
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.world import latent_class_names
 
 
 @click.command("export-fiftyone")
@@ -28,8 +28,8 @@ def command(subset: str, out: Path, rejected: int, config: str | None) -> None:
     """
     from tqdm import tqdm
 
-    from clipcov_pipeline.fiftyone_export import export_fiftyone
-    from clipcov_pipeline.search import Searcher
+    from clipcov_pipeline.report.fiftyone import export_fiftyone
+    from clipcov_pipeline.report.search import Searcher
 
     searcher = Searcher.open(Project.open(config))
     with tqdm(unit=" samples", disable=not sys.stderr.isatty()) as bar:

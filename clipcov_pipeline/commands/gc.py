@@ -2,8 +2,8 @@
 
 import click
 
-from clipcov_pipeline import gc
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment import gc, sizes
+from clipcov_pipeline.experiment.project import Project
 
 
 @click.command()
@@ -32,12 +32,12 @@ def command(config: str | None, delete: bool, keep: int, idle_hours: float) -> N
     project = Project.open(config)
     items = gc.find(project, keep=keep, idle_hours=idle_hours)
     for item in items:
-        click.echo(f"{gc.human(item.size):>12}  {item.kind:10}  {item.name}")
-    total = gc.human(sum(item.size for item in items))
+        click.echo(f"{sizes.human(item.size):>12}  {item.kind:10}  {item.name}")
+    total = sizes.human(sum(item.size for item in items))
     if not items:
         click.echo("Nothing to remove.")
     elif delete:
         freed = gc.delete(project, items, idle_hours=idle_hours)
-        click.echo(f"Removed {len(items)} items, {gc.human(freed)} freed.")
+        click.echo(f"Removed {len(items)} items, {sizes.human(freed)} freed.")
     else:
         click.echo(f"{len(items)} items, {total}; `clipcov gc --delete` removes them.")

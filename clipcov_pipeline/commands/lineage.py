@@ -4,8 +4,8 @@ import json
 
 import click
 
-from clipcov_pipeline.lineage import as_json, as_text, trace
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.report.lineage import as_json, as_text, trace
 
 
 @click.command()

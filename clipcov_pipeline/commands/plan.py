@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from clipcov_pipeline.plan import PER_SHARD, STAGES, Plan, Status, Step
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment.plan import Plan, Status, Step
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.stages import PER_SHARD, STAGES
 
 COLLAPSE = 20  # more shards with the same to be done for the same reason than this are one line
 

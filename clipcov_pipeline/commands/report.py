@@ -10,7 +10,7 @@ from typing import Any
 import click
 import polars as pl
 
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment.project import Project
 
 # the quantities that a terminal has room for: heading, name in the diagnostics' table
 SUMMARY = {
@@ -43,17 +43,18 @@ def command(config: str | None, as_json: bool) -> None:
 
 def _known(project: Project) -> dict[str, Any]:
     """Return everything as JSON-able values, and the leaderboard's ``text``."""
-    from clipcov_pipeline import report
-    from clipcov_pipeline.checks import evaluate_checks
-    from clipcov_pipeline.html_report import REPORT, diagnostics, failed_first
-    from clipcov_pipeline.plan import method_names
+    from clipcov_pipeline.experiment.checks import evaluate_checks
+    from clipcov_pipeline.experiment.recipes import method_names
+    from clipcov_pipeline.report import leaderboard
+    from clipcov_pipeline.report import tables as report_tables
+    from clipcov_pipeline.report.page import REPORT, diagnostics, failed_first
 
     plan, primary = project.plan(), project.config.evaluate.primary_metric
-    scores, missing = report.scores_so_far(project)
-    board = report.leaderboard(scores, method_names(project.config))
-    more, is_scored = report.missing_sets(project), primary in scores["metric"]
-    sizes = report.subset_sizes(plan)
-    outcomes = evaluate_checks(project.config, plan)
+    scores, missing = leaderboard.scores_so_far(project)
+    board = leaderboard.leaderboard(scores, method_names(project.config))
+    more, is_scored = leaderboard.missing_sets(project), primary in scores["metric"]
+    sizes = leaderboard.subset_sizes(plan)
+    outcomes = evaluate_checks(project.config, plan.records)
     made = plan.by_name["report"].record
     return {
         "experiment": project.config.name,
@@ -70,7 +71,7 @@ def _known(project: Project) -> dict[str, Any]:
             "failed": [_finite(asdict(outcome)) for outcome in failed_first(outcomes)],
         },
         "report": str(project.store.folder(made) / REPORT) if made else None,
-        "text": report.as_text(board, primary, sizes, missing, more) if is_scored else "",
+        "text": report_tables.as_text(board, primary, sizes, missing, more) if is_scored else "",
     }
 
 
@@ -96,8 +97,8 @@ def _title(text: str) -> str:
 
 def _diagnostics(rows: list[dict[str, Any]]) -> list[str]:
     """Return a line a subset with the figures that a terminal has room for, and what is not defined."""
-    from clipcov_pipeline.html_report import undefined
-    from clipcov_pipeline.report import to_text
+    from clipcov_pipeline.report.page import undefined
+    from clipcov_pipeline.report.tables import to_text
 
     tables = [
         (subset, [row for row in rows if row["subset"] == subset])

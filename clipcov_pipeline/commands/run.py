@@ -16,11 +16,11 @@ def _hand_over(module: str, arguments: list[str]) -> None:
 @click.pass_context
 def command(ctx: click.Context) -> None:
     """Run what is out of date, and only that."""
-    _hand_over("assets.run", ctx.args)
+    _hand_over("assets.running.run", ctx.args)
 
 
 @click.command(context_settings=PASS_ON)
 @click.pass_context
 def ui(ctx: click.Context) -> None:
     """Serve the Dagster UI and MLflow on this machine."""
-    _hand_over("assets.ui", ctx.args)
+    _hand_over("assets.running.ui", ctx.args)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.project import Project
+from clipcov_pipeline.experiment.project import Project
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(
     if (text is None) == (image is None):
         found = "neither" if text is None else "both"
         raise InputError(f'search: found {found}, expected a text or --image: clipcov search "a red bird"')
-    from clipcov_pipeline import search
+    from clipcov_pipeline.report import search
 
     project = Project.open(config)
     searcher = search.Searcher.open(project)
@@ -57,7 +57,7 @@ def command(
     )  # fmt: skip
     click.echo(json.dumps(search.as_json(hits)) if as_json else search.as_text(hits))
     if html is not None:
-        from clipcov_pipeline.pages import write_page
+        from clipcov_pipeline.report.drawing import write_page
 
         write_page(search.hits_gallery(project, str(text or image), hits), html)
         click.echo(f"Pictures: {html}", err=True)

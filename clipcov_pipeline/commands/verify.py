@@ -4,8 +4,8 @@ import sys
 
 import click
 
-from clipcov_pipeline.project import Project
-from clipcov_pipeline.verify import verify
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.verify import verify
 
 
 @click.command()

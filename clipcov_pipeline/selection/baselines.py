@@ -90,7 +90,7 @@ def semdedup(pool: Pool, count: int, params: dict[str, Any], threads: int | None
     minus its largest similarity to a row before it. The first ``n`` of the ranking are what SemDeDup keeps
     at the threshold that keeps n. ``n_clusters`` is one a thousand rows unless given.
     """
-    from clipcov_pipeline.latent_classes import assign_clusters, spherical_kmeans
+    from clipcov_pipeline.selection.latent_classes import assign_clusters, spherical_kmeans
 
     rows = np.arange(len(pool))
     clusters = params["n_clusters"] or max(1, round(len(pool) / 1000))

@@ -50,13 +50,14 @@ class ClassGreedy:
 
     def advance(self, floor: float | np.ndarray, most: np.ndarray) -> None:
         """Take from every class while its best gain is at least ``floor`` and it has fewer than ``most``."""
+        from clipcov_pipeline.selection import greedy as selection_greedy
         from clipcov_pipeline.selection import kernels
 
         pairs, starts = kernels.bits(self.pool.pairs), self.pool.starts
         floor = np.broadcast_to(np.asarray(floor, np.float64), self.taken.shape).copy()
 
         def work(classes: np.ndarray) -> int:
-            return kernels.greedy_classes(
+            return selection_greedy.greedy_classes(
                 pairs, starts, classes, self.base, self.scale, self.known.lower, self.known.apart,
                 self.known.farthest, self.known.centres, self.fallen, self.clip, self.seen, self.total,
                 self.chosen, self.key, self.row, self.size, self.taken, floor, most, self.rows, self.gains,
@@ -130,7 +131,7 @@ def _batches(
     pool: Pool, start: Scores, scale: np.ndarray, weights: dict[str, float], clip: bool, batch: int,
     most: np.ndarray, threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    from clipcov_pipeline.selection import kernels
+    from clipcov_pipeline.selection import kernels, notebook
 
     pairs, starts = kernels.bits(pool.pairs), pool.starts
     lasting = weights["class"] * start.class_term
@@ -138,7 +139,7 @@ def _batches(
     rows, gains = np.empty(len(pool), np.int32), np.empty(len(pool))
 
     def work(classes: np.ndarray) -> None:
-        kernels.batch_classes(
+        notebook.batch_classes(
             pairs, starts, classes, start.base, lasting, passing, scale, clip, batch, most, rows, gains
         )  # fmt: skip
 

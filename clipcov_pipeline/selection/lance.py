@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.pool import OPTIONAL_COLUMNS, Blocks, Pool, check_classes, check_similarity
+from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, check_classes, check_similarity
+from clipcov_pipeline.selection.pool import Pool
 
 _BATCH_ROWS = 16384
 # pools smaller than this lie in memory

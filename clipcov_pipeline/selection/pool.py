@@ -1,24 +1,28 @@
 """The pool of image-caption pairs that a selection method ranks: embeddings sorted by class, and columns."""
 
-import os
-import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-
-# distance of a norm from 1 that rounding to float16 explains several times over
-NORM_TOLERANCE = 1e-2
-_BLOCK_BYTES = 256 << 20
-OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
-
-
-# (pool rows [b], image embeddings [b, d], caption embeddings [b, d])
-Blocks = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+from clipcov_pipeline.selection.columns import (
+    BLOCK_BYTES,
+    NORM_TOLERANCE,
+    OPTIONAL_COLUMNS,
+    Blocks,
+    array_blocks,
+    check_classes,
+    check_column,
+    check_similarity,
+    check_uids,
+    make_rows,
+    remove_scratch,
+    sort_by_class,
+    sortable,
+)
 
 
 class Pool:
@@ -42,12 +46,12 @@ class Pool:
         self.pairs, self.order, self.starts = pairs, order, starts
         self.latent_class, self.label_similarity = latent_class, label_similarity
         self.uid = columns.get("uid")
-        self.image_hash = _sortable(columns.get("image_hash"))
-        self.caption_hash = _sortable(columns.get("caption_hash"))
+        self.image_hash = sortable(columns.get("image_hash"))
+        self.caption_hash = sortable(columns.get("caption_hash"))
         self.caption_length = columns.get("caption_length")
         self.early_similarity = columns.get("early_similarity")
         self._scratch_dir = scratch.parent if scratch else None
-        self._remove = weakref.finalize(self, _unlink, scratch) if scratch else None
+        self._remove = weakref.finalize(self, remove_scratch, scratch) if scratch else None
         self._position: np.ndarray | None = None
         self._statistics: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -100,11 +104,11 @@ class Pool:
         latent_class = check_classes(latent_class, n, n_classes)
         labels = check_similarity(np.zeros(n) if label_similarity is None else label_similarity, n)
         columns = {
-            "uid": None if uid is None else _uids(uid, n),
-            "image_hash": _column("image_hash", image_hash, n),
-            "caption_hash": _column("caption_hash", caption_hash, n),
-            "caption_length": _column("caption_length", caption_length, n),
-            "early_similarity": _column("early_similarity", early_similarity, n),
+            "uid": None if uid is None else check_uids(uid, n),
+            "image_hash": check_column("image_hash", image_hash, n),
+            "caption_hash": check_column("caption_hash", caption_hash, n),
+            "caption_length": check_column("caption_length", caption_length, n),
+            "early_similarity": check_column("early_similarity", early_similarity, n),
         }
         half = image_embedding.dtype == np.float16 and text_embedding.dtype == np.float16
         dtype = np.float16 if half else np.float32
@@ -293,7 +297,7 @@ class Pool:
     def _copy(self, rows: np.ndarray, latent_class: np.ndarray, label_similarity: np.ndarray) -> "Pool":
         names = ("uid", *OPTIONAL_COLUMNS)
         columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in names}
-        step = max(1, _BLOCK_BYTES // (self.pairs.shape[1] * self.pairs.itemsize))
+        step = max(1, BLOCK_BYTES // (self.pairs.shape[1] * self.pairs.itemsize))
         # read the way the rows lie, write where they go
         by = np.argsort(self.position[rows])
         parts = (by[at : at + step] for at in range(0, len(by), step))
@@ -341,110 +345,3 @@ class Pool:
             f"embedding of uid {name} (row {row}): found norms {norms[0]:.4g} (image) and {norms[1]:.4g} "
             "(caption), expected 1; normalise the embeddings and drop rows with NaN, infinity or only zeros"
         )
-
-
-def sort_by_class(latent_class: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Stable order by class (int64 [N]) and where each class begins (int64 [K+1])."""
-    starts = np.zeros(int(latent_class.max()) + 2, np.int64)
-    np.cumsum(np.bincount(latent_class, minlength=len(starts) - 1), out=starts[1:])
-    return np.argsort(latent_class, kind="stable"), starts
-
-
-def make_rows(
-    shape: tuple[int, int], dtype: Any, scratch_dir: str | Path | None
-) -> tuple[np.ndarray, Path | None]:
-    """Room for the sorted rows: memory, or a new memory-mapped file in ``scratch_dir`` (and its path).
-
-    Raises:
-        InputError: the disk has not the room.
-    """
-    if scratch_dir is None:
-        return np.empty(shape, dtype), None
-    folder = Path(scratch_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    room = os.statvfs(folder)
-    free = room.f_bavail * room.f_frsize
-    if free < size:
-        raise InputError(
-            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, "
-            f"expected {size / 1e9:.1f} GB; choose another"
-        )
-    handle, name = tempfile.mkstemp(prefix="pool-", suffix=".rows", dir=folder)
-    os.close(handle)
-    return np.memmap(name, dtype, "w+", shape=shape), Path(name)
-
-
-def array_blocks(image: np.ndarray, text: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Two arrays (memory-mapped ones are fine) in blocks of ``_BLOCK_BYTES``, with their rows."""
-    step = max(1, _BLOCK_BYTES // (2 * image.shape[1] * image.itemsize))
-    for at in range(0, len(image), step):
-        stop = min(at + step, len(image))
-        yield np.arange(at, stop), image[at:stop], text[at:stop]
-
-
-def _sortable(values: np.ndarray | None) -> np.ndarray | None:
-    """Hashes as numbers or bytes; text and Python objects become bytes (a missing one is its own value)."""
-    if values is None or values.dtype.kind not in "OU":
-        return values
-    return np.asarray(
-        [value if isinstance(value, bytes) else str(value).encode() for value in values.tolist()]
-    )
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _column(name: str, values: Any, n: int) -> Any:
-    if values is None:
-        return None
-    values = np.asarray(values)
-    if values.shape != (n,):
-        raise InputError(f"{name}: found shape {values.shape}, expected ({n},), one value a pair")
-    return values
-
-
-def check_classes(values: Any, n: int, n_classes: int | None) -> np.ndarray:
-    """Latent classes as int32 [n].
-
-    Raises:
-        InputError: another shape, no integers, below 0, or not below ``n_classes``.
-    """
-    values = _column("latent_class", values, n)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise InputError(f"latent_class: found {values.dtype}, expected integers")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or (n_classes is not None and high >= n_classes):
-        wrong, limit = (low if low < 0 else high), ("" if n_classes is None else f" to {n_classes - 1}")
-        raise InputError(
-            f"latent_class: found {wrong}, expected 0{limit or ' or more'}, a place in the class list"
-        )
-    if high >= 2**31 - 1:
-        raise InputError(f"latent_class: found {high}, expected less than {2**31 - 1}")
-    return np.ascontiguousarray(values, np.int32)
-
-
-def check_similarity(values: Any, n: int) -> np.ndarray:
-    """Label similarities as float32 [n].
-
-    Raises:
-        InputError: another shape, or a value that is not finite.
-    """
-    values = np.ascontiguousarray(_column("label_similarity", values, n), np.float32)
-    if not np.isfinite(values).all():
-        bad = int(np.argmin(np.isfinite(values)))
-        raise InputError(f"label_similarity: found {values[bad]} at row {bad}, expected finite numbers")
-    return values
-
-
-def _uids(values: Any, n: int) -> np.ndarray:
-    uid: Any = np.asarray(values)
-    if uid.dtype.kind != "S":
-        uid = np.char.encode(uid.astype(str), "utf-8")
-    uid = _column("uid", uid, n)
-    ordered = np.sort(uid)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
-    if repeated:
-        raise InputError(f"uid: found {repeated[0].decode()!r} more than once, expected distinct uids")
-    return uid

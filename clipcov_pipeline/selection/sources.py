@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.lance import scratch_folder
-from clipcov_pipeline.selection.pool import (
+from clipcov_pipeline.selection.columns import (
     NORM_TOLERANCE,
     OPTIONAL_COLUMNS,
     Blocks,
-    Pool,
     array_blocks,
     check_classes,
     check_similarity,
 )
+from clipcov_pipeline.selection.lance import scratch_folder
+from clipcov_pipeline.selection.pool import Pool
 
 _BATCH_ROWS = 16384
 _LABELS = ("latent_class", "label_similarity")
@@ -134,7 +134,7 @@ def _from_table(
 
 def _labelled(pool: Pool, labelling: Labelling) -> Pool:
     """The pool with zero-shot or cluster classes, where one of these is asked for."""
-    from clipcov_pipeline.latent_classes import cluster_labels, zero_shot_labels
+    from clipcov_pipeline.selection.latent_classes import cluster_labels, zero_shot_labels
 
     # the pool is one class here, so its rows lie in pool order
     image, text = pool.pairs[:, : pool.dim], pool.pairs[:, pool.dim :]

@@ -1,0 +1,1 @@
+"""What brings the graph up to date: commands, runs, processes, the interfaces."""

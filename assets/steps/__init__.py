@@ -1,0 +1,1 @@
+"""What the stage files share: how entries are built, and what Dagster shows of them."""

@@ -1,0 +1,140 @@
+"""Runs one open_clip_train training in a process of its own through Dagster Pipes."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.training.server import TrainServer
+from assets.training.worker import SPEC_VARIABLE
+from clipcov_pipeline.experiment.config.training import Training
+from clipcov_pipeline.training.command import command, shard_list, warnings
+from clipcov_pipeline.training.parent import PARENT_VARIABLE
+from clipcov_pipeline.training.spec import RECORD, TrainSpec, to_json
+
+RUN = "run"  # the training's own folder below its scratch folder
+
+LOG_TAIL = 2000  # characters of the training's own output that a failure shows
+
+SERVER = TrainServer()
+
+
+class LogsOnly:
+    """The step's context for a Pipes session that carries logs only.
+
+    Pipes holds an asset to yield what the session reports, one result for all partitions of the run; our
+    stages yield an event a partition themselves (see ``materialize``): the session is opened as an op's.
+    """
+
+    has_assets_def = False
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+
+    @property
+    def run_id(self) -> str:
+        """The asset context's own ``run_id`` is deprecated."""
+        return self._context.run.run_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def train_spec(
+    settings: Training,
+    *,
+    model: str,
+    pretrained: str | None,
+    seed: int,
+    tars: list[Path],
+    n_samples: int,
+    scratch: Path,
+    validation: tuple[list[Path], int] = ([], 0),
+    keep_early: bool = False,
+) -> TrainSpec:
+    """Return the training run that the configuration asks for, on these tars.
+
+    ``validation``: tars of held-out pairs for the retrieval curve, and how many pairs they hold.
+    """
+    val_tars, val_samples = validation
+    return TrainSpec(
+        model=model,
+        pretrained=pretrained,
+        train_data=shard_list(tars),
+        n_samples=n_samples,
+        batch_size=settings.batch_size,
+        accum_freq=settings.accum_freq,
+        grad_checkpointing=settings.grad_checkpointing,
+        lr=settings.lr,
+        wd=settings.wd,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        eps=settings.eps,
+        warmup=settings.warmup,
+        lr_scheduler=settings.lr_scheduler,
+        precision=settings.precision,
+        workers=settings.workers,
+        seed=seed,
+        device=settings.device,
+        samples_seen=settings.samples_seen,
+        epochs=settings.epochs,
+        num_checkpoints=settings.num_checkpoints,
+        aug_cfg=settings.aug_cfg.semantic() if settings.aug_cfg is not None else None,
+        val_data=shard_list(val_tars) if val_tars else None,
+        val_samples=val_samples,
+        keep_early=keep_early,
+        log_dir=str(scratch),
+        name=RUN,
+    )
+
+
+def train(
+    context: dg.AssetExecutionContext,
+    pipes: dg.PipesSubprocessClient,
+    spec: TrainSpec,
+    out_dir: Path,
+    *,
+    arm: str,
+    gpus: int,
+    mlflow: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Train and write the checkpoint and its record to ``out_dir``; return the record.
+
+    ``arm`` names the training in its progress lines; ``mlflow`` holds ``tracking_uri`` and ``run_id`` for
+    live metrics.
+
+    Raises:
+        dagster.Failure: the training failed; its last lines are in the message.
+    """
+    for warning in warnings(spec, gpus):
+        context.log.warning(warning)
+    log = Path(spec.log_dir) / "worker.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    run = Path(spec.log_dir) / "training_run.json"
+    run.write_text(to_json(spec))
+    extras = {"out_dir": str(out_dir), "log": str(log), "arm": arm, "mlflow": dict(mlflow or {})}
+    env = {SPEC_VARIABLE: str(run), PARENT_VARIABLE: str(os.getpid())}
+    argv = command(spec, gpus, "assets.training.worker")  # refuses what cannot be run
+    try:
+        if gpus == 1:
+            _train_in_one_process(context, extras, env)
+        else:
+            pipes.run(context=LogsOnly(context), command=argv, extras=extras, env=env)  # type: ignore[arg-type]
+    except Exception as error:
+        tail = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else "no output"
+        raise dg.Failure(f"training failed ({error}); the end of {log}:\n{tail}") from error
+    return json.loads((out_dir / RECORD).read_text())
+
+
+def _train_in_one_process(
+    context: dg.AssetExecutionContext, extras: dict[str, Any], env: Mapping[str, str]
+) -> None:
+    """Run a training that needs no torchrun in a process that the train server forks."""
+    injector, reader = dg.PipesEnvContextInjector(), dg.PipesTempFileMessageReader()
+    with dg.open_pipes_session(LogsOnly(context), injector, reader, extras=extras) as session:  # type: ignore[arg-type]
+        code = SERVER.train({**os.environ, **session.get_bootstrap_env_vars(), **env})
+    if code:
+        raise RuntimeError(f"its process ended with code {code}")

@@ -1,0 +1,1 @@
+"""From a checkpoint to scores, by CLIP_benchmark's names."""

@@ -1,0 +1,227 @@
+"""Scores of a checkpoint on image-caption pairs, defined and recorded as CLIP_benchmark does.
+
+Everything is counted so that a tie never helps: a wrong answer as similar as the right one ranks before it,
+where CLIP_benchmark's `topk` leaves the order of ties to chance. A collapsed model, which embeds all alike,
+thus scores 0. A row of NaN (a model that diverged) is a miss and stays in the denominator.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.evaluation.metrics import (
+    record,
+    retrieval_chance_level,
+    retrieval_recall,
+    zero_shot_chance_level,
+    zero_shot_metrics,
+)
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
+from clipcov_pipeline.proxy.prompts import class_embeddings
+
+
+class PairEncoder(Protocol):
+    """What evaluation needs of a model; `embed.Encoder` is one. Rows are float32 [n, d], unit norm or NaN."""
+
+    def encode_images(
+        self, images: Iterable[Any], progress: Callable[[int], None] | None = None
+    ) -> np.ndarray: ...
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """The readable pairs of an evaluation set, embedded.
+
+    uids, captions, image_sha256, shards and keys [n]; image_embedding and text_embedding float32 [n, d], unit
+    rows or NaN.
+    n_damaged: pairs of the set that cannot be read and are in no denominator.
+    """
+
+    uids: list[str]
+    captions: list[str]
+    image_sha256: list[str]
+    image_embedding: np.ndarray
+    text_embedding: np.ndarray
+    n_damaged: int
+    shards: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def n_without_embedding(self) -> int:
+        """Pairs that the model gives no finite embedding: counted as misses."""
+        bad = np.isnan(self.image_embedding).any(axis=1) | np.isnan(self.text_embedding).any(axis=1)
+        return int(bad.sum())
+
+
+def embed_pairs(
+    encoder: PairEncoder,
+    shards: Sequence[Shard],
+    manifest: pl.DataFrame,
+    *,
+    storage_options: dict | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> EmbeddedPairs:
+    """Embed the `ok` pairs of a manifest: `read_shard`'s, of one or several shards, whole or filtered.
+
+    `progress` is handed to the encoder. Raises InputError where no pair is readable, or a shard no longer
+    holds what the manifest says.
+    """
+    good = manifest.filter(pl.col("status") == SampleStatus.ok)
+    if good.is_empty():
+        raise InputError(
+            f"evaluation set: none of its {manifest.height} pairs is readable; see the manifest for reasons"
+        )
+    # the manifest is in each tar's order, so the images come in the order of its rows once shards are grouped
+    parts = {name: rows for (name,), rows in good.partition_by("shard", as_dict=True).items()}
+    by_shard = {shard.name: parts[shard.name] for shard in shards if shard.name in parts}
+    if sum(rows.height for rows in by_shard.values()) != good.height:
+        absent = sorted(set(good["shard"]) - {shard.name for shard in shards})
+        raise InputError(f"evaluation set: shard {absent[0]} of the manifest is gone; read the shards again")
+
+    def images() -> Iterator[bytes]:
+        for shard in shards:
+            if shard.name not in by_shard:
+                continue
+            expected = by_shard[shard.name]["key"].to_list()
+            n_read = 0
+            for sample, key in zip(
+                iter_samples(shard, set(expected), storage_options), expected, strict=False
+            ):
+                if sample.key != key:
+                    break
+                n_read += 1
+                yield sample.image
+            if n_read != len(expected):
+                raise InputError(
+                    f"evaluation set: shard {shard.name} no longer holds sample {expected[n_read]!r}; "
+                    "it changed: read the shards again"
+                )
+
+    rows = pl.concat(by_shard.values())
+    captions = rows["caption"].to_list()
+    return EmbeddedPairs(
+        uids=rows["uid"].to_list(),
+        captions=captions,
+        image_sha256=rows["image_sha256"].to_list(),
+        image_embedding=encoder.encode_images(images(), progress),
+        text_embedding=encoder.encode_texts(captions),
+        n_damaged=manifest.height - good.height,
+        shards=rows["shard"].to_list(),
+        keys=rows["key"].to_list(),
+    )
+
+
+def evaluate_shards(
+    encoder: PairEncoder,
+    shards: Sequence[Shard],
+    manifest: pl.DataFrame,
+    *,
+    dataset: str,
+    model: str,
+    pretrained: str,
+    tasks: Sequence[str] = ("retrieval",),
+    templates: Sequence[str] = ("{}",),
+    ks: Sequence[int] = (1, 5, 10),
+    unique: bool = False,
+    storage_options: dict | None = None,
+    progress: Callable[[int], None] | None = None,
+    on_pairs: Callable[[EmbeddedPairs], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
+
+    Every image is read and embedded once; `on_pairs` is given the embedded pairs. tasks: `retrieval`,
+    `zeroshot_names`. Other arguments as `embed_pairs`, `evaluate_retrieval` and `evaluate_names`, which also
+    say what is raised.
+    """
+    pairs = embed_pairs(encoder, shards, manifest, storage_options=storage_options, progress=progress)
+    if on_pairs is not None:
+        on_pairs(pairs)
+    named = {"dataset": dataset, "model": model, "pretrained": pretrained}
+    return [
+        evaluate_retrieval(pairs, **named, ks=ks, unique=unique)
+        if task == "retrieval"
+        else evaluate_names(encoder, pairs, **named, templates=templates)
+        for task in tasks
+    ]
+
+
+def evaluate_retrieval(
+    pairs: EmbeddedPairs,
+    *,
+    dataset: str,
+    model: str,
+    pretrained: str,
+    ks: Sequence[int] = (1, 5, 10),
+    unique: bool = False,
+) -> dict[str, Any]:
+    """Record of the retrieval recalls over all pairs, one caption an image, with the chance level beside.
+
+    unique: leave out each pair whose caption or image file came before in the set: in a pool with boilerplate
+    captions most queries have no single right answer. `n_samples` is the denominator, `n_left_out` the rest.
+    """
+    rows = _first_of_each(pairs) if unique else np.arange(len(pairs.captions))
+    own = np.arange(len(rows))
+    return record(
+        dataset,
+        "zeroshot_retrieval",
+        model,
+        pretrained,
+        retrieval_recall(pairs.image_embedding[rows], pairs.text_embedding[rows], own, ks),
+        len(rows),
+        chance=retrieval_chance_level(own, len(rows), ks),
+        n_left_out=len(pairs.captions) - len(rows),
+        n_damaged=pairs.n_damaged,
+        n_without_embedding=pairs.n_without_embedding,
+    )
+
+
+def evaluate_names(
+    encoder: PairEncoder,
+    pairs: EmbeddedPairs,
+    *,
+    dataset: str,
+    model: str,
+    pretrained: str,
+    templates: Sequence[str] = ("{}",),
+) -> dict[str, Any]:
+    """Record of zero-shot classification of the images over the set's own captions as class names.
+
+    A name that several images share is one class, the target of each of them; `n_classes` counts the distinct
+    names. templates: prompt templates with `{}`; a class's embedding is the normalised mean over them.
+    """
+    names = list(dict.fromkeys(pairs.captions))
+    class_of = {name: index for index, name in enumerate(names)}
+    targets = np.array([class_of[caption] for caption in pairs.captions])
+    metrics = zero_shot_metrics(pairs.image_embedding, class_embeddings(encoder, names, templates), targets)
+    return record(
+        dataset,
+        "zeroshot_classification",
+        model,
+        pretrained,
+        metrics,
+        len(targets),
+        chance=zero_shot_chance_level(len(names)),
+        n_classes=len(names),
+        n_damaged=pairs.n_damaged,
+        n_without_embedding=pairs.n_without_embedding,
+    )
+
+
+def _first_of_each(pairs: EmbeddedPairs) -> np.ndarray:
+    """Rows whose caption and image file are both new."""
+    captions: set[str] = set()
+    images: set[str] = set()
+    rows = []
+    for row, (caption, image) in enumerate(zip(pairs.captions, pairs.image_sha256, strict=True)):
+        if caption not in captions and image not in images:
+            rows.append(row)
+        captions.add(caption)
+        images.add(image)
+    return np.array(rows)

@@ -1,0 +1,289 @@
+"""Failure signatures: figures that a stage has recorded, held against the bounds of the YAML.
+
+A check is a pure function of an entry's recorded statistics and of its bound (`diagnostics.checks`), so that
+a changed bound re-evaluates the check and builds nothing. A failed check of severity ``error`` keeps what
+reads the entry, and all that follows from it, from being built (:func:`stands_against`; the plan says so).
+Dagster and the terminal show the same outcomes.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from clipcov_pipeline.experiment.config.diagnostics import Bound
+from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.store import Record, node_name
+
+if TYPE_CHECKING:
+    pass
+
+Stats = Mapping[str, Any]
+
+
+class Figure(NamedTuple):
+    """What a check looks at: a number, or None where it is not defined, and what it says in words."""
+
+    value: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One failure signature of a stage; ``name`` is its key in ``diagnostics.checks``."""
+
+    asset: str
+    name: str
+    good: Literal["at most", "at least"]
+    figure: Callable[[Stats], Figure]
+    description: str
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """A check's verdict on one entry.
+
+    Attributes:
+        asset, partition: the stage and the entry's partition (``_`` where the stage has none).
+        severity: ``warn``, or ``error``: nothing is built from it.
+        passed: whether the figure is within its bound; True as well where it is not defined.
+        value: the figure, None where it is not defined; NaN (a loss that diverged) never passes.
+        threshold: the bound; good: on which side of it the figure has to be.
+        text: one line with figure and bound, or "not defined, because ...".
+    """
+
+    asset: str
+    partition: str
+    name: str
+    severity: Literal["warn", "error"]
+    passed: bool
+    value: float | None
+    threshold: float
+    good: Literal["at most", "at least"]
+    text: str
+
+    @property
+    def entry(self) -> str:
+        """``STAGE/PARTITION``."""
+        return node_name(self.asset, self.partition)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it keeps what follows from being built."""
+        return not self.passed and self.severity == "error"
+
+
+def evaluate_checks(
+    config: Config, records: Iterable[Record], stages: Collection[str] = ()
+) -> list[CheckOutcome]:
+    """Return the outcome of every check on these entries, in their order.
+
+    Args:
+        stages: look at these stages only; all when empty.
+    """
+    return [
+        _outcome(check, getattr(config.diagnostics.checks, check.name), record)
+        for record in records
+        if not stages or record.stage in stages
+        if "@" not in record.partition or record.stage == "scores"  # a subset's overlap has no check
+        for check in checks_of(record.stage)
+    ]
+
+
+def stands_against(config: Config, record: Record) -> tuple[str, ...]:
+    """Return why nothing may be built from an entry: its failed checks of severity ``error``, in words."""
+    return tuple(
+        f"blocked by check {outcome.name} of {outcome.entry}: {outcome.text}; mend the cause, or change"
+        f" diagnostics.checks.{outcome.name}"
+        for outcome in evaluate_checks(config, [record])
+        if outcome.blocks
+    )
+
+
+def checks_of(asset: str) -> list[Check]:
+    """Return a stage's checks."""
+    return [check for check in CHECKS if check.asset == asset]
+
+
+def _outcome(check: Check, limit: Bound, record: Record) -> CheckOutcome:
+    try:
+        value, text = check.figure(record.stats)
+    except KeyError as missing:
+        value, text = None, _before(str(missing.args[0]))
+    if value is None:
+        return CheckOutcome(
+            check.asset, record.partition, check.name, limit.severity, True, None, limit.bound, check.good,
+            f"not defined, because {text}",
+        )  # fmt: skip
+    passed = value <= limit.bound if check.good == "at most" else value >= limit.bound  # never for NaN
+    text = f"{text}: {value:.4g}, expected {check.good} {limit.bound:g}"
+    return CheckOutcome(
+        check.asset,
+        record.partition,
+        check.name,
+        limit.severity,
+        passed,
+        value,
+        limit.bound,
+        check.good,
+        text,
+    )
+
+
+def _recorded(name: str, text: str) -> Callable[[Stats], Figure]:
+    """A figure that the stage has put among its statistics; ``NAME_undefined`` says why there is none."""
+
+    def figure(stats: Stats) -> Figure:
+        if (value := stats.get(name)) is not None:
+            return Figure(float(value), text.format_map(stats))
+        return Figure(None, str(stats.get(f"{name}_undefined") or _before(name)))
+
+    return figure
+
+
+def _before(name: str) -> str:
+    return f"the entry was built before {name} was recorded: materialize it again"
+
+
+def _bad_samples(stats: Stats) -> Figure:
+    if stats["quarantined"]:
+        return Figure(1.0, f"the shard is quarantined ({stats['quarantined']}), share of bad samples")
+    if not stats["samples"]:
+        return Figure(None, "the shard holds no sample")
+    bad, samples = stats["kept_aside"], stats["samples"]
+    return Figure(bad / samples, f"share of bad samples ({bad:,} of {samples:,})")
+
+
+def _refused(stats: Stats) -> Figure:
+    total = stats["rows"] + stats["refused"]
+    if not total:
+        return Figure(None, "the shard has no good sample")
+    return Figure(
+        stats["refused"] / total, f"share of embeddings refused ({stats['refused']:,} of {total:,})"
+    )
+
+
+def _largest_class(stats: Stats) -> Figure:
+    return Figure(stats["largest_class"] / stats["pool"], "share of the pool in the largest latent class")
+
+
+def _alignment(stats: Stats) -> Figure:
+    figure = _recorded("alignment", "alignment of the cross-covariance with the pool's")(stats)
+    if figure.value is None or stats.get("alignment_of_random") is None:
+        return figure
+    return Figure(figure.value, f"{figure.text} (random subsets {stats['alignment_of_random']:.4g})")
+
+
+def _duplicates(stats: Stats) -> Figure:
+    kinds = {"duplicate_images": "exactly", "near_duplicate_images": "nearly"}
+    found = {words: stats[name] for name, words in kinds.items() if name in stats}
+    if not found:
+        return Figure(None, _before("near_duplicate_images"))
+    words = max(found, key=lambda kind: found[kind])
+    return Figure(found[words], f"share of samples that repeat an image of the subset {words}")
+
+
+def _loss(stats: Stats) -> Figure:
+    first, last = (math.nan if stats[name] is None else stats[name] for name in ("first_loss", "last_loss"))
+    if first == 0:
+        return Figure(None, "the first loss is 0")
+    return Figure(last / first, f"ratio of the last loss ({last:.4g}) to the first ({first:.4g})")
+
+
+def _above_chance(stats: Stats) -> Figure:
+    """The metric that is furthest below chance; the noise is a binomial's at chance level."""
+    chance, n = stats.get("chance"), stats.get("n_scored")
+    if chance is None or n is None:
+        return Figure(None, _before("chance"))
+    scores = {
+        metric: (stats[metric] - level) / math.sqrt(level * (1 - level) / n[metric])
+        for metric, level in chance.items()
+        if 0 < level < 1 and n[metric]
+    }
+    if not scores:
+        return Figure(None, "chance level is 0 or 1 for every metric")
+    worst = min(scores, key=lambda metric: scores[metric])
+    return Figure(
+        scores[worst],
+        f"standard errors above chance of {worst} ({stats[worst]:.4g}, chance {chance[worst]:.4g})",
+    )
+
+
+CHECKS = (
+    Check(
+        "raw_shards", "bad_samples", "at most", _bad_samples, "Share of a shard's samples that is kept aside."
+    ),
+    Check(
+        "embeddings",
+        "refused_embeddings",
+        "at most",
+        _refused,
+        "Share of a shard's samples whose embedding has no norm or is not finite.",
+    ),
+    Check(
+        "embeddings",
+        "unit_norm",
+        "at most",
+        _recorded("norm_error", "largest distance of an embedding's norm from 1"),
+        "Stored embeddings have unit norm, as every similarity assumes.",
+    ),
+    Check(
+        "embeddings",
+        "matched_pairs",
+        "at least",
+        _recorded(
+            "matched_lead",
+            "lead of matched pairs (cosine {matched_cosine:.3f}) over shuffled ones"
+            " ({shuffled_cosine:.3f}) in standard errors",
+        ),
+        "An image is nearer to its own caption than to another: else the proxy is broken.",
+    ),
+    Check(
+        "pseudo_labels",
+        "largest_class",
+        "at most",
+        _largest_class,
+        "No latent class takes most of the pool.",
+    ),
+    Check(
+        "pseudo_labels",
+        "mean_margin",
+        "at least",
+        _recorded("mean_margin", "mean lead of a sample's class over the next best"),
+        "Samples have a class of their own: near 0 the classes tell nothing apart.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "alignment",
+        "at least",
+        _alignment,
+        "The subset's cross-covariance of images and captions points where the pool's does.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "dominant_term",
+        "at most",
+        _recorded("dominant_share", "share of the term {dominant_term} in the sum of the terms"),
+        "No term of the objective outweighs all others.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "empty_class",
+        "at most",
+        _recorded("largest_empty_class", "pool members of the largest latent class left empty"),
+        "No latent class of some size is lost.",
+    ),
+    Check(
+        "subset_diagnostics",
+        "duplicates",
+        "at most",
+        _duplicates,
+        "Few samples repeat an image that the subset has already.",
+    ),
+    Check(
+        "checkpoints", "loss", "at most", _loss, "The loss is finite and lower at the end than at the start."
+    ),
+    Check(
+        "scores", "above_chance", "at least", _above_chance, "No metric is below chance by more than noise."
+    ),
+)

@@ -1,0 +1,1 @@
+"""The YAML: one file a section, checked before anything runs."""

@@ -1,0 +1,236 @@
+"""Checks everything stored against its record: fingerprints, files, digests, LanceDB rows and tags."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, fingerprint_from
+from clipcov_pipeline.experiment.index import POOL, Index
+from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.stages import GALLERY, OVERLAP
+from clipcov_pipeline.experiment.store import Record, node_name
+from clipcov_pipeline.pool.columns import keys_by_shard
+from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
+from clipcov_pipeline.selection import budget_count
+from clipcov_pipeline.subsets.files import (
+    whole_pool,
+    write_datacomp_npy,
+    write_subset_parquet,
+    write_subset_tars,
+)
+from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
+
+
+@dataclass
+class Report:
+    """What was checked, and what is wrong: (the entry, in words)."""
+
+    checked: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[Record, str]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return a line a problem, each of which names its entry."""
+        return [f"{record.name} {record.fingerprint[:12]}: {text}" for record, text in self.problems]
+
+
+def verify(project: Project, *, deep: bool = False) -> Report:
+    """Recompute all that can be recomputed; changes nothing.
+
+    deep: also cut every subset of the current plan from its ranking again and compare the bytes.
+    """
+    report = Report()
+    records = list(project.store.records())
+    index = Index(records)
+    current = {step.node.name: step.record for step in project.plan().steps if step.status is Status.CURRENT}
+    standing = [record for record in records if current.get(record.name) == record]
+    for record in records:
+        report.checked["entries"] += 1
+        report.checked["files"] += len(record.files)
+    rows_problems = _rows_problems(project, standing, report)
+    for record in records:
+        problems = [*_entry_problems(project, record)]
+        if current.get(record.name) == record:
+            problems += index.missing_inputs(record)
+            problems += rows_problems.get(record.name, [])
+        problems += _pin_problems(project, record, report)
+        report.problems += [(record, text) for text in problems]
+    if deep:
+        for record in current.values():
+            if record is not None and record.stage == "subsets":
+                report.checked["subsets cut again"] += 1
+                report.problems += [(record, text) for text in _rebuilt_problems(project, record, index)]
+    return report
+
+
+def _entry_problems(project: Project, record: Record) -> Iterator[str]:
+    recomputed = fingerprint_from(
+        stage=record.stage,
+        code_version=record.code_version,
+        params=record.params,
+        sources=record.sources,
+        inputs=record.inputs,
+    )
+    if recomputed != record.fingerprint:
+        yield f"its contents have fingerprint {recomputed[:12]}, expected {record.fingerprint[:12]}"
+    yield from project.store.damage(record)
+    for output, digest in derived_digests(record).items():
+        found = record.digests.get(output, "none")
+        if found != digest:
+            yield f"digest of {output} is {found[:12]}, expected {digest[:12]} by its files"
+
+
+def derived_digests(record: Record) -> Mapping[str, str]:
+    """Return the output digests that follow from a record's files, as the stages make them."""
+    derive = _DERIVED.get(record.stage)
+    return derive(record) if derive else {}
+
+
+def _file(output: str, name: str) -> Callable[[Record], dict[str, str]]:
+    return lambda record: {output: record.files[name]} if name in record.files else {}
+
+
+def _labels(record: Record) -> dict[str, str]:
+    files = {name: record.files[f"{name}.parquet"] for name in ("labels", "holdout")}
+    return {**files, "pool": digest_of(dict(record.inputs))}
+
+
+def _subset(record: Record) -> dict[str, str]:
+    tars = [digest for name, digest in sorted(record.files.items()) if name.endswith(".tar")]
+    return {"samples": digest_of(tars), "subset": record.files["subset.parquet"]}
+
+
+def _diagnostics(record: Record) -> dict[str, str]:
+    names = ("table", OVERLAP)
+    return {name: record.files[f"{name}.parquet"] for name in names if f"{name}.parquet" in record.files}
+
+
+def _scores(record: Record) -> dict[str, str]:
+    names = [name for name in ("scores", "neighbours") if f"{name}.json" in record.files]
+    return {name: record.files[f"{name}.json"] for name in names}
+
+
+_DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
+    "raw_shards": lambda r: {"manifest": digest_of([r.files["manifest.parquet"], r.stats["sha256"]])},
+    "proxy_model": lambda r: {**_file("weights", CHECKPOINT)(r), **_file("early", EARLY_CHECKPOINT)(r)},
+    "early_similarities": _file("similarities", "similarities.parquet"),
+    "pseudo_labels": _labels,
+    "rankings": _file("ranking", "ranking.parquet"),
+    "subsets": _subset,
+    "pool_map": _file("map", "map.parquet"),
+    "subset_diagnostics": _diagnostics,
+    "checkpoints": _file("weights", CHECKPOINT),
+    "subset_galleries": _file("gallery", GALLERY),
+    "scores": _scores,
+    "checkpoint_galleries": _file("gallery", GALLERY),
+    "report": _file("report", "report.html"),
+    "leaderboard": _file("scores", "scores.parquet"),
+}
+
+
+def _rows_problems(project: Project, records: list[Record], report: Report) -> dict[str, list[str]]:
+    """Compare the rows of every shard with their digest; what is wrong, by the entry's name.
+
+    The version in use is read, once for all shards. Only a shard whose rows are not right there is looked up
+    in the version that it was written in, too: no version changes, so right rows are still those.
+    """
+    by_table: dict[str, list[Record]] = {}
+    for record in records:
+        if record.stage == "embeddings":
+            by_table.setdefault(record.stats["table"], []).append(record)
+    problems: dict[str, list[str]] = {}
+    for name, written in by_table.items():
+        try:
+            table = project.vectors.open(name)
+        except InputError as error:
+            problems |= {record.name: [str(error)] for record in written}
+            continue
+        latest, kept = table.version, {version["version"] for version in table.list_versions()}
+        sizes = {record.partition: record.stats["rows"] for record in written}
+        digests = project.vectors.digests(name, latest, sizes)
+        for record in written:
+            rows, found = digests[record.partition]
+            report.checked["LanceDB rows"] += rows
+            if found != record.digests["rows"]:
+                earlier = {record.stats["version"]} & (kept - {latest})
+                problems[record.name] = list(_wrong_rows(project, record, {*earlier, latest}))
+    return problems
+
+
+def _wrong_rows(project: Project, record: Record, versions: set[int]) -> Iterator[str]:
+    table, expected = record.stats["table"], record.digests["rows"]
+    for version in sorted(versions):
+        rows = project.vectors.shard_rows(table, record.partition, version)
+        if (found := digest_of_rows(rows)) != expected:
+            yield (
+                f"{rows.num_rows} rows in version {version} of {table} have digest {found[:12]},"
+                f" expected {expected[:12]}"
+            )
+
+
+def _pin_problems(project: Project, record: Record, report: Report) -> Iterator[str]:
+    if record.stage != "pseudo_labels":
+        return
+    table, version, tag = record.stats["table"], record.stats["version"], label_tag(record.fingerprint)
+    report.checked["LanceDB tags"] += 1
+    try:
+        tags = project.vectors.open(table).tags.list()
+        project.vectors.open(table, version)
+    except InputError as error:
+        yield str(error)
+        return
+    found = tags[tag]["version"] if tag in tags else "none"
+    if found != version:
+        yield f"tag {tag} of {table} is on version {found}, expected {version}"
+
+
+def _rebuilt_problems(project: Project, record: Record, index: Index) -> list[str]:
+    scratch = project.scratch / f"verify-{record.fingerprint[:16]}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _cut_again(project, record, index, scratch)
+        return [
+            f"cut again, {name} has sha256 {found[:12]}, expected {expected[:12]}"
+            for name, expected in record.files.items()
+            if (found := _digest_or_none(scratch / name)) != expected
+        ]
+    except (InputError, OSError) as error:
+        return [f"cannot be cut again: {error}"]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest_or_none(path: Path) -> str:
+    return digest_of_file(path) if path.is_file() else "none"
+
+
+def _cut_again(project: Project, record: Record, index: Index, folder: Path) -> None:
+    """Write a subset's files from its ranking and the shards, as the stage does."""
+    sources = index.sources(record)
+    ranked = next((name for name in sources if name.startswith("rankings/")), None)
+    pool, ranking = sources[POOL], sources[ranked] if ranked else None
+    if pool is None or (ranked and ranking is None):
+        raise InputError(f"what {node_name(record.stage, record.partition)} was cut from is not in the store")
+    labels = pl.read_parquet(project.store.folder(pool) / "labels.parquet")
+    settings = record.params["select"]
+    if ranking is None:
+        subset = whole_pool(labels)
+    else:
+        frame = pl.read_parquet(project.store.folder(ranking) / "ranking.parquet")
+        subset = frame.head(budget_count(settings["fraction"], labels.height))
+    write_subset_parquet(folder / "subset.parquet", subset)
+    write_datacomp_npy(folder / "subset.npy", subset["uid"].to_list())
+    write_subset_tars(
+        list(project.shards.values()),
+        keys_by_shard(labels.filter(pl.col("uid").is_in(subset["uid"].implode()))),
+        folder / "shards",
+        samples_per_shard=settings["samples_per_shard"],
+        # how many it was spread over follows from knobs of the training
+        min_shards=sum(name.endswith(".tar") for name in record.files),
+        storage_options=dict(project.config.shards.storage_options),
+    )

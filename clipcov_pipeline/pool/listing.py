@@ -1,0 +1,240 @@
+"""Finds shards in a folder, by a brace pattern or at an fsspec URL; a token tells whether one has changed."""
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clipcov_pipeline.errors import InputError
+
+_CHANGE_TOKENS = (
+    ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "generation"),
+    ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modified", "created"),
+)
+
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+
+_PARALLEL_LOOKUPS = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a pool.
+
+    name: partition key, unique in the pool, of `[A-Za-z0-9._-]`: the path below the source's root without
+    `.tar`, with `/` written as `__`. url: local path or fsspec URL. version: a token from the file system's
+    listing that changes when the file does (size and time of change, or the store's ETag); not a digest.
+    """
+
+    name: str
+    url: str
+    version: str
+
+
+def scan(source: str, storage_options: dict | None = None, *, settle_seconds: float = 0) -> list[Shard]:
+    """The shards of a source, sorted by name.
+
+    source: a folder (searched through all its levels), one tar, or a brace pattern
+    (`pool/{00000..00012}.tar`), each a local path or an fsspec URL. Hidden names and names that end in
+    `.part` or `.tmp` are left out. A local shard changed less than `settle_seconds` ago may still be being
+    written: it is left for the next scan.
+
+    Raises InputError: nothing there, no `.tar` in the folder, a pattern that names absent shards, an unknown
+    protocol or one whose driver is not installed, two shards that would get one name.
+    """
+    filesystem, path = _filesystem(source, storage_options)
+    filesystem.invalidate_cache()  # fsspec keeps listings for the life of the process
+    with _remote_errors(source, filesystem):
+        if _is_pattern(filesystem, source, path):
+            root, entries = _list_pattern(filesystem, source)
+        else:
+            root, entries = _list(filesystem, source, path)
+    shards: dict[str, Shard] = {}
+    for path, info in sorted(entries.items()):
+        name = _shard_name(path.removeprefix(root).lstrip("/"))
+        shard = _shard(filesystem, name, path, info, settle_seconds)
+        if shard is None:
+            continue
+        if name in shards:
+            raise InputError(
+                f"data source {source}: {shards[name].url} and {shard.url} both get the shard name "
+                f"{name!r}; rename one of them"
+            )
+        shards[name] = shard
+    return [shards[name] for name in sorted(shards)]
+
+
+def _filesystem(source: str, storage_options: dict | None) -> tuple[Any, str]:
+    """(fsspec file system, path in it) of a source."""
+    from fsspec.core import url_to_fs
+
+    if "::" in source:
+        raise InputError(
+            f"data source {source}: chained addresses (::) are not taken; give a folder or pattern"
+        )
+    local = "://" not in source
+    try:
+        return url_to_fs(str(Path(source).expanduser()) if local else source, **(storage_options or {}))
+    except ImportError as error:
+        raise InputError(
+            f"data source {source}: the driver for {source.split('://')[0]}:// is not installed ({error}); "
+            "install it with: pip install 'clipcov-pipeline[cloud]'"
+        ) from None
+    except ValueError as error:
+        raise InputError(
+            f"data source {source}: {error}; expected a local path or an fsspec URL such as s3://, gs://, https://"
+        ) from None
+
+
+@contextmanager
+def _remote_errors(source: str, filesystem: Any) -> Iterator[None]:
+    """Name the source where a store refuses: each has exceptions of its own for credentials and addresses."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if _is_local(filesystem):
+            raise
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"data source {source}: cannot be listed ({type(error).__name__}: {text}); "
+            "check the address, the credentials and storage_options"
+        ) from error
+
+
+def _is_local(filesystem: Any) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def _is_pattern(filesystem: Any, source: str, path: str) -> bool:
+    return "{" in source and not (_is_local(filesystem) and Path(path).exists())
+
+
+def _list_pattern(filesystem: Any, source: str) -> tuple[str, dict[str, dict]]:
+    """(root, path -> listing entry) of a brace pattern; root: the last folder before the first brace."""
+    import braceexpand
+
+    pattern = str(Path(source).expanduser()) if "://" not in source else source
+    try:
+        urls = list(dict.fromkeys(braceexpand.braceexpand(pattern)))
+    except braceexpand.UnbalancedBracesError:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(
+            f"data source {source}: braces do not match; expected a pattern such as pool/{{00000..00012}}.tar"
+        ) from None
+    root, slash, _ = pattern[: pattern.index("{")].rpartition("/")
+    root = filesystem._strip_protocol(root if slash else ".")
+    return root, _look_up(filesystem, [filesystem._strip_protocol(url) for url in urls], source)
+
+
+def _info(filesystem: Any, path: str) -> dict | None:
+    """Listing entry of one path, None where there is no such file."""
+    try:
+        return filesystem.info(path)
+    except FileNotFoundError as error:
+        # fsspec's http raises this for every failure and hangs the real one on it
+        cause = error.__cause__
+        if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+            return None
+        raise cause from None
+
+
+def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
+    """Path -> listing entry of paths that must all be there."""
+
+    with ThreadPoolExecutor(_PARALLEL_LOOKUPS) as pool:
+        entries = list(pool.map(partial(_info, filesystem), paths))
+    absent = [path for path, entry in zip(paths, entries, strict=True) if entry is None]
+    if absent:
+        raise InputError(
+            f"data source {source}: {len(absent)} of the {len(paths)} shards it names are not there, "
+            f"first {absent[0]}; mend the pattern or give the folder"
+        )
+    return {path: entry for path, entry in zip(paths, entries, strict=True) if entry is not None}
+
+
+def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]]:
+    """(root, path -> listing entry) of one tar or of a folder's tars."""
+    path = path.rstrip("/") or path
+    if path.endswith(".tar"):
+        entry = _info(filesystem, path)
+        if entry is None:
+            raise InputError(f"data source {source}: no such file; give a folder of .tar shards or a pattern")
+        if entry["type"] == "file":
+            return path.rpartition("/")[0], {path: entry}
+    try:
+        entries = filesystem.find(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = {}
+    if not entries and not filesystem.exists(path):
+        raise InputError(
+            f"data source {source}: no such folder; give a folder of .tar shards or a brace pattern"
+        )
+    found = {name: entry for name, entry in entries.items() if _is_shard(name.removeprefix(path).lstrip("/"))}
+    if not found:
+        raise InputError(
+            f"data source {source}: no .tar shard in it ({len(entries)} other files); "
+            "expected WebDataset shards in the img2dataset layout"
+        )
+    return path, found
+
+
+def _is_shard(relative: str) -> bool:
+    """Whether a path below the root names a finished shard."""
+    parts = relative.removesuffix(".tar").split("/")
+    return relative.endswith(".tar") and not any(
+        part.startswith(".") or part.endswith((".part", ".tmp")) or not part for part in parts
+    )
+
+
+def _shard_name(relative: str) -> str:
+    name = relative.removesuffix(".tar").replace("/", "__")
+    # Dagster takes "..." in a partition key for a range
+    return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]", "_", name))
+
+
+def _shard(filesystem: Any, name: str, path: str, info: dict, settle_seconds: float) -> Shard | None:
+    """The shard at a path, None where it is gone or may still be being written."""
+    if not _is_local(filesystem):
+        if info.get("size") is None:
+            info = filesystem.info(path)  # a web server's index page tells no sizes
+        return Shard(name=name, url=filesystem.unstrip_protocol(path), version=_change_token(info))
+    try:
+        stat = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    if abs(time.time() - stat.st_mtime) < settle_seconds:
+        return None
+    return Shard(name=name, url=path, version=f"{stat.st_size}-{stat.st_mtime_ns}")
+
+
+def _change_token(info: dict) -> str:
+    """Size, and the store's checksum or else its time of change."""
+    for fields in _CHANGE_TOKENS:
+        values = [info[name] for name in fields if info.get(name)]
+        if values:
+            return "-".join(str(_plain(value)) for value in (info.get("size"), *values))
+    return str(info.get("size"))
+
+
+def _plain(value: Any) -> Any:
+    """A listing gives quoted and bare ETags, times as datetime and as number; one way to write each."""
+    value = value.timestamp() if isinstance(value, datetime) else value
+    return value.strip('"') if isinstance(value, str) else round(value, 6)
+
+
+def open_shard(url: str, storage_options: dict | None) -> Any:
+    """Context manager of a file opened for reading bytes."""
+    if "://" not in url:
+        return Path(url).open("rb")
+    import fsspec
+
+    return fsspec.open(url, "rb", **(storage_options or {}))

@@ -1,0 +1,101 @@
+"""Checks every sample of a shard and writes down what was found: the manifest."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from clipcov_pipeline.pool.listing import Shard, open_shard
+from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
+from clipcov_pipeline.pool.tars import DigestReader, Group, NotATarError, map_in_order, read_groups
+
+MANIFEST_SCHEMA = {
+    "uid": pl.String,
+    "key": pl.String,
+    "shard": pl.String,
+    "caption": pl.String,
+    "width": pl.Int32,
+    "height": pl.Int32,
+    "status": pl.String,
+    "reason": pl.String,
+    "image_ext": pl.String,
+    "image_sha256": pl.String,
+}
+
+_UID = re.compile(r"[0-9a-fA-F]{32}")
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What `read_shard` found.
+
+    manifest: one row a sample, in the tar's order, columns as `MANIFEST_SCHEMA`; `status` is a
+    `SampleStatus`, `reason` is null where it is `ok`, `uid` is unique among the rows that are `ok`.
+    sha256: of the whole file, hex.
+    quarantined: why the file is not a tar at all (the manifest is then empty), else None.
+    """
+
+    manifest: pl.DataFrame
+    sha256: str
+    quarantined: str | None
+
+
+def read_shard(
+    shard: Shard,
+    *,
+    max_pixels: int,
+    storage_options: dict | None = None,
+    progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
+) -> ShardReport:
+    """Check every sample of a shard and give it a status; one pass, which also takes the file's sha256.
+
+    Every image is decoded to RGB, after its header has shown at most `max_pixels` pixels (width x height).
+    The report is a function of the file's bytes and `max_pixels` alone. `progress` is called with the number
+    of further samples done, as tqdm's `update` is. workers: threads that decode; one a core, at most 16, by
+    default. Raises OSError where the file cannot be read.
+    """
+    rows: list[dict] = []
+    seen_uids: set[str] = set()
+    quarantined = None
+    check = partial(_check, shard_name=shard.name, max_pixels=max_pixels)
+    with open_shard(shard.url, storage_options) as file, warnings.catch_warnings():
+        # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
+        warnings.simplefilter("ignore")
+        reader = DigestReader(file)
+        try:
+            for row in map_in_order(check, read_groups(reader, load=is_checked), workers):
+                if row["status"] == SampleStatus.ok:
+                    if row["uid"] in seen_uids:
+                        row["status"] = SampleStatus.duplicate_uid
+                        row["reason"] = "an earlier sample of this shard has the same uid"
+                    seen_uids.add(row["uid"])
+                rows.append(row)
+                if progress is not None:
+                    progress(1)
+        except NotATarError as error:
+            quarantined = str(error)
+        digest = reader.finish()
+    manifest = pl.DataFrame([{**row, "status": str(row["status"])} for row in rows], schema=MANIFEST_SCHEMA)
+    return ShardReport(manifest=manifest, sha256=digest, quarantined=quarantined)
+
+
+def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
+    """A sample's uid, 32 lower-case hex digits: the json's `uid` if it is one, else sha256 of `shard/key`."""
+    given = (meta or {}).get("uid")
+    if isinstance(given, str) and _UID.fullmatch(given):
+        return given.lower()
+    return hashlib.sha256(f"{shard_name}/{key}".encode()).hexdigest()[:32]
+
+
+def _check(group: Group, shard_name: str, max_pixels: int) -> dict:
+    """The manifest's row of one sample."""
+    row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
+    row.update(uid=uid_of(shard_name, group.key, group.meta()), key=group.key, shard=shard_name)
+    row["status"], row["reason"] = check_sample(group, max_pixels, row)
+    return row

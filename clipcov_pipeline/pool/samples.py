@@ -1,0 +1,185 @@
+"""One sample: is it usable, and if not, why; the samples of a shard, one after another."""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Collection, Container, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import polars as pl
+
+from clipcov_pipeline.pool.listing import Shard, open_shard
+from clipcov_pipeline.pool.tars import (
+    IMAGE_EXTENSIONS,
+    Group,
+    NotATarError,
+    StrictTarInfo,
+    iter_groups,
+    key_and_suffix,
+    why_no_tar,
+)
+
+# What may be inside a file with one of these extensions: crawlers often keep the address's extension.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+class SampleStatus(StrEnum):
+    """Why a sample is or is not usable; where several hold, the first below (after `ok`) is given."""
+
+    ok = "ok"
+    truncated = "truncated"
+    duplicate_key = "duplicate_key"
+    missing_image = "missing_image"
+    missing_caption = "missing_caption"
+    non_utf8_caption = "non_utf8_caption"
+    empty_caption = "empty_caption"
+    too_many_pixels = "too_many_pixels"
+    undecodable_image = "undecodable_image"
+    duplicate_uid = "duplicate_uid"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image-caption pair; `image` is the file as stored (not decoded), `caption` is stripped."""
+
+    key: str
+    image: bytes
+    image_ext: str
+    caption: str
+    meta: dict[str, Any] | None
+
+
+def iter_samples(
+    shard: Shard, keys: Container[str] | None, storage_options: dict | None = None
+) -> Iterator[Sample]:
+    """The samples of a shard with these keys (as in the manifest), in the tar's order, streaming.
+
+    `keys=None` gives every sample that has an image and a readable caption. Images are not decoded here: take
+    the keys from the manifest's `ok` rows. Of several samples with one key the first counts, as there.
+    Raises NotATarError for a file that is no tar.
+    """
+    for group in iter_groups(shard, keys, storage_options):
+        image, (caption, status) = group.image(), _caption(group)
+        if image is None or caption is None or status is not SampleStatus.ok:
+            continue
+        extension, data = image
+        yield Sample(key=group.key, image=data, image_ext=extension, caption=caption, meta=group.meta())
+
+
+def read_images(
+    shard: Shard, keys: Collection[str], storage_options: dict | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """(key, image as stored) of these keys, as far as the shard still holds them; for looking at a few.
+
+    Headers and these images are read, nothing else; the headers once a process. Images are not checked.
+    Raises OSError where the file cannot be read and NotATarError for a file that is no tar.
+    """
+    places = _image_places(shard.url, shard.version, json.dumps(storage_options or {}, sort_keys=True))
+    wanted = places.filter(pl.col("key").is_in(list(keys)))
+    if wanted.height:
+        with open_shard(shard.url, storage_options) as file:
+            for key, offset, size in wanted.iter_rows():
+                file.seek(offset)
+                yield key, file.read(size)
+
+
+@cache  # every gallery looks into every shard; a table takes a few dozen bytes a sample
+def _image_places(url: str, version: str, storage_options: str) -> pl.DataFrame:  # noqa: ARG001 (a changed shard has another version)
+    """key, offset and size of the image of each key's first sample, in the tar's order."""
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    current = None
+    with open_shard(url, json.loads(storage_options)) as file:
+        try:
+            tar = tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo)  # noqa: SIM115
+        except tarfile.TarError as error:
+            file.seek(0)
+            raise NotATarError(why_no_tar(file.read(8), error)) from None
+        try:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+                key, suffix = key_and_suffix(member)
+                if key is None or (key != current and key in places):
+                    continue
+                current = key
+                places.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
+        except tarfile.TarError:
+            pass  # it breaks off: what came before can be read
+    found = [
+        (key, *next(by_suffix[suffix] for suffix in IMAGE_EXTENSIONS if suffix in by_suffix))
+        for key, by_suffix in places.items()
+        if not by_suffix.keys().isdisjoint(IMAGE_EXTENSIONS)
+    ]
+    schema = {"key": pl.String, "offset": pl.Int64, "size": pl.Int64}
+    return pl.DataFrame(found, schema=schema, orient="row")
+
+
+def is_checked(_key: str, suffix: str) -> bool:
+    return suffix in IMAGE_EXTENSIONS or suffix in ("txt", "json")
+
+
+def check_sample(group: Group, max_pixels: int, row: dict) -> tuple[SampleStatus, str | None]:
+    """Status and reason; fills in the caption and what is known of the image on the way."""
+    if group.damage is not None:
+        return SampleStatus.truncated, group.damage
+    image, (caption, caption_status) = group.image(), _caption(group)
+    row["caption"] = caption
+    if image is not None:
+        row["image_ext"], row["image_sha256"] = image[0], hashlib.sha256(image[1]).hexdigest()
+    found = ", ".join(f".{suffix}" for suffix in sorted(group.suffixes))
+    if not group.first:
+        return (
+            SampleStatus.duplicate_key,
+            f"an earlier sample of this shard has the same key (here: {found}); "
+            "the members of a sample must be neighbours in the tar",
+        )
+    if image is None:
+        return SampleStatus.missing_image, f"no .jpg, .jpeg, .png or .webp member (there: {found})"
+    if caption_status is SampleStatus.missing_caption:
+        return caption_status, f"no .txt member (there: {found})"
+    if caption_status is SampleStatus.non_utf8_caption:
+        return caption_status, "the .txt member is not UTF-8"
+    if caption_status is SampleStatus.empty_caption:
+        return caption_status, "the .txt member has nothing but white space"
+    return _check_image(image[1], max_pixels, row)
+
+
+def _caption(group: Group) -> tuple[str | None, SampleStatus]:
+    data = group.get("txt")
+    if data is None:
+        return None, SampleStatus.missing_caption
+    try:
+        caption = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None, SampleStatus.non_utf8_caption
+    return (caption, SampleStatus.ok) if caption else (None, SampleStatus.empty_caption)
+
+
+def _check_image(data: bytes, max_pixels: int, row: dict) -> tuple[SampleStatus, str | None]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            row["width"], row["height"] = image.size
+            if image.width * image.height > max_pixels:
+                return (
+                    SampleStatus.too_many_pixels,
+                    f"{image.width} x {image.height} = {image.width * image.height} pixels, "
+                    f"over the bound of {max_pixels}",
+                )
+            image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        return SampleStatus.too_many_pixels, str(error)
+    except UnidentifiedImageError:
+        return SampleStatus.undecodable_image, f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise all sorts
+        # an address in the text would make the manifest differ from one run to the next
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x...", str(error)) or type(error).__name__
+        return SampleStatus.undecodable_image, text
+    return SampleStatus.ok, None

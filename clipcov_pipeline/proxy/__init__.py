@@ -1,0 +1,1 @@
+"""From samples to embeddings and labels: the proxy model, the LanceDB table, prompts and latent classes."""

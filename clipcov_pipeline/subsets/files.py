@@ -1,0 +1,165 @@
+"""Writes a chosen subset in the forms that other tools read: parquet, DataComp's `.npy`, WebDataset tars."""
+
+import io
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.tars import Group, iter_groups
+
+SUBSET_SCHEMA = {"uid": pl.String, "rank": pl.Int64, "gain": pl.Float64, "latent_class": pl.Int32}
+
+
+# 128 bits as two unsigned 64-bit halves, high half first: mlfoundations/datacomp, resharder.py
+DATACOMP_DTYPE = np.dtype("u8,u8")
+
+_NOT_HEX = re.compile(r"[^0-9a-f]")
+
+
+def whole_pool(labels: pl.DataFrame) -> pl.DataFrame:
+    """Return the pool itself as a subset, in its own order; columns ``uid`` and ``latent_class`` are read."""
+    return (
+        labels.select("uid", "latent_class")
+        .with_row_index("rank")
+        .with_columns(gain=pl.lit(None, pl.Float64))
+    )
+
+
+def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a subset in the order of its ranks.
+
+    frame: uid (string), rank (integer), gain (float), latent_class (integer), stored as int64, float64 and
+    int32; other columns are left out. Raises ValueError for a missing column or a uid or rank given twice.
+    """
+    missing = SUBSET_SCHEMA.keys() - set(frame.columns)
+    if missing:
+        raise ValueError(f"subset: columns {sorted(missing)} are missing, found {frame.columns}")
+    for column in ("uid", "rank"):
+        if frame[column].n_unique() != frame.height:
+            raise ValueError(
+                f"subset: {frame.height - frame[column].n_unique()} values of {column} come twice"
+            )
+    table = frame.select(pl.col(name).cast(dtype) for name, dtype in SUBSET_SCHEMA.items()).sort("rank")
+    with _written_at_once(path) as temporary:
+        table.write_parquet(temporary, compression="zstd")
+
+
+def write_datacomp_npy(path: Path, uids: Collection[str]) -> None:
+    """Write uids (32 hex digits each, distinct) as DataComp's resharder reads them: sorted, dtype `u8,u8`.
+
+    Raises ValueError for a uid that is not 32 lower-case hex digits or is given twice (the resharder
+    would copy its sample twice).
+    """
+    digits = "".join(uids)
+    if any(len(uid) != 32 for uid in uids) or _NOT_HEX.search(digits):
+        raise ValueError("subset: every uid must be 32 lower-case hex digits")
+    halves = np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+    if len(halves) > 1 and (halves[1:] == halves[:-1]).all(axis=1).any():
+        raise ValueError("subset: a uid comes twice")
+    with _written_at_once(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(halves).view(DATACOMP_DTYPE).reshape(-1))
+
+
+def write_subset_tars(
+    shards: Sequence[Shard],
+    keys_by_shard: Mapping[str, Collection[str]],
+    out_dir: Path,
+    *,
+    samples_per_shard: int = 1000,
+    min_shards: int = 1,
+    storage_options: dict | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Copy the chosen samples into WebDataset tars `00000.tar`, `00001.tar`, ... and return their paths.
+
+    keys_by_shard: shard name -> keys of its chosen samples. All members of a sample are copied, bytes
+    unchanged, in the order of `shards` and of each tar; the files are the same bytes at every call. The
+    samples are spread evenly over as many tars as `samples_per_shard` asks, and at least `min_shards`
+    (open_clip_train needs one a worker and GPU), but no tar is empty. If a key is chosen from two shards,
+    all keys become `SHARD/KEY`. `sizes.json` beside the tars tells open_clip_train their sizes; it is
+    written last. `progress` is called with the number of further samples written, as tqdm's `update` is.
+
+    Raises ValueError where `out_dir` already holds tars, and InputError where a chosen sample is not in
+    its shard (the shard changed since the choice).
+    """
+    if samples_per_shard < 1 or min_shards < 1:
+        raise ValueError(
+            f"samples_per_shard {samples_per_shard} and min_shards {min_shards} must be at least 1"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if any(out_dir.glob("*.tar")):
+        raise ValueError(f"{out_dir} already holds tars; give an empty folder")
+    keys_by_shard = {name: frozenset(keys) for name, keys in keys_by_shard.items()}
+    n_samples = sum(len(keys) for keys in keys_by_shard.values())
+    sizes = _even_sizes(n_samples, max(-(-n_samples // samples_per_shard), min(min_shards, n_samples)))
+    chosen = _chosen(shards, keys_by_shard, storage_options)
+    paths = [out_dir / f"{index:05d}.tar" for index in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        with tarfile.open(path, "w") as tar:
+            for _ in range(size):
+                _add(tar, *next(chosen))
+                if progress is not None:
+                    progress(1)
+    next(chosen, None)  # the last shard may still be short of a sample
+    sizes_by_name = {path.name: size for path, size in zip(paths, sizes, strict=True)}
+    (out_dir / "sizes.json").write_text(json.dumps(sizes_by_name, indent=1) + "\n", encoding="utf-8")
+    return paths
+
+
+def _even_sizes(n_samples: int, n_shards: int) -> list[int]:
+    return [n_samples // n_shards + (index < n_samples % n_shards) for index in range(n_shards)]
+
+
+def _chosen(
+    shards: Sequence[Shard], keys_by_shard: Mapping[str, Collection[str]], storage_options: dict | None
+) -> Iterator[tuple[str, Group]]:
+    """(key in the subset, members) of every chosen sample."""
+    by_name = {shard.name: shard for shard in shards}
+    if unknown := sorted(keys_by_shard.keys() - by_name.keys()):
+        raise InputError(
+            f"subset: shard {unknown[0]} is chosen from but not in the pool; run the pipeline again"
+        )
+    uses = Counter(key for keys in keys_by_shard.values() for key in keys)
+    prefixed = any(count > 1 for count in uses.values())
+    for shard in shards:
+        missing = set(keys_by_shard.get(shard.name, ()))
+        if not missing:
+            continue
+        for group in iter_groups(shard, frozenset(missing), storage_options):
+            missing.discard(group.key)
+            yield (f"{shard.name}/{group.key}" if prefixed else group.key), group
+        if missing:
+            raise InputError(
+                f"subset: shard {shard.name} no longer holds {len(missing)} of its chosen samples, first "
+                f"{min(missing)!r}; it changed since the choice: run the pipeline again"
+            )
+
+
+def _add(tar: tarfile.TarFile, key: str, group: Group) -> None:
+    """Append a sample; a fresh TarInfo has time, owner and group 0, so the bytes are always the same."""
+    for suffix, data in group.members:
+        info = tarfile.TarInfo(f"{key}.{suffix}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+@contextmanager
+def _written_at_once(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""From a subset to a checkpoint: one run of open_clip_train."""

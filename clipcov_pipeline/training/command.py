@@ -1,0 +1,159 @@
+"""The arguments that open_clip_train is run with, and what is to be said of them before."""
+
+import math
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.training.spec import EVALUATIONS, TrainSpec, steps
+
+
+def expand_shards(train_data: str) -> list[str]:
+    """Shards that a ``train_data`` string names, as webdataset expands it."""
+    import braceexpand
+
+    return [url for part in train_data.split("::") for url in braceexpand.braceexpand(part)]
+
+
+def shard_list(shards: Iterable[str | Path]) -> str:
+    """The ``train_data`` string that names these shards and no others, whatever characters are in a path.
+
+    Raises:
+        InputError: a path holds ``::``, which separates shards.
+    """
+    names = [str(shard) for shard in shards]
+    if bad := [name for name in names if "::" in name]:
+        raise InputError(f"train_data: {bad[0]!r} holds '::', which separates shards; move it elsewhere")
+    return "::".join(re.sub(r"([\\{}])", r"\\\1", name) for name in names)
+
+
+def local_batch_size(spec: TrainSpec, n_gpus: int = 1) -> int:
+    """Samples that one GPU takes at once, open_clip_train's ``--batch-size``.
+
+    Raises:
+        InputError: a batch that the GPUs, and the parts of each, cannot share equally.
+    """
+    parts = n_gpus * spec.accum_freq
+    if spec.batch_size % parts:
+        raise InputError(
+            f"train.batch_size: {spec.batch_size} cannot be shared equally by {n_gpus} GPUs with"
+            f" train.accum_freq {spec.accum_freq}; give a multiple of {parts}"
+        )
+    return spec.batch_size // parts
+
+
+def data_workers(spec: TrainSpec, n_gpus: int = 1) -> int:
+    """Data-loading processes for each GPU: at most ``spec.workers``, fewer where the data asks for it.
+
+    open_clip_train deals whole shards out to the processes and each makes its own full batches (parts of one
+    under `accum_freq`), so that a process whose shards hold less than a batch would wait for ever; and it
+    rounds the batches of an epoch up to a multiple of the processes, which would make the steps depend on
+    them.
+
+    Raises:
+        InputError: as `local_batch_size`; fewer shards than GPUs, or too few samples for them.
+    """
+    shards = len(expand_shards(spec.train_data))
+    local_batch = local_batch_size(spec, n_gpus)
+    per_epoch = steps(spec).steps_per_epoch * spec.accum_freq
+
+    def enough(processes: int) -> bool:
+        # one shard less than the fair share: the last shard of a set may be nearly empty
+        dealt = shards // processes - (processes > 1)
+        return processes == 1 or dealt * (spec.n_samples // shards) >= local_batch
+
+    for workers in range(spec.workers, 0, -1):
+        if per_epoch % workers == 0 and shards >= workers * n_gpus and enough(workers * n_gpus):
+            return workers
+    if spec.workers == 0 and shards >= n_gpus and enough(n_gpus):
+        return 0
+    raise InputError(
+        f"train.train_data: {shards} shards with {spec.n_samples} samples are too few to feed {n_gpus} GPUs"
+        f" with batches of {local_batch}; write smaller shards or use fewer GPUs"
+    )
+
+
+def warnings(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
+    """What the user should know before the run starts, one line each.
+
+    Raises:
+        InputError: as `steps` and `data_workers`.
+    """
+    plan = steps(spec)
+    found = []
+    if spec.warmup >= plan.total_steps:
+        found.append(
+            f"warm-up of {spec.warmup} steps is not over when training ends after {plan.total_steps}:"
+            f" the learning rate never reaches {spec.lr:g}; lower train.warmup"
+        )
+    workers = data_workers(spec, n_gpus)
+    if workers < spec.workers:
+        found.append(
+            f"{workers} data workers instead of {spec.workers}: the {len(expand_shards(spec.train_data))}"
+            " shards do not feed more with full batches"
+        )
+    if spec.precision == "fp16":
+        found.append("precision fp16 trains unreliably (open_clip says so itself); use amp or amp_bf16")
+    return found
+
+
+def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
+    """Command line of open_clip_train for a run, without the program's name.
+
+    Raises:
+        InputError: as `steps` and `data_workers`.
+    """
+    plan = steps(spec)
+    device = "cuda" if spec.device == "auto" else spec.device
+    given: dict[str, object] = {
+        "model": spec.model,
+        "train-data": spec.train_data,
+        "dataset-type": "webdataset",
+        "train-num-samples": plan.samples_per_epoch,
+        "epochs": plan.virtual_epochs,
+        "batch-size": local_batch_size(spec, n_gpus),
+        "workers": data_workers(spec, n_gpus),
+        "lr": spec.lr,
+        "wd": spec.wd,
+        "beta1": spec.beta1,
+        "beta2": spec.beta2,
+        "eps": spec.eps,
+        "warmup": spec.warmup,
+        "lr-scheduler": spec.lr_scheduler,
+        "precision": spec.precision,
+        "seed": spec.seed,
+        "device": device,
+        "logs": spec.log_dir,
+        "name": spec.name,
+        "resume": "latest",
+        # only the newest checkpoint is kept; the last one is written in any case
+        "save-frequency": 0,
+        "log-every-n-steps": max(1, min(100, plan.steps_per_epoch // 10)),
+    }
+    if spec.pretrained:
+        given["pretrained"] = spec.pretrained
+    if spec.accum_freq > 1:
+        given["accum-freq"] = spec.accum_freq
+    if spec.val_data:
+        given["val-data"] = spec.val_data
+        given["val-num-samples"] = spec.val_samples
+        given["val-frequency"] = math.ceil(plan.virtual_epochs / EVALUATIONS)
+    flags = ["--save-most-recent"] + (["--local-loss", "--gather-with-grad"] if n_gpus > 1 else [])
+    if n_gpus > 1 and device.startswith("cuda"):  # torch has none for the CPU
+        flags.append("--use-bn-sync")  # the number of GPUs must not change what BatchNorm is over
+    if spec.grad_checkpointing:
+        flags.append("--grad-checkpointing")
+    if spec.aug_cfg:
+        flags += ["--aug-cfg", *(f"{key}={value!r}" for key, value in spec.aug_cfg.items())]
+    return [*(text for key, value in given.items() for text in (f"--{key}", str(value))), *flags, *spec.extra]
+
+
+def command(spec: TrainSpec, n_gpus: int, module: str) -> list[str]:
+    """Argv that runs ``module`` once, or under torchrun once for each GPU of this machine."""
+    arguments(spec, n_gpus)  # refuse what cannot be run before a process is started
+    if n_gpus == 1:
+        return [sys.executable, "-m", module]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_gpus)]
+    return [sys.executable, *torchrun, "-m", module]

@@ -1,0 +1,103 @@
+"""What a finished training hands over: checkpoint, learning curve and record."""
+
+import json
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clipcov_pipeline.proxy.models import register_model_configs
+from clipcov_pipeline.training.folder import early_checkpoint, final_checkpoint, is_complete, load_checkpoint
+from clipcov_pipeline.training.log import Progress, parse_evaluation, parse_line
+from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT, RECORD, TrainSpec, steps, to_json
+
+
+def learning_curve(spec: TrainSpec) -> list[Progress]:
+    """All progress of a run from its log, by step; steps that were repeated after a break count once."""
+    by_step: dict[float, Progress] = {}
+    with (spec.folder / "out.log").open(encoding="utf-8", errors="replace") as lines:
+        for progress in filter(None, (parse_line(line, spec) for line in lines)):
+            by_step[progress["step"]] = progress
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def evaluations(spec: TrainSpec) -> list[Progress]:
+    """All evaluations of a run from its log, by step, as `learning_curve`."""
+    with (spec.folder / "out.log").open(encoding="utf-8", errors="replace") as lines:
+        found = filter(None, (parse_evaluation(line.rstrip("\n"), spec) for line in lines))
+        by_step = {point["step"]: point for point in found}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _training_seconds(curve: Iterable[Progress], batch_size: int) -> float:
+    """Seconds spent in training steps (data loading in it, imports and checkpoints not)."""
+    seconds, before = 0.0, 0.0
+    for point in curve:
+        seconds += (point["step"] - before) * batch_size / point["samples_per_second"]
+        before = point["step"]
+    return seconds
+
+
+def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
+    """Write a complete run's model and its training record.
+
+    ``out_dir`` then holds ``open_clip_pytorch_model.bin`` (weights only, no optimizer state; for
+    ``open_clip.create_model_and_transforms(model, pretrained=path)``), ``open_clip_config.json`` beside it
+    (for ``create_model_and_transforms("local-dir:OUT_DIR")``, which then knows the architecture and the
+    preprocessing by itself), and ``training.json``, which is returned; with ``keep_early``, and several
+    virtual epochs, also ``early_pytorch_model.bin``.
+
+    Raises:
+        RuntimeError: the run is not complete, or its weights are not finite.
+    """
+    import open_clip
+    import torch
+    from open_clip.push_to_hf_hub import save_config_for_hf
+
+    if not is_complete(spec):
+        raise RuntimeError(f"the run in {spec.folder} has not reached its last epoch; launch it again")
+    register_model_configs()
+    weights = _weights(final_checkpoint(spec))
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        raise RuntimeError(f"training of {spec.name} diverged (weights are not finite); lower train.lr")
+    # the architecture alone: it checks that the weights fit, and holds the preprocessing of the start weights
+    model = open_clip.create_model(spec.model, spec.pretrained, load_weights=False)
+    model.load_state_dict(weights)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), out / CHECKPOINT)
+    if spec.keep_early and early_checkpoint(spec).exists() and steps(spec).virtual_epochs > 1:
+        torch.save(_weights(early_checkpoint(spec)), out / EARLY_CHECKPOINT)
+    config = open_clip.get_model_config(spec.model)
+    save_config_for_hf(model, out / "open_clip_config.json", config)  # type: ignore[arg-type]
+    tokenizer = open_clip.get_tokenizer(spec.model)
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(out))  # type: ignore[union-attr]
+    plan, curve = steps(spec), learning_curve(spec)
+    record = {
+        "model": spec.model,
+        "pretrained": spec.pretrained,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "n_samples": spec.n_samples,
+        "steps": plan.total_steps,
+        "samples_seen": plan.total_steps * spec.batch_size,
+        "passes": plan.total_steps * spec.batch_size / spec.n_samples,
+        "training_seconds": _training_seconds(curve, spec.batch_size),
+        "first_loss": curve[0]["loss"],
+        "last_loss": curve[-1]["loss"],
+        "spec": json.loads(to_json(spec)),
+        "versions": {
+            name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "webdataset", "numpy")
+        },
+        "learning_curve": curve,
+        "held_out_retrieval": evaluations(spec),
+    }
+    (out / RECORD).write_text(json.dumps(record, indent=2))
+    return record
+
+
+def _weights(checkpoint: Path) -> dict[str, Any]:
+    return {
+        name.removeprefix("module."): tensor
+        for name, tensor in load_checkpoint(checkpoint)["state_dict"].items()
+    }
