@@ -99,7 +99,7 @@ def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
 
 SHARES = """
 import sys
-from assets.execution import execute_side_by_side
+from assets.running.execution import execute_side_by_side
 sys.executable = sys.argv[1]
 execute_side_by_side(None, "checkpoints", [["a"], ["b"]])
 """

@@ -13,7 +13,7 @@ from clipcov_pipeline.training.parent import PARENT_VARIABLE
 
 WATCHES = """
 import time
-from clipcov_pipeline import parent
+from clipcov_pipeline.training import parent
 parent.PARENT_SECONDS = 0.05
 parent.end_with_parent()
 print("watching", flush=True)

@@ -252,7 +252,7 @@ def test_nothing_is_visible_while_it_is_written(store):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clipcov_pipeline.store import Store
+from clipcov_pipeline.experiment.store import Store
 
 moment, root, fingerprint = sys.argv[1:]
 

@@ -432,7 +432,7 @@ def assert_held_out_recalls(checkpoint, tar, evaluation):
 
 KILLED_AT_STEP_36 = """
 import os, pathlib, signal, sys
-from clipcov_pipeline import train
+from clipcov_pipeline.training import launch as train
 
 def kill(point):
     if point["step"] == 36:
