@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SETTINGS = ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME")
 
 # begun first where test files run side by side: begun last, one of them ends minutes after all others
-LONGEST = ("test_unattended.py", "test_graph.py")
+LONGEST = ("test_assets_automation.py", "test_assets_graph.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
