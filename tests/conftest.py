@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from filelock import FileLock
 
 from clipcov_pipeline.pool.bundled import unpack_sample
 from lab import Lab
+from simulation import Simulation
 
 # `make test` runs test files side by side: each keeps to a core, or their threads wait for one another
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -79,3 +81,24 @@ def built_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def lab(built_lab: Lab, tmp_path: Path) -> Lab:
     """An independent copy of the experiment after its first run."""
     return built_lab.copy(tmp_path / "lab")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Simulation:
+    """A simulated experiment of which nothing is built."""
+    return Simulation(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def simulated_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a simulated experiment in which everything is built."""
+    simulation = Simulation(tmp_path_factory.mktemp("simulated"))
+    simulation.run()
+    return simulation.folder
+
+
+@pytest.fixture
+def built(simulated_once: Path, tmp_path: Path) -> Simulation:
+    """A simulated experiment in which everything is built, for the test alone."""
+    shutil.copytree(simulated_once, tmp_path, dirs_exist_ok=True)
+    return Simulation(tmp_path)
