@@ -2,8 +2,8 @@
 
     python docs/draw_architecture.py
 
-Both are read from the code: the stages and their arrows from the plan of the sample's experiment with `c_rho`,
-the dots from the import statements. A test holds that the picture is up to date.
+Both are read from the code: the stages and their arrows from the plan of the sample's experiment with
+`c_rho`, the dots from the import statements. A test holds that the picture is up to date.
 """
 
 import ast
@@ -174,8 +174,8 @@ def _stages(arrows: set[tuple[str, str]]) -> Iterator[str]:
         to_x, to_y = places[b][0] + BOX[0] / 2, places[b][1] - 3
         bend = to_y - (ROW - BOX[1]) / 2 if rows[b] - rows[a] > 1 else (y + to_y) / 2
         yield (
-            f'<path d="M{x:g},{y:g} V{bend - 8:g} C{x:g},{bend + 6:g} {to_x:g},{bend - 10:g} {to_x:g},{to_y:g}"'
-            ' fill="none" stroke="#777" marker-end="url(#head)"/>'
+            f'<path d="M{x:g},{y:g} V{bend - 8:g} C{x:g},{bend + 6:g} {to_x:g},{bend - 10:g} {to_x:g},'
+            f'{to_y:g}" fill="none" stroke="#777" marker-end="url(#head)"/>'
         )
     for stage, (x, y) in places.items():
         fill = COLOURS[ROOM_OF[stage]]
@@ -191,7 +191,8 @@ def _imports(found: Mapping[str, set[str]]) -> Iterator[str]:
         turned = f"rotate(-60 {x:g} {head - 8})"
         yield _text(x, head - 8, floor, transform=turned)
         fill = COLOURS.get(floor, PLAIN)
-        yield f'<rect x="{DOTS - 92}" y="{y}" width="88" height="{CELL - 3}" rx="4" fill="{fill}" stroke="#555"/>'
+        size = f'width="88" height="{CELL - 3}" rx="4"'
+        yield f'<rect x="{DOTS - 92}" y="{y}" {size} fill="{fill}" stroke="#555"/>'
         yield _text(DOTS - 84, y + 16, floor)
         for place, other in enumerate(FLOORS):
             middle = f'cx="{DOTS + place * CELL + CELL / 2:g}" cy="{y + (CELL - 3) / 2:g}"'
@@ -235,4 +236,3 @@ def draw() -> str:
 
 if __name__ == "__main__":
     PICTURE.write_text(draw(), encoding="utf-8")
-    print(PICTURE)

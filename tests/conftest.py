@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,12 @@ def built(simulated_once: Path, tmp_path: Path) -> Simulation:
     """A simulated experiment in which everything is built, for the test alone."""
     shutil.copytree(simulated_once, tmp_path, dirs_exist_ok=True)
     return Simulation(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def old_experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The YAML of a small experiment that earlier code built, see `make_old_store.py`. Only to be read."""
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(Path(__file__).with_name("store_of_0_1.tar.xz")) as tar:
+        tar.extractall(folder, filter="data")
+    return str(folder / "experiment.yaml")

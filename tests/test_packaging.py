@@ -38,6 +38,15 @@ def test_the_packages_that_are_imported_are_ours():
     assert [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"] == []
 
 
+def test_every_test_file_is_named_after_what_it_tests():
+    """`test_ROOM.py` or `test_ROOM_SUBJECT.py`; a few are of no room."""
+    rooms = {path.stem for path in (ROOT / "clipcov_pipeline").iterdir()} | {"assets"}
+    apart = {"packaging", "docs", "examples"}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        subject = path.stem.removeprefix("test_")
+        assert subject in apart or subject.partition("_")[0] in rooms, path.name
+
+
 def test_workspace_and_project_name_the_same_code_location(pyproject):
     (location,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
     module = location["python_module"]
