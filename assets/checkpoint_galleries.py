@@ -6,10 +6,10 @@ from typing import Any
 
 import dagster as dg
 
+from assets.display.preview import image
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import image
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task

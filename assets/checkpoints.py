@@ -5,15 +5,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import image
 from assets.mlflow_runs.registry import register
 from assets.mlflow_runs.tracking import Tracking, dagster_run_url, tracking_uri
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import image
 from assets.steps.validation import held_out_tars
-from assets.training.launch import train, train_spec
+from assets.training.pipes import train, train_spec
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task

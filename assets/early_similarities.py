@@ -5,11 +5,11 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import table_metadata
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
-from assets.steps.encoders import early_encoder
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
+from assets.steps.proxy_encoders import early_encoder
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import COLUMN_SCHEMA, columns
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
-from assets.steps.encoders import proxy_encoder
 from assets.steps.materialize import Events, materialize_partitions
-from assets.steps.preview import COLUMN_SCHEMA, columns
+from assets.steps.proxy_encoders import proxy_encoder
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project, Task

@@ -6,12 +6,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
 from assets.mlflow_runs.registry import register, remove_champion, set_champion, versions_of
 from assets.mlflow_runs.tracking import Tracking
 from assets.partitions import every_key
 from assets.resources import Experiment
 from assets.steps.materialize import Metadata, materialize_whole
-from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.recipes import evaluation_sets, method_names, recipes

@@ -5,11 +5,11 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import table_metadata
 from assets.partitions import partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS

@@ -5,11 +5,11 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import image
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
+from assets.steps.labelled_pool import LabelledPool
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.pools import LabelledPool
-from assets.steps.preview import image
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes

@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from assets.running import cancellation
-from assets.running.cancellation import cancellable
+from assets.steps.cancellation import cancellable
 
 RETRIES = dg.RetryPolicy(max_retries=2)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.steps.preview import cell
+from assets.display.preview import cell
 from clipcov_pipeline.experiment.checks import CheckOutcome, checks_of, evaluate_checks
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import digest_of
