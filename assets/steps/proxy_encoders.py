@@ -1,9 +1,18 @@
-"""The proxy's encoder for the assets that embed: loaded once a process."""
+"""The proxy's encoders for the assets that embed, loaded once a process, and a shard embedded by one."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
+
+import dagster as dg
+import polars as pl
 
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.world import checkpoint_path
+from clipcov_pipeline.pool.columns import good_samples
+from clipcov_pipeline.pool.samples import iter_samples
+from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.proxy.embeddings import Embedded, embed_samples
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
@@ -31,3 +40,25 @@ def _load(model: str, pretrained: str, _digest: str, device: str, batch_size: in
     return load_encoder(
         ModelSpec(model, pretrained), device=device, batch_size=batch_size, workers=workers or None
     )
+
+
+class EmbeddedShard(NamedTuple):
+    """The good samples of a shard, as its manifest has them, and their embeddings by a proxy."""
+
+    manifest: pl.DataFrame
+    embedded: Embedded
+    progress: Progress
+    """Counts images since before the model was loaded."""
+
+
+def embed_shard(
+    context: dg.AssetExecutionContext, task: Task, encoder: Callable[[Task], Encoder]
+) -> EmbeddedShard:
+    """Read the shard that the task's partition names, and embed its good samples."""
+    shard = task.project.shards[task.partition]
+    manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
+    progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
+    keys, options = set(manifest["key"]), dict(task.config.shards.storage_options)
+    samples = iter_samples(shard, keys, options) if keys else ()  # a quarantined shard is not opened
+    embedded = embed_samples(encoder(task), samples, manifest["uid"].to_list(), progress=progress.to)
+    return EmbeddedShard(manifest, embedded, progress)
