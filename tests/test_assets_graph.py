@@ -14,7 +14,7 @@ import pytest
 from assets.partitions import sync_partitions
 from assets.running import execution
 from assets.running.run import run_plan
-from assets.training.launch import train
+from assets.training.pipes import train
 from clipcov_pipeline.experiment import stages, store
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
@@ -417,7 +417,7 @@ def test_a_pool_smaller_than_the_batch_is_refused_before_training(lab: Lab) -> N
 
 
 def test_what_is_out_of_date_is_on_the_assets_page_with_its_reason(lab: Lab) -> None:
-    from assets.running.staleness import report_staleness
+    from assets.display.staleness import report_staleness
 
     def observed(instance: dg.DagsterInstance, stage: str) -> list[dict]:
         records = instance.fetch_observations(dg.AssetKey(stage), limit=10).records
