@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_the_picture_is_up_to_date(drawing: dict) -> None:
 def test_the_picture_names_every_stage_and_every_room(drawing: dict) -> None:
     named = re.findall(r">([a-z_]+)</text>", drawing["PICTURE"].read_text())
     assert {*STAGES, *rooms(), "assets"} <= set(named)
+
+
+def test_the_floors_are_those_that_the_linter_checks(drawing: dict) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(one["layers"] for one in contracts if one.get("containers") == ["clipcov_pipeline"])
+    rooms = [name for layer in layers for name in re.findall(r"\w+", layer) if name not in drawing["BESIDE"]]
+    assert ["assets", *rooms] == list(drawing["FLOORS"])
 
 
 def test_a_stage_that_no_longer_reaches_its_room_is_found(drawing: dict) -> None:
