@@ -13,7 +13,7 @@ from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import Record
-from clipcov_pipeline.pool.columns import good_samples
+from clipcov_pipeline.pool.manifest import good_samples
 from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.proxy.embeddings import embed_samples, pair_figures

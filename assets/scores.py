@@ -26,9 +26,9 @@ from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS, HOLDOUT
 from clipcov_pipeline.experiment.store import Record
-from clipcov_pipeline.pool.columns import evenly
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.proxy.prompts import class_embeddings

@@ -18,9 +18,10 @@ from uuid import uuid4
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.columns import evenly, keys_by_shard
 from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.pool.samples import Sample, iter_samples
+from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.pool.tars import NotATarError
 from clipcov_pipeline.report.search import Searcher, subsets_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from clipcov_pipeline.pool.columns import evenly
+from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.report.gallery import ROW, Gallery, Group, Row, Section, Tile, with_tiles
 from clipcov_pipeline.report.thumbnails import Place
 from clipcov_pipeline.selection import Pool
