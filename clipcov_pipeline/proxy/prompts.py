@@ -14,7 +14,7 @@ from clipcov_pipeline.errors import InputError
 
 
 class TextEncoder(Protocol):
-    """What is needed of an `embed.Encoder` here: float32 [n, d] rows of unit norm."""
+    """What is needed of an `Encoder` to embed texts: float32 [n, d] rows, of unit norm or NaN."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
