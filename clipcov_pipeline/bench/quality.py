@@ -6,6 +6,7 @@ killed run goes on where it was.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.store import Record
 
 PRIMARY = "photos/acc1"
 
@@ -65,7 +67,7 @@ _TRAINING = {"lr": 0.002, "warmup": 20}
 
 
 def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[str, dict[str, Any]]:
-    """The arms' labels and parameters; the default matrix for no labels.
+    """Return the arms' labels and parameters; the default matrix for no labels.
 
     Args:
         early_proxy: whether the proxy is trained here, so that an early checkpoint of it is at hand: C-RHO
@@ -77,8 +79,10 @@ def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[s
     known = MATRIX | FURTHER
     if not early_proxy:
         if "c_rho" in labels:
-            raise InputError("--methods: found c_rho, expected another beside --proxy-pretrained: it needs an"
-                             " early checkpoint of the proxy")  # fmt: skip
+            raise InputError(
+                "--methods: found c_rho, expected another beside --proxy-pretrained: it needs an early"
+                " checkpoint of the proxy"
+            )
         known.pop("c_rho")
     for label in labels:
         if label not in known:
@@ -86,19 +90,60 @@ def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[s
     return {label: known[label] for label in labels or MATRIX if label in known}
 
 
+@dataclass(frozen=True)
+class Arms:
+    """The trainings that are compared.
+
+    Attributes:
+        methods: label -> parameters, as `matrix_methods` gives them.
+        fractions, seeds: every method is trained at every fraction with every seed.
+        samples_seen, batch_size: of every arm.
+        crop_scale: least area of the random crop, as a share of the photo.
+        model: an open_clip architecture, the proxy's too.
+        pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
+    """
+
+    methods: Mapping[str, dict[str, Any]]
+    fractions: Sequence[float]
+    seeds: Sequence[int]
+    samples_seen: int
+    batch_size: int
+    crop_scale: float
+    model: str
+    pretrained: Path | None = None
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The model that selection looks through.
+
+    Attributes:
+        samples_seen, batch_size: of its training on the pool.
+        pretrained: its weights (such as those of an arm of a first round); it is then not trained.
+    """
+
+    samples_seen: int
+    batch_size: int
+    pretrained: Path | None = None
+
+
 def prepare(
-    images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
-    methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
-    samples_seen: int, batch_size: int, crop_scale: float, proxy_samples_seen: int, proxy_batch_size: int,
-    model: str, pretrained: Path | None = None, proxy_pretrained: Path | None = None, jobs: int = 1,
-) -> Path:  # fmt: skip
+    images: Path,
+    test_images: Path | None,
+    folder: Path,
+    rule: Rule,
+    arms: Arms,
+    proxy: Proxy,
+    jobs: int = 1,
+) -> Path:
     """Plant the pool and write the experiment; return the path of its YAML.
 
     Args:
-        crop_scale: least area of the arms' random crop, as a share of the photo.
-        pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
-        proxy_pretrained: the proxy's weights (such as those of an arm of a first round); None to train it on
-            the pool.
+        images, test_images: as `plant`.
+        folder: of the experiment.
+        rule: by which the pool is planted.
+        arms: the trainings.
+        proxy: the model that selects.
         jobs: trainings side by side. A training of one has a data-loading process beside it, one of several
             decodes its images itself.
 
@@ -106,44 +151,17 @@ def prepare(
         InputError: as `plant`.
     """
     plant(images, test_images, folder, rule)
-    benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
-    benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
-    proxy: dict[str, Any] = {
-        "train": {
-            **_TRAINING,
-            "batch_size": proxy_batch_size,
-            "samples_seen": proxy_samples_seen,
-            "num_checkpoints": 4,
-        }
-    }
-    if proxy_pretrained is not None:
-        proxy = {"pretrained": str(proxy_pretrained.resolve())}
     settings = {
         "name": f"quality-draw{rule.draw}",
         "shards": {"source": "pool"},
-        "proxy": {"model": model} | proxy,
+        "proxy": {"model": arms.model} | _proxy_settings(proxy),
         "labels": {"latent_classes": "prompts", "class_names": "classnames.txt", "templates": list(PROMPTS)},
-        "select": {"fractions": list(fractions), "methods": {k: dict(v) for k, v in methods.items()}},
-        "train": {
-            **_TRAINING,
-            "batch_size": batch_size,
-            "aug_cfg": {"scale": [crop_scale, 1.0]},
-            "model": model,
-            "samples_seen": samples_seen,
-            "num_checkpoints": 1,
-            "workers": 1 if jobs == 1 else 0,
-            "seeds": list(seeds),
-            **({} if pretrained is None else {"pretrained": str(pretrained.resolve())}),
+        "select": {
+            "fractions": list(arms.fractions),
+            "methods": {label: dict(params) for label, params in arms.methods.items()},
         },
-        "evaluate": {
-            "holdout_fraction": 0.0,
-            "sets": {
-                name: {"benchmark": f"eval/{name}", "tasks": tasks} for name, tasks in benchmarks.items()
-            }
-            | {"captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
-            "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
-            "primary_metric": PRIMARY,
-        },
+        "train": _train_settings(arms, workers=1 if jobs == 1 else 0),
+        "evaluate": _evaluate_settings(),
         "automation": {"pools": {"gpu": jobs}},
         # a benchmark measures every arm, whatever its subset looks like
         "diagnostics": {
@@ -158,8 +176,41 @@ def prepare(
     return path
 
 
+def _proxy_settings(proxy: Proxy) -> dict[str, Any]:
+    if proxy.pretrained is not None:
+        return {"pretrained": str(proxy.pretrained.resolve())}
+    own = {"batch_size": proxy.batch_size, "samples_seen": proxy.samples_seen, "num_checkpoints": 4}
+    return {"train": {**_TRAINING, **own}}
+
+
+def _train_settings(arms: Arms, workers: int) -> dict[str, Any]:
+    settings = {
+        **_TRAINING,
+        "batch_size": arms.batch_size,
+        "aug_cfg": {"scale": [arms.crop_scale, 1.0]},
+        "model": arms.model,
+        "samples_seen": arms.samples_seen,
+        "num_checkpoints": 1,
+        "workers": workers,
+        "seeds": list(arms.seeds),
+    }
+    return settings if arms.pretrained is None else settings | {"pretrained": str(arms.pretrained.resolve())}
+
+
+def _evaluate_settings() -> dict[str, Any]:
+    tasks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
+    tasks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
+    sets: dict[str, Any] = {name: {"benchmark": f"eval/{name}", "tasks": of} for name, of in tasks.items()}
+    return {
+        "holdout_fraction": 0.0,
+        "sets": sets | {"captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
+        "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
+        "primary_metric": PRIMARY,
+    }
+
+
 def truth_of_subsets(project: Project) -> pl.DataFrame:
-    """How good each subset is by the planted truth; reads what is built.
+    """Return how good each subset is by the planted truth; reads what is built.
 
     Returns:
         one row a subset: method, fraction, samples, precision (share of captions that name the image's
@@ -169,37 +220,35 @@ def truth_of_subsets(project: Project) -> pl.DataFrame:
     """
     assert project.config.path is not None
     truth = pl.read_parquet(project.config.path.parent / "truth.parquet")
-    n_classes = truth["class_name"].n_unique()
-    rows = []
-    for method, fraction, subset in dict.fromkeys(
-        (r.method, r.fraction, r.subset) for r in recipes(project.config)
-    ):
-        record = project.store.current("subsets", subset)
-        if record is None:
-            continue
-        chosen = pl.read_parquet(project.store.folder(record) / "subset.parquet").select("uid")
-        chosen = chosen.join(truth, on="uid", how="inner")
-        share = chosen["class_name"].value_counts()["count"].to_numpy() / chosen.height
-        diagnosed = project.store.current("subset_diagnostics", subset)
-        covariance = diagnosed.stats if diagnosed is not None else {}
-        known = 1.0 if method == FULL else None
-        rows.append(
-            {
-                "method": method,
-                "fraction": fraction,
-                "samples": chosen.height,
-                "precision": float(chosen["right_class"].to_numpy().mean()),
-                "class_balance": float(-(share * np.log(share)).sum() / np.log(n_classes)),
-                "distinct_sources": chosen["source"].n_unique() / chosen.height,
-                "alignment": covariance.get("alignment", known),
-                "scale": covariance.get("scale", known),
-            }
-        )
+    subsets = dict.fromkeys((r.method, r.fraction, r.subset) for r in recipes(project.config))
+    rows = [
+        {"method": method, "fraction": fraction, **_truth_of(project, record, truth, method == FULL)}
+        for method, fraction, subset in subsets
+        if (record := project.store.current("subsets", subset)) is not None
+    ]
     return pl.DataFrame(rows)
 
 
+def _truth_of(project: Project, record: Record, truth: pl.DataFrame, is_full: bool) -> dict[str, Any]:
+    n_classes = truth["class_name"].n_unique()
+    chosen = pl.read_parquet(project.store.folder(record) / "subset.parquet").select("uid")
+    chosen = chosen.join(truth, on="uid", how="inner")
+    share = chosen["class_name"].value_counts()["count"].to_numpy() / chosen.height
+    diagnosed = project.store.current("subset_diagnostics", record.partition)
+    covariance = diagnosed.stats if diagnosed is not None else {}
+    known = 1.0 if is_full else None
+    return {
+        "samples": chosen.height,
+        "precision": float(chosen["right_class"].to_numpy().mean()),
+        "class_balance": float(-(share * np.log(share)).sum() / np.log(n_classes)),
+        "distinct_sources": chosen["source"].n_unique() / chosen.height,
+        "alignment": covariance.get("alignment", known),
+        "scale": covariance.get("scale", known),
+    }
+
+
 def covariance_and_accuracy(scores: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
-    """Every subset with its mean primary metric beside what its cross-covariance looks like.
+    """Return every subset with its mean primary metric beside what its cross-covariance looks like.
 
     Returns:
         one row a draw, method and fraction (the full pool left out): draw, method, fraction, accuracy
@@ -215,7 +264,7 @@ def covariance_and_accuracy(scores: pl.DataFrame, truth: pl.DataFrame) -> pl.Dat
 
 
 def rank_correlations(subsets: pl.DataFrame) -> pl.DataFrame:
-    """Spearman correlations over the subsets of one fraction and draw, averaged over the draws.
+    """Return Spearman correlations over the subsets of one fraction and draw, averaged over the draws.
 
     Args:
         subsets: as `covariance_and_accuracy` gives them.
@@ -234,7 +283,7 @@ def rank_correlations(subsets: pl.DataFrame) -> pl.DataFrame:
 
 
 def seconds_of_arms(project: Project) -> pl.DataFrame:
-    """What every arm took; reads what is built.
+    """Return what every arm took; reads what is built.
 
     Returns:
         one row an arm: method, fraction, seed, and seconds: selection (the ranking, made once for all

@@ -166,7 +166,7 @@ def _distinct_captions(classes: Sequence[str], rng: np.random.Generator) -> list
         caption = faithful_caption(name, rng)
         while caption in captions:
             caption = f"{faithful_caption(name, rng)} {rng.integers(1000)}" if len(captions) > 5000 else (
-                faithful_caption(name, rng))  # fmt: skip
+                faithful_caption(name, rng))
         captions[caption] = None
     return list(captions)
 

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +47,29 @@ def command() -> None:
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
 def selection(
-    pairs: int, classes: int, dim: int, seed: int, repeat: int, threads: int | None, lance: bool,
-    notebook: bool, peers: bool, scratch_dir: Path | None, json_path: Path | None,
-) -> None:  # fmt: skip
+    pairs: int, classes: int, dim: int, scratch_dir: Path | None, json_path: Path | None, **how: Any
+) -> None:
     """Speed of the selection on synthetic CLIP-like embeddings: a table, and JSON on request.
 
     Scratch files (2 KB a pair at 512 dimensions) are removed at the end.
     """
     from clipcov_pipeline.bench.selection_speed import run_benchmark, table
 
-    found = run_benchmark(
-        pairs, classes, dim, seed=seed, repeat=repeat, threads=threads, folder=scratch_dir, lance=lance,
-        notebook=notebook, peers=peers, say=lambda line: click.echo(line, err=True),
-    )  # fmt: skip
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    found = run_benchmark(pairs, classes, dim, folder=scratch_dir, say=say, **how)
     click.echo(table(found))
     text = json.dumps(found, indent=2) + "\n"
     if json_path is None:
         click.echo(text, nl=False)
     else:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(text)
+        _write(json_path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 @command.command()
@@ -80,15 +85,12 @@ def selection(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diagnostics(
-    pairs: int, classes: int, dim: int, fraction: float, draws: int, seed: int, threads: int | None,
-    scratch_dir: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    pairs: int, classes: int, dim: int, scratch_dir: Path | None, as_json: bool, **how: Any
+) -> None:
     """Seconds and anonymous memory of one subset's diagnostics on synthetic CLIP-like embeddings."""
     from clipcov_pipeline.bench.diagnostics_speed import as_text, bench_diagnostics
 
-    found = bench_diagnostics(
-        pairs, classes, dim, fraction=fraction, draws=draws, seed=seed, threads=threads, folder=scratch_dir
-    )
+    found = bench_diagnostics(pairs, classes, dim, folder=scratch_dir, **how)
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
@@ -129,11 +131,39 @@ def _numbers(kind: type) -> Any:
     return read
 
 
+@dataclass(frozen=True)
+class _Quality:
+    """The options of ``clipcov bench quality``."""
+
+    images: Path
+    test_images: Path | None
+    out: Path
+    methods: str | None
+    fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    draws: tuple[int, ...]
+    samples_seen: int
+    batch_size: int
+    crop_scale: float
+    proxy_samples_seen: int
+    proxy_batch_size: int
+    model: str
+    pretrained: Path | None
+    proxy_pretrained: tuple[Path, ...]
+    noise: float
+    largest: int
+    imbalance: float
+    duplicates: float
+    jobs: int
+    prepare: bool
+    json_path: Path | None
+
+
 @command.command()
 @click.option("--images", required=True, type=click.Path(path_type=Path, file_okay=False),
-              help="ImageFolder: a folder of photos a class (or train/ and test/ with these).")  # fmt: skip
+              help="ImageFolder: a folder of photos a class (or train/ and test/ with these).")
 @click.option("--test-images", type=click.Path(path_type=Path, file_okay=False),
-              help="Test photos by class; default: DIR/test, else a fifth of each class.")  # fmt: skip
+              help="Test photos by class; default: DIR/test, else a fifth of each class.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quality"), show_default=True)
 @click.option("--methods", help="Labels with commas between; default: the matrix of eight.")
 @click.option("--fractions", default="0.05,0.1,0.25", show_default=True, callback=_numbers(float))
@@ -145,77 +175,95 @@ def _numbers(kind: type) -> Any:
 @click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
 # a subset of 5 % is seen forty times: with open_clip's own crop of 0.9 it is learnt by heart
 @click.option("--crop-scale", type=click.FloatRange(0, 1, min_open=True), default=0.4, show_default=True,
-              help="Least area of the arms' random crop; open_clip's own is 0.9.")  # fmt: skip
+              help="Least area of the arms' random crop; open_clip's own is 0.9.")
 @click.option("--proxy-samples-seen", type=click.IntRange(1), default=204_800, show_default=True)
 @click.option("--proxy-batch-size", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
 @click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")  # fmt: skip
+              help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")
 @click.option("--proxy-pretrained", multiple=True,
               type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Second round: an arm's weights as the proxy's; once a draw.")  # fmt: skip
+              help="Second round: an arm's weights as the proxy's; once a draw.")
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of captions that are not faithful.")  # fmt: skip
+              help="Share of captions that are not faithful.")
 @click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
 @click.option("--imbalance", type=click.FloatRange(1), default=10.0, show_default=True)
 @click.option("--duplicates", type=click.FloatRange(0, 1), default=0.25, show_default=True,
-              help="Near-duplicates, as a share of the photos.")  # fmt: skip
+              help="Near-duplicates, as a share of the photos.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Trainings side by side (automation.pools.gpu of the experiments).")  # fmt: skip
+              help="Trainings side by side (automation.pools.gpu of the experiments).")
 @click.option("--prepare", is_flag=True, help="Plant the pools and write the experiments, run nothing.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
-def quality(
-    images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
-    seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int, crop_scale: float,
-    proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None,
-    proxy_pretrained: tuple[Path, ...], noise: float, largest: int, imbalance: float, duplicates: float,
-    jobs: int, prepare: bool, json_path: Path | None,
-) -> None:  # fmt: skip
+def quality(**options: Any) -> None:
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
     Every draw of the pool is an ordinary experiment, OUT/drawN/experiment.yaml. Run again after a stop:
     what is finished is kept.
     """
-    import polars as pl
-
-    from clipcov_pipeline.bench import quality as bench_quality
-    from clipcov_pipeline.bench import quality_tables
-    from clipcov_pipeline.bench.testbed_rule import Rule
-
-    if proxy_pretrained and len(proxy_pretrained) != len(draws):
-        raise InputError(
-            f"--proxy-pretrained: found {len(proxy_pretrained)} files, expected {len(draws)}, one a draw"
-        )
-    paths = [
-        bench_quality.prepare(
-            images, test_images, out / f"draw{draw}",
-            Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
-            methods=bench_quality.matrix_methods(
-                methods.split(",") if methods else (), early_proxy=not proxy_pretrained
-            ),
-            fractions=fractions, seeds=seeds, samples_seen=samples_seen, batch_size=batch_size,
-            crop_scale=crop_scale, proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size,
-            model=model, pretrained=pretrained, proxy_pretrained=proxy, jobs=jobs,
-        )
-        for draw, proxy in zip(draws, proxy_pretrained or [None] * len(draws), strict=True)
-    ]  # fmt: skip
+    given = _Quality(**options)
+    paths = _prepare(given)
     for path in paths:
         click.echo(f"experiment: {path}", err=True)
-    if prepare:
+    if given.prepare:
         return
     codes = [_run_experiment(path) for path in paths]
     if code := next(filter(None, codes), 0):  # below 0 where a signal ended the run
         sys.exit(code)
-    scores, truth, seconds = quality_tables.collect(paths)
-    click.echo(quality_tables.to_text(scores, truth, seconds))
-    quality_tables.plot_covariance(scores, truth, out / bench_quality.SCATTER)
-    click.echo(f"\nevery subset over alignment and scale: {out / bench_quality.SCATTER}", err=True)
-    if json_path is not None:
+    _show(given, paths)
+
+
+def _prepare(given: _Quality) -> list[Path]:
+    """Plant every draw and write its experiment; the paths of these."""
+    from clipcov_pipeline.bench.quality import Arms, Proxy, matrix_methods, prepare
+    from clipcov_pipeline.bench.testbed_rule import Rule
+
+    proxies = given.proxy_pretrained or (None,) * len(given.draws)
+    if len(proxies) != len(given.draws):
+        raise InputError(
+            f"--proxy-pretrained: found {len(proxies)} files, expected {len(given.draws)}, one a draw"
+        )
+    labels = given.methods.split(",") if given.methods else ()
+    arms = Arms(
+        methods=matrix_methods(labels, early_proxy=not given.proxy_pretrained),
+        fractions=given.fractions,
+        seeds=given.seeds,
+        samples_seen=given.samples_seen,
+        batch_size=given.batch_size,
+        crop_scale=given.crop_scale,
+        model=given.model,
+        pretrained=given.pretrained,
+    )
+    planting = {name: getattr(given, name) for name in ("largest", "imbalance", "noise", "duplicates")}
+    return [
+        prepare(
+            given.images,
+            given.test_images,
+            given.out / f"draw{draw}",
+            Rule(draw=draw, **planting),
+            arms,
+            Proxy(given.proxy_samples_seen, given.proxy_batch_size, weights),
+            given.jobs,
+        )
+        for draw, weights in zip(given.draws, proxies, strict=True)
+    ]
+
+
+def _show(given: _Quality, paths: Sequence[Path]) -> None:
+    """Print, draw and write what all draws have given."""
+    import polars as pl
+
+    from clipcov_pipeline.bench.quality import SCATTER
+    from clipcov_pipeline.bench.quality_tables import collect, plot_covariance, summary, to_text
+
+    scores, truth, seconds = collect(paths)
+    click.echo(to_text(scores, truth, seconds))
+    plot_covariance(scores, truth, given.out / SCATTER)
+    click.echo(f"\nevery subset over alignment and scale: {given.out / SCATTER}", err=True)
+    if given.json_path is not None:
         metrics = scores["metric"].unique(maintain_order=True)
-        board = pl.concat([quality_tables.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
+        board = pl.concat([summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
         tables = {"summary": board, "truth": truth, "scores": scores, "seconds": seconds}
         found = {name: table.to_dicts() for name, table in tables.items()}
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(found, indent=1) + "\n")
+        _write(given.json_path, json.dumps(found, indent=1) + "\n")
