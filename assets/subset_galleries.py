@@ -16,8 +16,8 @@ from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS, GALLERY
 from clipcov_pipeline.experiment.world import latent_class_names
 from clipcov_pipeline.report.drawing import PAGE, SHEET, write_page, write_sheet
-from clipcov_pipeline.report.gallery import Gallery, with_pictures, write_gallery
-from clipcov_pipeline.report.subset_gallery import subset_gallery, with_captions
+from clipcov_pipeline.report.gallery import Gallery, with_captions, with_pictures, write_gallery
+from clipcov_pipeline.report.subset_gallery import subset_gallery
 
 
 @dg.asset(

@@ -23,10 +23,11 @@ from clipcov_pipeline.report.gallery import (
     Section,
     Tile,
     read_gallery,
+    with_captions,
     with_pictures,
     write_gallery,
 )
-from clipcov_pipeline.report.subset_gallery import redundant_pairs, subset_gallery, with_captions
+from clipcov_pipeline.report.subset_gallery import redundant_pairs, subset_gallery
 from clipcov_pipeline.report.thumbnails import thumbnails
 from clipcov_pipeline.selection import Pool
 from lab import Lab

@@ -160,10 +160,17 @@ class _Quality:
 
 
 @command.command()
-@click.option("--images", required=True, type=click.Path(path_type=Path, file_okay=False),
-              help="ImageFolder: a folder of photos a class (or train/ and test/ with these).")
-@click.option("--test-images", type=click.Path(path_type=Path, file_okay=False),
-              help="Test photos by class; default: DIR/test, else a fifth of each class.")
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="ImageFolder: a folder of photos a class (or train/ and test/ with these).",
+)
+@click.option(
+    "--test-images",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Test photos by class; default: DIR/test, else a fifth of each class.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quality"), show_default=True)
 @click.option("--methods", help="Labels with commas between; default: the matrix of eight.")
 @click.option("--fractions", default="0.05,0.1,0.25", show_default=True, callback=_numbers(float))
@@ -174,24 +181,50 @@ class _Quality:
 )
 @click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
 # a subset of 5 % is seen forty times: with open_clip's own crop of 0.9 it is learnt by heart
-@click.option("--crop-scale", type=click.FloatRange(0, 1, min_open=True), default=0.4, show_default=True,
-              help="Least area of the arms' random crop; open_clip's own is 0.9.")
+@click.option(
+    "--crop-scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Least area of the arms' random crop; open_clip's own is 0.9.",
+)
 @click.option("--proxy-samples-seen", type=click.IntRange(1), default=204_800, show_default=True)
 @click.option("--proxy-batch-size", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
-@click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")
-@click.option("--proxy-pretrained", multiple=True,
-              type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Second round: an arm's weights as the proxy's; once a draw.")
-@click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of captions that are not faithful.")
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.",
+)
+@click.option(
+    "--proxy-pretrained",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Second round: an arm's weights as the proxy's; once a draw.",
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of captions that are not faithful.",
+)
 @click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
 @click.option("--imbalance", type=click.FloatRange(1), default=10.0, show_default=True)
-@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.25, show_default=True,
-              help="Near-duplicates, as a share of the photos.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Trainings side by side (automation.pools.gpu of the experiments).")
+@click.option(
+    "--duplicates",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Near-duplicates, as a share of the photos.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Trainings side by side (automation.pools.gpu of the experiments).",
+)
 @click.option("--prepare", is_flag=True, help="Plant the pools and write the experiments, run nothing.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."

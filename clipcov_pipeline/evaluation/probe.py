@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,33 +73,37 @@ def linear_probe(
     Raises:
         ValueError: fewer than two classes to learn.
     """
-    train, train_labels = _finite(train, train_labels)
-    if valid is None or valid_labels is None:
-        held = _held_back(train_labels, seed)
-        part, part_labels, valid, valid_labels = (
-            train[~held],
-            train_labels[~held],
-            train[held],
-            train_labels[held],
-        )
-    else:
-        valid, valid_labels = _finite(valid, valid_labels)
-        part, part_labels = train, train_labels
-        train, train_labels = np.concatenate([train, valid]), np.concatenate([train_labels, valid_labels])
-    if len(np.unique(part_labels)) < 2:
-        raise ValueError(f"{len(part)} train samples of {len(np.unique(part_labels))} classes")
-    scaled = _Scaled.to(part)
-    accuracy = _sweep(scaled(part), part_labels, scaled(valid), valid_labels)
-    best = (
-        max(C_VALUES, key=lambda c: (accuracy[c], -c)) if len(valid) else 1.0
-    )  # too few to hold a part back
-    final = _fit(scaled(train), train_labels, best, None)
+    own = None if valid is None or valid_labels is None else _finite(valid, valid_labels)
+    part, judge, whole = _parts(_finite(train, train_labels), own, seed)
+    if (found := len(np.unique(part.labels))) < 2:
+        raise ValueError(f"{len(part.rows)} train samples of {found} classes")
+    scaled = _Scaled.to(part.rows)
+    accuracy = _sweep(part, judge, scaled)
+    # without a validation sample there is nothing to choose by
+    best = max(C_VALUES, key=lambda c: (accuracy[c], -c)) if len(judge.rows) else 1.0
+    final = _fit(scaled(whole.rows), whole.labels, best, None)
     good = ~np.isnan(test).any(axis=1)
     scores = np.full((len(test), n_classes), np.nan)
     if good.any():
         scores[good] = _decisions(final, scaled(test[good]), n_classes)
     converged = bool(final.n_iter_.max() < MAX_ITERATIONS)
-    return scores, ProbeFit(best, accuracy, len(train), len(valid), converged)
+    return scores, ProbeFit(best, accuracy, len(whole.rows), len(judge.rows), converged)
+
+
+class _Labelled(NamedTuple):
+    """Rows float [n, d] with their classes int [n]."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def _parts(train: _Labelled, valid: _Labelled | None, seed: int) -> tuple[_Labelled, _Labelled, _Labelled]:
+    """What the sweep fits on, what it is judged by, and the two together."""
+    if valid is None:
+        held = _held_back(train.labels, seed)
+        part, judge = (_Labelled(train.rows[some], train.labels[some]) for some in (~held, held))
+        return part, judge, train
+    return train, valid, _Labelled(*(np.concatenate(pair) for pair in zip(train, valid, strict=True)))
 
 
 def _held_back(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -128,14 +132,13 @@ class _Scaled:
         return (rows.astype(np.float32) - self.centre) / self.scale
 
 
-def _sweep(
-    part: np.ndarray, part_labels: np.ndarray, valid: np.ndarray, valid_labels: np.ndarray
-) -> dict[float, float]:
+def _sweep(part: _Labelled, judge: _Labelled, scaled: _Scaled) -> dict[float, float]:
     """Validation accuracy by C."""
     accuracy, model = {}, None
+    rows, others = scaled(part.rows), scaled(judge.rows)
     for c in C_VALUES:
-        model = _fit(part, part_labels, c, model)
-        accuracy[c] = float((model.predict(valid) == valid_labels).mean()) if len(valid) else 0.0
+        model = _fit(rows, part.labels, c, model)
+        accuracy[c] = float((model.predict(others) == judge.labels).mean()) if len(others) else 0.0
     return accuracy
 
 
@@ -163,9 +166,9 @@ def _fit(x: np.ndarray, labels: np.ndarray, c: float, start: Any) -> Any:
         return model.fit(x, labels)
 
 
-def _finite(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _finite(rows: np.ndarray, labels: np.ndarray) -> _Labelled:
     good = np.isfinite(rows).all(axis=1)
-    return rows[good], np.asarray(labels)[good]
+    return _Labelled(rows[good], np.asarray(labels)[good])
 
 
 def _last_of_class(labels: np.ndarray, held: np.ndarray) -> np.ndarray:

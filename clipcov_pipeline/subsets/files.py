@@ -78,9 +78,8 @@ def write_subset_tars(
         shards: of the pool.
         keys_by_shard: shard name -> keys of its chosen samples.
         out_dir: for the tars.
-        samples_per_shard: how many samples a tar holds at most, with all tars of one size (give or take 1).
-        min_shards: least number of tars (open_clip_train needs one a worker and GPU); no tar is empty.
-        storage_options: fsspec's, of the shards.
+        samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
+            worker and GPU); the tars are of one size, give or take a sample, and none is empty.
         progress: called with the number of further samples written, as tqdm's `update` is.
 
     Raises:
