@@ -10,11 +10,11 @@ from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.preview import image
-from clipcov_pipeline.experiment.config.base import FULL
+from clipcov_pipeline.experiment.config.base import FULL, HOLDOUT
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import gallery_set, recipes
-from clipcov_pipeline.experiment.stages import CODE_VERSIONS, GALLERY, HOLDOUT
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, GALLERY
 from clipcov_pipeline.report.checkpoint_gallery import checkpoint_gallery, shared_neighbours
 from clipcov_pipeline.report.drawing import PAGE, SHEET, write_page, write_sheet
 from clipcov_pipeline.report.gallery import with_pictures, write_gallery

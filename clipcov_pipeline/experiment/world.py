@@ -7,6 +7,7 @@ from pathlib import Path
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
+from clipcov_pipeline.experiment.stages import PROXY_MODEL
 from clipcov_pipeline.experiment.store import WHOLE, Store
 from clipcov_pipeline.pool.listing import Shard
 
@@ -154,7 +155,7 @@ def _file_tokens(config: Config) -> dict[str, str]:
 
 def _known_tags(config: Config) -> set[tuple[str, str]]:
     """Return (model, tag) of the proxy that stands: checked then, and a check is seconds of imports."""
-    record = Store(config.work / "store").current("proxy_model", WHOLE)
+    record = Store(config.work / "store").current(PROXY_MODEL, WHOLE)
     if record is None or not (tag := record.stats.get("pretrained")) or is_path(tag):
         return set()
     return {(record.stats["model"], tag)}
