@@ -9,10 +9,10 @@ from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.galleries import gallery_done, show_gallery
 from assets.steps.materialize import Events, materialize_partitions
-from clipcov_pipeline.experiment.config.base import FULL
+from clipcov_pipeline.experiment.config.base import FULL, HOLDOUT
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import gallery_set, recipes
-from clipcov_pipeline.experiment.stages import CODE_VERSIONS, HOLDOUT
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.report.checkpoint_gallery import checkpoint_gallery, shared_neighbours
 from clipcov_pipeline.report.gallery import Gallery, with_pictures
 

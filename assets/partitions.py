@@ -10,20 +10,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from clipcov_pipeline.experiment.plan import Plan
-
-PARTITIONED_STAGES = (
-    "raw_shards",
-    "embeddings",
-    "early_similarities",
-    "rankings",
-    "subsets",
-    "subset_diagnostics",
-    "subset_galleries",
-    "checkpoints",
-    "scores",
-    "checkpoint_galleries",
-)
-ONE_AT_A_TIME = {"checkpoints"}  # long enough to deserve a run each: a failure or a kill costs one
+from clipcov_pipeline.experiment.stages import ONE_AT_A_TIME, PARTITIONED
 
 
 def partitions_of(stage: str) -> dg.DynamicPartitionsDefinition:
@@ -43,7 +30,7 @@ def every_key(upstream: str) -> dg.AssetDep:
 
 def sync_partitions(instance: dg.DagsterInstance, plan: Plan) -> None:
     """Add the keys that the plan has and remove those that it no longer has."""
-    for stage in PARTITIONED_STAGES:
+    for stage in PARTITIONED:
         wanted, known = plan.keys(stage), set(instance.get_dynamic_partitions(stage))
         for gone in known - set(wanted):
             instance.delete_dynamic_partition(stage, gone)
@@ -54,7 +41,7 @@ def sync_partitions(instance: dg.DagsterInstance, plan: Plan) -> None:
 
 def range_tags(stage: str, keys: Sequence[str]) -> dict[str, str]:
     """Return the tags by which a run covers the partitions from the first key to the last."""
-    if stage not in PARTITIONED_STAGES:
+    if stage not in PARTITIONED:
         return {}
     return {
         "dagster/asset_partition_range_start": keys[0],
@@ -64,7 +51,7 @@ def range_tags(stage: str, keys: Sequence[str]) -> dict[str, str]:
 
 def chunks(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> Iterator[list[str]]:
     """Cut keys into runs: ranges without gaps in Dagster's order, so that no other partition is touched."""
-    if stage in ONE_AT_A_TIME or stage not in PARTITIONED_STAGES:
+    if stage in ONE_AT_A_TIME or stage not in PARTITIONED:
         yield from ([key] for key in keys)
         return
     wanted, chunk = set(keys), []

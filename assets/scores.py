@@ -21,10 +21,11 @@ from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
 from clipcov_pipeline.evaluation.neighbours import nearest
 from clipcov_pipeline.evaluation.pairs import EmbeddedPairs, embed_pairs, evaluate_pairs
 from clipcov_pipeline.evaluation.splits import DecodedImages, kept_bytes
+from clipcov_pipeline.experiment.config.base import HOLDOUT
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
-from clipcov_pipeline.experiment.stages import CODE_VERSIONS, HOLDOUT
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import read_shard

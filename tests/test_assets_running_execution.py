@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.mlflow_runs.tracking import ARM_RUN, EXPERIMENT_RUN, KIND_TAG, Tracking
-from assets.partitions import ONE_AT_A_TIME
 from assets.running.execution import deal, own_gpu, visible_gpus
 from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.stages import ONE_AT_A_TIME
 from lab import Lab, still_there
 
 

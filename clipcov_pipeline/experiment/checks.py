@@ -13,6 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 from clipcov_pipeline.experiment.config.diagnostics import Bound
 from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.stages import (
+    CHECKPOINTS,
+    EMBEDDINGS,
+    PSEUDO_LABELS,
+    RAW_SHARDS,
+    SCORES,
+    SUBSET_DIAGNOSTICS,
+)
 from clipcov_pipeline.experiment.store import Record, node_name
 
 Stats = Mapping[str, Any]
@@ -82,7 +90,7 @@ def evaluate_checks(
         _outcome(check, getattr(config.diagnostics.checks, check.name), record)
         for record in records
         if not stages or record.stage in stages
-        if "@" not in record.partition or record.stage == "scores"  # a subset's overlap has no check
+        if "@" not in record.partition or record.stage == SCORES  # a subset's overlap has no check
         for check in checks_of(record.stage)
     ]
 
@@ -103,26 +111,30 @@ def checks_of(asset: str) -> list[Check]:
 
 
 def _outcome(check: Check, limit: Bound, record: Record) -> CheckOutcome:
-    try:
-        value, text = check.figure(record.stats)
-    except KeyError as missing:
-        value, text = None, _before(str(missing.args[0]))
+    value, text = _figure(check, record)
     if value is None:
         passed, text = True, f"not defined, because {text}"
     else:
         passed = value <= limit.bound if check.good == "at most" else value >= limit.bound  # never for NaN
         text = f"{text}: {value:.4g}, expected {check.good} {limit.bound:g}"
     return CheckOutcome(
-        check.asset,
-        record.partition,
-        check.name,
-        limit.severity,
-        passed,
-        value,
-        limit.bound,
-        check.good,
-        text,
+        asset=check.asset,
+        partition=record.partition,
+        name=check.name,
+        severity=limit.severity,
+        passed=passed,
+        value=value,
+        threshold=limit.bound,
+        good=check.good,
+        text=text,
     )
+
+
+def _figure(check: Check, record: Record) -> Figure:
+    try:
+        return check.figure(record.stats)
+    except KeyError as missing:
+        return Figure(None, _before(str(missing.args[0])))
 
 
 def _recorded(name: str, text: str) -> Callable[[Stats], Figure]:
@@ -205,24 +217,24 @@ def _above_chance(stats: Stats) -> Figure:
 
 CHECKS = (
     Check(
-        "raw_shards", "bad_samples", "at most", _bad_samples, "Share of a shard's samples that is kept aside."
+        RAW_SHARDS, "bad_samples", "at most", _bad_samples, "Share of a shard's samples that is kept aside."
     ),
     Check(
-        "embeddings",
+        EMBEDDINGS,
         "refused_embeddings",
         "at most",
         _refused,
         "Share of a shard's samples whose embedding has no norm or is not finite.",
     ),
     Check(
-        "embeddings",
+        EMBEDDINGS,
         "unit_norm",
         "at most",
         _recorded("norm_error", "largest distance of an embedding's norm from 1"),
         "Stored embeddings have unit norm, as every similarity assumes.",
     ),
     Check(
-        "embeddings",
+        EMBEDDINGS,
         "matched_pairs",
         "at least",
         _recorded(
@@ -233,51 +245,49 @@ CHECKS = (
         "An image is nearer to its own caption than to another: else the proxy is broken.",
     ),
     Check(
-        "pseudo_labels",
+        PSEUDO_LABELS,
         "largest_class",
         "at most",
         _largest_class,
         "No latent class takes most of the pool.",
     ),
     Check(
-        "pseudo_labels",
+        PSEUDO_LABELS,
         "mean_margin",
         "at least",
         _recorded("mean_margin", "mean lead of a sample's class over the next best"),
         "Samples have a class of their own: near 0 the classes tell nothing apart.",
     ),
     Check(
-        "subset_diagnostics",
+        SUBSET_DIAGNOSTICS,
         "alignment",
         "at least",
         _alignment,
         "The subset's cross-covariance of images and captions points where the pool's does.",
     ),
     Check(
-        "subset_diagnostics",
+        SUBSET_DIAGNOSTICS,
         "dominant_term",
         "at most",
         _recorded("dominant_share", "share of the term {dominant_term} in the sum of the terms"),
         "No term of the objective outweighs all others.",
     ),
     Check(
-        "subset_diagnostics",
+        SUBSET_DIAGNOSTICS,
         "empty_class",
         "at most",
         _recorded("largest_empty_class", "pool members of the largest latent class left empty"),
         "No latent class of some size is lost.",
     ),
     Check(
-        "subset_diagnostics",
+        SUBSET_DIAGNOSTICS,
         "duplicates",
         "at most",
         _duplicates,
         "Few samples repeat an image that the subset has already.",
     ),
     Check(
-        "checkpoints", "loss", "at most", _loss, "The loss is finite and lower at the end than at the start."
+        CHECKPOINTS, "loss", "at most", _loss, "The loss is finite and lower at the end than at the start."
     ),
-    Check(
-        "scores", "above_chance", "at least", _above_chance, "No metric is below chance by more than noise."
-    ),
+    Check(SCORES, "above_chance", "at least", _above_chance, "No metric is below chance by more than noise."),
 )

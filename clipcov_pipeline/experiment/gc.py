@@ -13,6 +13,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.sizes import size_of, statuses_of
+from clipcov_pipeline.experiment.stages import PSEUDO_LABELS
 from clipcov_pipeline.experiment.store import CONFIGS, Record, is_being_written
 from clipcov_pipeline.proxy.vectors import label_tag
 
@@ -151,9 +152,9 @@ def _configs(project: Project, kept: list[Record]) -> Iterator[Item]:
 def _lance(project: Project, plan: Plan, kept: list[Record]) -> Iterator[Item]:
     """Tables and tags of no kept entry, and versions that are neither the newest nor tagged."""
     tables = {record.stats["table"] for record in kept if "table" in record.stats}
-    labels = [record for record in kept if record.stage == "pseudo_labels"]
+    labels = [record for record in kept if record.stage == PSEUDO_LABELS]
     tags = {label_tag(record.fingerprint) for record in labels}
-    current = plan.by_name["pseudo_labels"]
+    current = plan.by_name[PSEUDO_LABELS]
     for path in sorted(project.vectors.folder.glob("*.lance")):
         name = path.stem
         if name not in tables:
@@ -173,7 +174,7 @@ def _compact(project: Project, name: str) -> None:
     table = project.vectors.open(name)
     table.optimize()
     table.checkout_latest()
-    for record in [r for r in project.store.records() if r.stage == "pseudo_labels"]:
+    for record in [r for r in project.store.records() if r.stage == PSEUDO_LABELS]:
         if record.stats["table"] == name and record.stats["version"] != table.version:
             project.store.move_pin(record, table.version)
             project.vectors.pin(name, table.version, label_tag(record.fingerprint))

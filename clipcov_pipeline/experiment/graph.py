@@ -1,11 +1,13 @@
-"""Every entry that should exist, and what it is made from."""
+"""Every entry that should exist, and what it is made from: one function a stage.
 
-from collections.abc import Iterator, Mapping
+Pure: what lies outside is in the `World` that is handed in.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from clipcov_pipeline.experiment.config.base import FULL
-from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
+from clipcov_pipeline.experiment.config.base import FULL, HOLDOUT
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.recipes import (
     Recipe,
@@ -16,7 +18,24 @@ from clipcov_pipeline.experiment.recipes import (
     recipes,
     subset_key,
 )
-from clipcov_pipeline.experiment.stages import HOLDOUT, OVERLAP
+from clipcov_pipeline.experiment.stages import (
+    CHECKPOINT_GALLERIES,
+    CHECKPOINTS,
+    EARLY_SIMILARITIES,
+    EMBEDDINGS,
+    LEADERBOARD,
+    OVERLAP,
+    POOL_MAP,
+    PROXY_MODEL,
+    PSEUDO_LABELS,
+    RANKINGS,
+    RAW_SHARDS,
+    REPORT,
+    SCORES,
+    SUBSET_DIAGNOSTICS,
+    SUBSET_GALLERIES,
+    SUBSETS,
+)
 from clipcov_pipeline.experiment.store import WHOLE, node_name
 from clipcov_pipeline.experiment.world import World
 from clipcov_pipeline.selection import validate_method
@@ -55,219 +74,264 @@ class Node:
         return node_name(self.stage, self.partition)
 
 
+# of the stages that have one entry
+WEIGHTS = Input(PROXY_MODEL, WHOLE, "weights")
+
+EARLY_WEIGHTS = Input(PROXY_MODEL, WHOLE, "early")
+
+LABELS = Input(PSEUDO_LABELS, WHOLE, "labels")
+
+POOL = Input(PSEUDO_LABELS, WHOLE, "pool")
+
+MAP = Input(POOL_MAP, WHOLE, "map")
+
+
 def nodes(config: Config, world: World) -> Iterator[Node]:
     """Yield every entry that should exist, each after what it reads."""
-    names = [shard.name for shard in world.shards]
-    manifests = tuple(Input("raw_shards", name, "manifest") for name in names)
-    weights = Input("proxy_model", WHOLE, "weights")
-    labels = Input("pseudo_labels", WHOLE, "labels")
-    pool = Input("pseudo_labels", WHOLE, "pool")
+    shards = [shard.name for shard in world.shards]
+    arms, sets = recipes(config), evaluation_sets(config, world.absent)
+    yield from _raw_shards(config, world)
+    yield _proxy_model(config, world)
+    yield from _embeddings(shards)
+    if config.select.labels_of("c_rho"):
+        yield from _early_similarities(shards)
+    yield _pseudo_labels(config, world)
+    yield from _rankings(config, world)
+    for method, fraction in dict.fromkeys((arm.method, arm.fraction) for arm in arms):
+        yield _subset(config, method, fraction)
+        if method != FULL:
+            yield _subset_gallery(world, method, fraction)
+    yield _pool_map(config)
+    yield from _subset_diagnostics(config)
+    yield from (_checkpoint(config, world, arm) for arm in arms)
+    yield from (_scores(config, world, arm, name) for arm in arms for name in sets)
+    yield _leaderboard(config, arms, sets)
+    yield from _checkpoint_galleries(config, arms)
+    yield _report(config, arms)
 
+
+def _raw_shards(config: Config, world: World) -> Iterator[Node]:
     for shard in world.shards:
         yield Node(
-            "raw_shards",
+            RAW_SHARDS,
             shard.name,
-            params={"shards": {"max_image_pixels": config.shards.max_image_pixels}},
+            params=_image_bound(config),
             sources={"shard": f"{shard.name}@{shard.version}"},
         )
-    yield _proxy_node(config, world, manifests)
-    for name in names:
-        yield Node("embeddings", name, inputs=(Input("raw_shards", name, "manifest"), weights))
-    if config.select.labels_of("c_rho"):
-        for name in names:
-            inputs = (Input("raw_shards", name, "manifest"), Input("proxy_model", WHOLE, "early"))
-            yield Node("early_similarities", name, inputs=inputs)
-    holdout = {"evaluate": {"holdout_fraction": config.evaluate.holdout_fraction}}
-    yield Node(
-        "pseudo_labels",
-        WHOLE,
-        params={"labels": config.labels.semantic(), **holdout},
-        sources=_tokens(world, "labels.class_names"),
-        inputs=(weights, *(Input("embeddings", name, "rows") for name in names)),
-    )
-    for label, params in config.select.methods.items():
-        # by method, so that the reason reads "select.methods.clipcov.mode greedy -> notebook"
-        method = params.get("method", label)
-        settings = {
-            "method": method,
-            **validate_method(method, {k: v for k, v in params.items() if k != "method"}),
-        }
-        early = names if method == "c_rho" else []
-        yield Node(
-            "rankings",
-            label,
-            params={"select": {"methods": {label: settings}}},
-            sources=_tokens(world, f"select.methods.{label}.uids"),
-            inputs=(labels, pool, *(Input("early_similarities", name, "similarities") for name in early)),
-        )
-    yield from _arm_nodes(config, world, labels, pool)
 
 
-def _proxy_node(config: Config, world: World, manifests: tuple[Input, ...]) -> Node:
-    tokens = _tokens(world, "proxy.model", "proxy.pretrained", "proxy.early")
+def _proxy_model(config: Config, world: World) -> Node:
     params: dict[str, Any] = {"proxy": config.proxy.semantic()}
+    tokens = _tokens(world, "proxy.model", "proxy.pretrained", "proxy.early")
     if config.proxy.train is None:
-        return Node("proxy_model", WHOLE, params=params, sources=tokens)
-    params["evaluate"] = {"holdout_fraction": config.evaluate.holdout_fraction}
+        return Node(PROXY_MODEL, WHOLE, params, tokens)
+    manifests = tuple(_manifest(shard.name) for shard in world.shards)
     follows = config.proxy.retrain_with_pool
-    needs = ("weights", *(["early"] if config.select.labels_of("c_rho") else []))
     return Node(
-        "proxy_model",
+        PROXY_MODEL,
         WHOLE,
-        params=params,
+        params={**params, **_holdout(config)},
         sources=tokens,
         inputs=manifests if follows else (),
         after=() if follows else manifests,
-        needs=needs,
+        needs=("weights", *(["early"] if config.select.labels_of("c_rho") else [])),
     )
 
 
-def _arm_nodes(config: Config, world: World, labels: Input, pool: Input) -> Iterator[Node]:
-    arms = recipes(config)
-    for method, fraction in dict.fromkeys((arm.method, arm.fraction) for arm in arms):
-        source = labels if method == FULL else Input("rankings", method, "ranking")
+def _embeddings(shards: Sequence[str]) -> Iterator[Node]:
+    for name in shards:
+        yield Node(EMBEDDINGS, name, inputs=(_manifest(name), WEIGHTS))
+
+
+def _early_similarities(shards: Sequence[str]) -> Iterator[Node]:
+    for name in shards:
+        yield Node(EARLY_SIMILARITIES, name, inputs=(_manifest(name), EARLY_WEIGHTS))
+
+
+def _pseudo_labels(config: Config, world: World) -> Node:
+    return Node(
+        PSEUDO_LABELS,
+        WHOLE,
+        params={"labels": config.labels.semantic(), **_holdout(config)},
+        sources=_tokens(world, "labels.class_names"),
+        inputs=(WEIGHTS, *(Input(EMBEDDINGS, shard.name, "rows") for shard in world.shards)),
+    )
+
+
+def _rankings(config: Config, world: World) -> Iterator[Node]:
+    early = [Input(EARLY_SIMILARITIES, shard.name, "similarities") for shard in world.shards]
+    for label, params in config.select.methods.items():
+        # by method, so that the reason reads "select.methods.clipcov.mode greedy -> notebook"
+        method = params.get("method", label)
+        settings = validate_method(method, {k: v for k, v in params.items() if k != "method"})
         yield Node(
-            "subsets",
-            subset_key(method, fraction),
-            params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
-            inputs=(source, pool),
+            RANKINGS,
+            label,
+            params={"select": {"methods": {label: {"method": method, **settings}}}},
+            sources=_tokens(world, f"select.methods.{label}.uids"),
+            inputs=(LABELS, POOL, *(early if method == "c_rho" else ())),
         )
-        if method != FULL:
+
+
+def _order(method: str) -> Input:
+    """What a method's subsets are cut from; the full pool is not ranked."""
+    return LABELS if method == FULL else Input(RANKINGS, method, "ranking")
+
+
+def _subset(config: Config, method: str, fraction: float) -> Node:
+    return Node(
+        SUBSETS,
+        subset_key(method, fraction),
+        params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
+        inputs=(_order(method), POOL),
+    )
+
+
+def _subset_gallery(world: World, method: str, fraction: float) -> Node:
+    key = subset_key(method, fraction)
+    return Node(
+        SUBSET_GALLERIES,
+        key,
+        sources=_tokens(world, "labels.class_names"),
+        inputs=(Input(SUBSETS, key, "subset"), _order(method), LABELS, POOL),
+    )
+
+
+def _pool_map(config: Config) -> Node:
+    drawn = _some(config.diagnostics.semantic(), "tsne_samples", "seed")
+    return Node(POOL_MAP, WHOLE, params={"diagnostics": drawn}, inputs=(LABELS, POOL))
+
+
+def _subset_diagnostics(config: Config) -> Iterator[Node]:
+    """Yield what is said of every subset alone, and, as a part of it, beside the other methods' subsets."""
+    draws = _some(config.diagnostics.semantic(), "random_draws", "seed")
+    for fraction in config.select.fractions:
+        subsets = [Input(SUBSETS, subset_key(m, fraction), "subset") for m in config.select.methods]
+        for label, subset in zip(config.select.methods, subsets, strict=True):
+            weights = {"methods": {label: {"weights": objective_weights(config, label)}}}
             yield Node(
-                "subset_galleries",
-                subset_key(method, fraction),
-                sources=_tokens(world, "labels.class_names"),
-                inputs=(Input("subsets", subset_key(method, fraction), "subset"), source, labels, pool),
+                SUBSET_DIAGNOSTICS,
+                subset.partition,
+                params={"diagnostics": draws, "select": weights},
+                inputs=(subset, LABELS, POOL, WEIGHTS, MAP),
             )
-    yield Node(
-        "pool_map",
-        WHOLE,
-        params={"diagnostics": _some(config.diagnostics.semantic(), "tsne_samples", "seed")},
-        inputs=(labels, pool),
+            yield Node(
+                SUBSET_DIAGNOSTICS,
+                f"{subset.partition}@{OVERLAP}",
+                params={"diagnostics": {"overlap_of": label}},
+                inputs=(*subsets, LABELS),
+                after=(MAP,),  # so that both parts are ready at once
+            )
+
+
+def _checkpoint(config: Config, world: World, arm: Recipe) -> Node:
+    settings = config.train.under(arm.protocol).semantic()
+    training = {key: value for key, value in settings.items() if key != "seeds"}
+    return Node(
+        CHECKPOINTS,
+        arm.key,
+        params={"train": {**training, "seed": arm.seed}},
+        sources=_tokens(world, "train.model", "train.pretrained"),
+        inputs=(Input(SUBSETS, arm.subset, "samples"),),
+        # an error that the diagnostics show is to be seen before anything is trained
+        after=() if arm.method == FULL else (Input(SUBSET_DIAGNOSTICS, arm.subset, "table"),),
     )
-    yield from _diagnostics_nodes(config, labels, pool)
-    for arm in arms:
-        settings = config.train.under(arm.protocol).semantic()
-        training = {key: value for key, value in settings.items() if key != "seeds"}
-        yield Node(
-            "checkpoints",
-            arm.key,
-            params={"train": {**training, "seed": arm.seed}},
-            sources=_tokens(world, "train.model", "train.pretrained"),
-            inputs=(Input("subsets", arm.subset, "samples"),),
-            # an error that the diagnostics show is to be seen before anything is trained
-            after=() if arm.method == FULL else (Input("subset_diagnostics", arm.subset, "table"),),
-        )
-    sets = evaluation_sets(config, world.absent)
-    for arm in arms:
-        for name in sets:
-            yield _score_node(config, world, arm, name)
-    board: dict[str, Any] = {"primary_metric": config.evaluate.primary_metric}
-    if config.evaluate.suites:
-        board["suites"] = {name: suite.semantic() for name, suite in config.evaluate.suites.items()}
-    # decides what is compared with what
-    compared = {"methods": {name: {"method": m} for name, m in method_names(config).items()}}
-    yield Node(
-        "leaderboard",
-        WHOLE,
-        params={"evaluate": board, "select": compared},
-        inputs=tuple(Input("scores", f"{arm.key}@{name}", "scores") for arm in arms for name in sets),
-    )
-    yield from _checkpoint_gallery_nodes(config)
-    pictures = [Input("subset_galleries", arm.subset, "gallery") for arm in arms if arm.method != FULL]
-    if gallery_set(config) is not None:
-        pictures += [Input("checkpoint_galleries", arm.key, "gallery") for arm in arms]
-    yield Node(
-        "report",
-        WHOLE,
+
+
+def _scores(config: Config, world: World, arm: Recipe, name: str) -> Node:
+    checkpoint, partition = Input(CHECKPOINTS, arm.key, "weights"), _part(arm, name)
+    if name == HOLDOUT:
+        return Node(SCORES, partition, inputs=(checkpoint, Input(PSEUDO_LABELS, WHOLE, "holdout")))
+    settings = config.evaluate.sets[name]
+    place = {"shards", "benchmark"}  # what is there counts, not where
+    semantic = {key: value for key, value in settings.semantic().items() if key not in place}
+    shards = {f"{name}/{shard.name}": shard.version for shard in world.evaluation_shards[name]}
+    files = [key for key in world.tokens if key.startswith(f"evaluate.sets.{name}.")]
+    return Node(
+        SCORES,
+        partition,
         params={
-            "evaluate": board,
-            "select": compared,
-            "diagnostics": {"checks": config.diagnostics.checks.model_dump()},
+            "evaluate": {"sets": {name: semantic}},
+            **(_image_bound(config) if settings.shards is not None else {}),
         },
+        sources={**shards, **_tokens(world, *files)},
+        inputs=(checkpoint,),
+    )
+
+
+def _leaderboard(config: Config, arms: Sequence[Recipe], sets: Sequence[str]) -> Node:
+    scores = tuple(Input(SCORES, _part(arm, name), "scores") for arm in arms for name in sets)
+    return Node(LEADERBOARD, WHOLE, params=_compared(config), inputs=scores)
+
+
+def _checkpoint_galleries(config: Config, arms: Sequence[Recipe]) -> Iterator[Node]:
+    """Yield the pictures of what each model finds among held-out pairs, beside the full pool's."""
+    name = gallery_set(config)
+    if name is None:
+        return
+    for arm in arms:
+        both = dict.fromkeys([arm, arm._replace(method=FULL, fraction=1.0)])
+        yield Node(
+            CHECKPOINT_GALLERIES,
+            arm.key,
+            params={"evaluate": {"set": name}},
+            inputs=tuple(Input(SCORES, _part(one, name), "neighbours") for one in both),
+        )
+
+
+def _report(config: Config, arms: Sequence[Recipe]) -> Node:
+    pictures = [Input(SUBSET_GALLERIES, arm.subset, "gallery") for arm in arms if arm.method != FULL]
+    if gallery_set(config) is not None:
+        pictures += [Input(CHECKPOINT_GALLERIES, arm.key, "gallery") for arm in arms]
+    return Node(
+        REPORT,
+        WHOLE,
+        params={**_compared(config), "diagnostics": {"checks": config.diagnostics.checks.model_dump()}},
         inputs=(
-            Input("leaderboard", WHOLE, "scores"),
-            *(Input("checkpoints", arm.key, "weights") for arm in arms),
+            Input(LEADERBOARD, WHOLE, "scores"),
+            *(Input(CHECKPOINTS, arm.key, "weights") for arm in arms),
             *dict.fromkeys(pictures),
             *_diagnostics_of(config),
         ),
     )
 
 
-def _checkpoint_gallery_nodes(config: Config) -> Iterator[Node]:
-    """Yield the pictures of what each model finds among held-out pairs, beside the full pool's."""
-    name = gallery_set(config)
-    if name is None:
-        return
-    for arm in recipes(config):
-        full = arm._replace(method=FULL, fraction=1.0).key
-        yield Node(
-            "checkpoint_galleries",
-            arm.key,
-            params={"evaluate": {"set": name}},
-            inputs=tuple(
-                Input("scores", f"{key}@{name}", "neighbours") for key in dict.fromkeys([arm.key, full])
-            ),
-        )
-
-
-def _diagnostics_nodes(config: Config, labels: Input, pool: Input) -> Iterator[Node]:
-    """Yield what is said of every subset alone, and, as a part of it, beside the other methods' subsets."""
-    draws = _some(config.diagnostics.semantic(), "random_draws", "seed")
-    shared = (labels, pool, Input("proxy_model", WHOLE, "weights"), Input("pool_map", WHOLE, "map"))
-    for fraction in config.select.fractions:
-        subsets = [Input("subsets", subset_key(m, fraction), "subset") for m in config.select.methods]
-        for label, subset in zip(config.select.methods, subsets, strict=True):
-            weights = {"methods": {label: {"weights": objective_weights(config, label)}}}
-            yield Node(
-                "subset_diagnostics",
-                subset.partition,
-                params={"diagnostics": draws, "select": weights},
-                inputs=(subset, *shared),
-            )
-            whose = {"diagnostics": {"overlap_of": label}}
-            yield Node(
-                "subset_diagnostics",
-                f"{subset.partition}@{OVERLAP}",
-                params=whose,
-                inputs=(*subsets, labels),
-                after=(shared[-1],),  # so that both parts are ready at once
-            )
-
-
 def _diagnostics_of(config: Config) -> Iterator[Input]:
     for fraction in config.select.fractions:
         for method in config.select.methods:
             subset = subset_key(method, fraction)
-            yield Input("subset_diagnostics", subset, "table")
-            yield Input("subset_diagnostics", f"{subset}@{OVERLAP}", OVERLAP)
+            yield Input(SUBSET_DIAGNOSTICS, subset, "table")
+            yield Input(SUBSET_DIAGNOSTICS, f"{subset}@{OVERLAP}", OVERLAP)
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    """What decides what is compared with what, and by which metric."""
+    board: dict[str, Any] = {"primary_metric": config.evaluate.primary_metric}
+    if config.evaluate.suites:
+        board["suites"] = {name: suite.semantic() for name, suite in config.evaluate.suites.items()}
+    methods = {label: {"method": method} for label, method in method_names(config).items()}
+    return {"evaluate": board, "select": {"methods": methods}}
+
+
+def _image_bound(config: Config) -> dict[str, Any]:
+    return {"shards": {"max_image_pixels": config.shards.max_image_pixels}}
+
+
+def _holdout(config: Config) -> dict[str, Any]:
+    return {"evaluate": {"holdout_fraction": config.evaluate.holdout_fraction}}
+
+
+def _manifest(shard: str) -> Input:
+    return Input(RAW_SHARDS, shard, "manifest")
+
+
+def _part(arm: Recipe, name: str) -> str:
+    """The partition of an arm's scores on one evaluation set."""
+    return f"{arm.key}@{name}"
 
 
 def _some(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names}
-
-
-def _score_node(config: Config, world: World, arm: Recipe, name: str) -> Node:
-    checkpoint = Input("checkpoints", arm.key, "weights")
-    partition = f"{arm.key}@{name}"
-    if name == HOLDOUT:
-        return Node("scores", partition, inputs=(checkpoint, Input("pseudo_labels", WHOLE, "holdout")))
-    settings: EvaluationSet = config.evaluate.sets[name]
-    files = {f"{name}/{shard.name}": shard.version for shard in world.evaluation_shards[name]}
-    named = f"evaluate.sets.{name}."
-    files |= {key: token for key, token in world.tokens.items() if key.startswith(named)}
-    place = {"shards", "benchmark"}  # what is there counts, not where
-    semantic = {key: value for key, value in settings.semantic().items() if key not in place}
-    params: dict[str, Any] = {"evaluate": {"sets": {name: semantic}}}
-    if settings.shards is not None:
-        params["shards"] = {"max_image_pixels": config.shards.max_image_pixels}
-    return Node(
-        "scores",
-        partition,
-        params=params,
-        sources=files,
-        inputs=(checkpoint,),
-    )
 
 
 def _tokens(world: World, *names: str) -> dict[str, str]:

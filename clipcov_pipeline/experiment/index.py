@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from clipcov_pipeline.experiment import graph
 from clipcov_pipeline.experiment.store import Record
 
-LABELS, POOL = "pseudo_labels#labels", "pseudo_labels#pool"
+LABELS, POOL = graph.LABELS.name, graph.POOL.name
 
 
 class Index:

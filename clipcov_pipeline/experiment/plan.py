@@ -1,9 +1,10 @@
 """What is out of date, and why: a pure function of the configuration, what lies outside, and the store.
 
-The graph is written out in :func:`nodes`. A node's fingerprint covers its stage's code version, its
-configuration, change tokens of what it reads from outside, and the *output digests* of what it reads from
-the store. Upstream that is itself out of date leaves a node waiting: its fingerprint is not known yet, and a
-re-run upstream that gives the same digest leaves the node untouched (early cutoff).
+The entries and what they read are written out in :mod:`~clipcov_pipeline.experiment.graph`. A node's
+fingerprint covers its stage's code version, its configuration, change tokens of what it reads from outside,
+and the *output digests* of what it reads from the store. Upstream that is itself out of date leaves a node
+waiting: its fingerprint is not known yet, and a re-run upstream that gives the same digest leaves the node
+untouched (early cutoff).
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -16,7 +17,7 @@ from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import fingerprint_from
 from clipcov_pipeline.experiment.graph import Input, Node, nodes
 from clipcov_pipeline.experiment.reasons import own_reasons, reasons_for, waits_for
-from clipcov_pipeline.experiment.stages import CODE_VERSIONS, STAGES
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, EMBEDDINGS, REPORT, STAGES
 from clipcov_pipeline.experiment.store import Record, Store, node_name
 from clipcov_pipeline.experiment.world import World
 
@@ -112,7 +113,7 @@ def make_plan(config: Config, world: World, store: Store) -> Plan:
         above = {node_name(item.stage, item.partition) for item in (*node.inputs, *node.after)}
         reasons = sorted({reason for name in above for reason in against[name]})
         # the report shows what failed: it is never held up
-        if reasons and step.status is Status.BUILD and node.stage != "report":
+        if reasons and step.status is Status.BUILD and node.stage != REPORT:
             rest = (f"and {len(reasons) - 1} more",) if len(reasons) > 1 else ()
             step = replace(step, status=Status.BLOCKED, why=(reasons[0], *rest))
         done[node.name] = step
@@ -170,7 +171,7 @@ def _unreadable(inputs: Sequence[Input], done: Mapping[str, Step]) -> list[str]:
 def _is_readable(step: Step) -> bool:
     """What will be restored can be read already, but for embeddings, whose rows have to come back."""
     if step.status is Status.RESTORE:
-        return step.node.stage != "embeddings"
+        return step.node.stage != EMBEDDINGS
     return step.status is Status.CURRENT
 
 

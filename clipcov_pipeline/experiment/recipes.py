@@ -3,10 +3,9 @@
 from collections.abc import Container
 from typing import NamedTuple
 
-from clipcov_pipeline.experiment.config.base import FULL
+from clipcov_pipeline.experiment.config.base import FULL, HOLDOUT
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.training import Protocol
-from clipcov_pipeline.experiment.stages import HOLDOUT
 from clipcov_pipeline.selection import validate_method
 from clipcov_pipeline.selection.methods import DEFAULT_WEIGHTS
 

@@ -1,30 +1,125 @@
-"""The stages: their names, code versions, and which of them are made shard by shard."""
+"""The stages, one row each.
 
-# Raise a stage's version when its code gives another result for the same input.
-CODE_VERSIONS: dict[str, str] = {
-    "raw_shards": "1",
-    "proxy_model": "1",
-    "embeddings": "1",
-    "early_similarities": "1",
-    "pseudo_labels": "1",
-    "rankings": "2",
-    "subsets": "1",
-    "pool_map": "1",
-    "subset_diagnostics": "1",
-    "subset_galleries": "1",
-    "checkpoints": "1",
-    "scores": "3",
-    "leaderboard": "2",
-    "checkpoint_galleries": "1",
-    "report": "2",
-}
+A new stage is a row here, a node function in :mod:`~clipcov_pipeline.experiment.graph`, and a file in
+``assets/``.
+"""
 
-STAGES = tuple(CODE_VERSIONS)
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-PER_SHARD = ("raw_shards", "embeddings", "early_similarities")
-
-HOLDOUT = "holdout"
-
-OVERLAP = "overlap"
+from clipcov_pipeline.experiment.digests import digest_of
+from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
 
 GALLERY = "gallery.json"
+
+OVERLAP = "overlap"  # the part of a subset's diagnostics that sets it beside the other methods' subsets
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table.
+
+    Attributes:
+        name: of the stage, its Dagster asset, and its folder in the store.
+        code_version: raise it when the stage's code gives another result for the same input.
+        each: what there is an entry for, and a Dagster partition: every shard, method, subset or arm; the
+            experiment as a whole has one entry and no partitions.
+        files: output -> the file whose sha256 is its digest. Not every entry has all of them.
+        computed: output -> how its digest follows from the record, for those that are no single file.
+        one_at_a_time: whether each partition gets a Dagster run of its own.
+    """
+
+    name: str
+    code_version: str
+    each: Literal["experiment", "shard", "method", "subset", "arm"] = "experiment"
+    files: Mapping[str, str] = field(default_factory=dict)
+    computed: Mapping[str, Callable[[Record], str]] = field(default_factory=dict)
+    one_at_a_time: bool = False
+
+
+TABLE: dict[str, Stage] = {}  # by name, in the order in which they are built
+
+
+def _row(stage: Stage) -> str:
+    TABLE[stage.name] = stage
+    return stage.name
+
+
+def _manifest(record: Record) -> str:
+    return digest_of([record.files["manifest.parquet"], record.stats["sha256"]])
+
+
+def _inputs(record: Record) -> str:
+    return digest_of(dict(record.inputs))
+
+
+def _tars(record: Record) -> str:
+    return digest_of([digest for name, digest in sorted(record.files.items()) if name.endswith(".tar")])
+
+
+RAW_SHARDS = _row(Stage("raw_shards", "1", "shard", computed={"manifest": _manifest}))
+
+PROXY_MODEL = _row(Stage("proxy_model", "1", files={"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}))
+
+EMBEDDINGS = _row(Stage("embeddings", "1", "shard"))  # its rows lie in LanceDB
+
+EARLY_SIMILARITIES = _row(
+    Stage("early_similarities", "1", "shard", files={"similarities": "similarities.parquet"})
+)
+
+PSEUDO_LABELS = _row(
+    Stage(
+        "pseudo_labels",
+        "1",
+        files={"labels": "labels.parquet", "holdout": "holdout.parquet"},
+        computed={"pool": _inputs},
+    )
+)
+
+RANKINGS = _row(Stage("rankings", "2", "method", files={"ranking": "ranking.parquet"}))
+
+SUBSETS = _row(
+    Stage("subsets", "1", "subset", files={"subset": "subset.parquet"}, computed={"samples": _tars})
+)
+
+POOL_MAP = _row(Stage("pool_map", "1", files={"map": "map.parquet"}))
+
+SUBSET_DIAGNOSTICS = _row(
+    Stage("subset_diagnostics", "1", "subset", files={"table": "table.parquet", OVERLAP: "overlap.parquet"})
+)
+
+SUBSET_GALLERIES = _row(Stage("subset_galleries", "1", "subset", files={"gallery": GALLERY}))
+
+CHECKPOINTS = _row(
+    # long enough to deserve a run each: a failure or a kill costs one
+    Stage("checkpoints", "1", "arm", files={"weights": CHECKPOINT}, one_at_a_time=True)
+)
+
+SCORES = _row(Stage("scores", "3", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))
+
+LEADERBOARD = _row(Stage("leaderboard", "2", files={"scores": "scores.parquet"}))
+
+CHECKPOINT_GALLERIES = _row(Stage("checkpoint_galleries", "1", "arm", files={"gallery": GALLERY}))
+
+REPORT = _row(Stage("report", "2", files={"report": "report.html"}))
+
+
+STAGES = tuple(TABLE)
+
+CODE_VERSIONS = {name: stage.code_version for name, stage in TABLE.items()}
+
+PARTITIONED = tuple(name for name, stage in TABLE.items() if stage.each != "experiment")
+
+PER_SHARD = tuple(name for name, stage in TABLE.items() if stage.each == "shard")
+
+ONE_AT_A_TIME = frozenset(name for name, stage in TABLE.items() if stage.one_at_a_time)
+
+
+def derived_digests(record: Record) -> Mapping[str, str]:
+    """Return the output digests that follow from a record's files, statistics and inputs."""
+    if (stage := TABLE.get(record.stage)) is None:
+        return {}
+    files = {output: record.files[name] for output, name in stage.files.items() if name in record.files}
+    return {**files, **{output: compute(record) for output, compute in stage.computed.items()}}

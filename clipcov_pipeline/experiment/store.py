@@ -151,23 +151,11 @@ class Store:
 
         Nothing is visible before the end, and a failure inside leaves nothing behind.
         """
-        home = self._partition(stage, partition)
-        scratch = home / f".tmp-{uuid4().hex}"
-        scratch.mkdir(parents=True)
         started, commit = time.monotonic(), git_commit()
-        handle = os.open(scratch, os.O_RDONLY)
-        with suppress(OSError):  # some network file systems lock no folder
-            fcntl.flock(handle, fcntl.LOCK_EX)  # for `is_being_written`; given back when this process ends
-        try:
+        with _scratch_folder(self._partition(stage, partition)) as scratch:
             entry = Entry(scratch)
             yield entry
-            files = {
-                str(p.relative_to(scratch)): digest_of_file(p)
-                for p in sorted(scratch.rglob("*"))
-                if p.is_file()
-            }
-            digests = entry.digests or {"": digest_of(files)}
-            stamps = {name: _stamp((scratch / name).stat()) for name in files}
+            files, stamps = _files_below(scratch)
             record = Record(
                 stage=stage,
                 partition=partition,
@@ -176,7 +164,7 @@ class Store:
                 params=params,
                 sources=sources,
                 inputs=inputs,
-                digests=digests,
+                digests=entry.digests or {"": digest_of(files)},
                 files=files,
                 stats=entry.stats,
                 seconds=round(time.monotonic() - started, 3),
@@ -188,10 +176,6 @@ class Store:
             _write_record(scratch / RECORD, record)
             _put(scratch, self.folder(record))
             self.set_current(record)
-        finally:
-            os.close(handle)
-            for rest in [scratch, *home.glob(".old-*")]:
-                shutil.rmtree(rest, ignore_errors=True)
 
     def records(self) -> Iterator[Record]:
         """Yield every finished entry."""
@@ -286,6 +270,29 @@ class Store:
         """Remove an entry; its record goes first, so that a half-removed entry is no entry."""
         (self.folder(record) / RECORD).unlink(missing_ok=True)
         shutil.rmtree(self.folder(record), ignore_errors=True)
+
+
+@contextmanager
+def _scratch_folder(home: Path) -> Iterator[Path]:
+    """Yield a new folder beside a partition's entries, locked for as long as it is filled."""
+    scratch = home / f".tmp-{uuid4().hex}"
+    scratch.mkdir(parents=True)
+    handle = os.open(scratch, os.O_RDONLY)
+    with suppress(OSError):  # some network file systems lock no folder
+        fcntl.flock(handle, fcntl.LOCK_EX)  # for `is_being_written`; given back when this process ends
+    try:
+        yield scratch
+    finally:
+        os.close(handle)
+        for rest in [scratch, *home.glob(".old-*")]:
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _files_below(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the digest of every file below a folder, and its stamp, by its path there."""
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {name: digest_of_file(path) for name, path in paths.items()}
+    return digests, {name: _stamp(path.stat()) for name, path in paths.items()}
 
 
 def _stamp(status: os.stat_result) -> str:

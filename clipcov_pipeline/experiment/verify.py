@@ -2,18 +2,25 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, fingerprint_from
+from clipcov_pipeline.experiment.digests import digest_of_file, fingerprint_from
 from clipcov_pipeline.experiment.index import POOL, Index
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.stages import GALLERY, OVERLAP
+from clipcov_pipeline.experiment.stages import (
+    EMBEDDINGS,
+    PSEUDO_LABELS,
+    RANKINGS,
+    SUBSETS,
+    TABLE,
+    derived_digests,
+)
 from clipcov_pipeline.experiment.store import Record, node_name
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
@@ -24,7 +31,6 @@ from clipcov_pipeline.subsets.files import (
     write_subset_parquet,
     write_subset_tars,
 )
-from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
 
 
 @dataclass
@@ -62,7 +68,7 @@ def verify(project: Project, *, deep: bool = False) -> Report:
         report.problems += [(record, text) for text in problems]
     if deep:
         for record in current.values():
-            if record is not None and record.stage == "subsets":
+            if record is not None and record.stage == SUBSETS:
                 report.checked["subsets cut again"] += 1
                 report.problems += [(record, text) for text in _rebuilt_problems(project, record, index)]
     return report
@@ -85,54 +91,6 @@ def _entry_problems(project: Project, record: Record) -> Iterator[str]:
             yield f"digest of {output} is {found[:12]}, expected {digest[:12]} by its files"
 
 
-def derived_digests(record: Record) -> Mapping[str, str]:
-    """Return the output digests that follow from a record's files, as the stages make them."""
-    derive = _DERIVED.get(record.stage)
-    return derive(record) if derive else {}
-
-
-def _file(output: str, name: str) -> Callable[[Record], dict[str, str]]:
-    return lambda record: {output: record.files[name]} if name in record.files else {}
-
-
-def _labels(record: Record) -> dict[str, str]:
-    files = {name: record.files[f"{name}.parquet"] for name in ("labels", "holdout")}
-    return {**files, "pool": digest_of(dict(record.inputs))}
-
-
-def _subset(record: Record) -> dict[str, str]:
-    tars = [digest for name, digest in sorted(record.files.items()) if name.endswith(".tar")]
-    return {"samples": digest_of(tars), "subset": record.files["subset.parquet"]}
-
-
-def _diagnostics(record: Record) -> dict[str, str]:
-    names = ("table", OVERLAP)
-    return {name: record.files[f"{name}.parquet"] for name in names if f"{name}.parquet" in record.files}
-
-
-def _scores(record: Record) -> dict[str, str]:
-    names = [name for name in ("scores", "neighbours") if f"{name}.json" in record.files]
-    return {name: record.files[f"{name}.json"] for name in names}
-
-
-_DERIVED: Mapping[str, Callable[[Record], dict[str, str]]] = {
-    "raw_shards": lambda r: {"manifest": digest_of([r.files["manifest.parquet"], r.stats["sha256"]])},
-    "proxy_model": lambda r: {**_file("weights", CHECKPOINT)(r), **_file("early", EARLY_CHECKPOINT)(r)},
-    "early_similarities": _file("similarities", "similarities.parquet"),
-    "pseudo_labels": _labels,
-    "rankings": _file("ranking", "ranking.parquet"),
-    "subsets": _subset,
-    "pool_map": _file("map", "map.parquet"),
-    "subset_diagnostics": _diagnostics,
-    "checkpoints": _file("weights", CHECKPOINT),
-    "subset_galleries": _file("gallery", GALLERY),
-    "scores": _scores,
-    "checkpoint_galleries": _file("gallery", GALLERY),
-    "report": _file("report", "report.html"),
-    "leaderboard": _file("scores", "scores.parquet"),
-}
-
-
 def _rows_problems(project: Project, records: list[Record], report: Report) -> dict[str, list[str]]:
     """Compare the rows of every shard with their digest; what is wrong, by the entry's name.
 
@@ -141,7 +99,7 @@ def _rows_problems(project: Project, records: list[Record], report: Report) -> d
     """
     by_table: dict[str, list[Record]] = {}
     for record in records:
-        if record.stage == "embeddings":
+        if record.stage == EMBEDDINGS:
             by_table.setdefault(record.stats["table"], []).append(record)
     problems: dict[str, list[str]] = {}
     for name, written in by_table.items():
@@ -174,7 +132,7 @@ def _wrong_rows(project: Project, record: Record, versions: set[int]) -> Iterato
 
 
 def _pin_problems(project: Project, record: Record, report: Report) -> Iterator[str]:
-    if record.stage != "pseudo_labels":
+    if record.stage != PSEUDO_LABELS:
         return
     table, version, tag = record.stats["table"], record.stats["version"], label_tag(record.fingerprint)
     report.checked["LanceDB tags"] += 1
@@ -212,18 +170,18 @@ def _digest_or_none(path: Path) -> str:
 def _cut_again(project: Project, record: Record, index: Index, folder: Path) -> None:
     """Write a subset's files from its ranking and the shards, as the stage does."""
     sources = index.sources(record)
-    ranked = next((name for name in sources if name.startswith("rankings/")), None)
+    ranked = next((name for name in sources if name.startswith(f"{RANKINGS}/")), None)
     pool, ranking = sources[POOL], sources[ranked] if ranked else None
     if pool is None or (ranked and ranking is None):
         raise InputError(f"what {node_name(record.stage, record.partition)} was cut from is not in the store")
-    labels = pl.read_parquet(project.store.folder(pool) / "labels.parquet")
+    labels = pl.read_parquet(project.store.folder(pool) / TABLE[PSEUDO_LABELS].files["labels"])
     settings = record.params["select"]
     if ranking is None:
         subset = whole_pool(labels)
     else:
-        frame = pl.read_parquet(project.store.folder(ranking) / "ranking.parquet")
+        frame = pl.read_parquet(project.store.folder(ranking) / TABLE[RANKINGS].files["ranking"])
         subset = frame.head(budget_count(settings["fraction"], labels.height))
-    write_subset_parquet(folder / "subset.parquet", subset)
+    write_subset_parquet(folder / TABLE[SUBSETS].files["subset"], subset)
     write_datacomp_npy(folder / "subset.npy", subset["uid"].to_list())
     write_subset_tars(
         list(project.shards.values()),

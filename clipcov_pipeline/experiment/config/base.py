@@ -9,6 +9,8 @@ KNOB = "knob"  # marks a field that changes speed or place, never a result
 
 FULL = "full"  # the arm that trains on the whole pool
 
+HOLDOUT = "holdout"  # the evaluation set of the pool's pairs that no arm trains on
+
 LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
 

@@ -11,7 +11,14 @@ from clipcov_pipeline.evaluation.tasks import (
     TRAINED_TASKS,
     EvaluationTask,
 )
-from clipcov_pipeline.experiment.config.base import KNOB, LABEL, PositiveInt, Section, checked_templates
+from clipcov_pipeline.experiment.config.base import (
+    HOLDOUT,
+    KNOB,
+    LABEL,
+    PositiveInt,
+    Section,
+    checked_templates,
+)
 
 
 class EvaluationSet(Section):
@@ -115,9 +122,9 @@ class Evaluate(Section):
     @classmethod
     def _labels(cls, value: dict[str, Any]) -> dict[str, Any]:
         for label in value:
-            if not LABEL.match(label) or label == "holdout":
+            if not LABEL.match(label) or label == HOLDOUT:
                 raise ValueError(
-                    f"found the label {label!r}, expected lower-case words with - or _, not 'holdout'"
+                    f"found the label {label!r}, expected lower-case words with - or _, not {HOLDOUT!r}"
                 )
         return value
 
@@ -125,7 +132,7 @@ class Evaluate(Section):
     def tasks(self) -> dict[str, tuple[EvaluationTask, ...]]:
         """The tasks of every set, the held-out part of the pool included."""
         tasks = {name: evaluation_set.tasks for name, evaluation_set in self.sets.items()}
-        return {**tasks, "holdout": ("retrieval",)} if self.holdout_fraction else tasks
+        return {**tasks, HOLDOUT: ("retrieval",)} if self.holdout_fraction else tasks
 
     @model_validator(mode="after")
     def _suites_fit(self) -> Self:
