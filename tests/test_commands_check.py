@@ -14,8 +14,9 @@ from clipcov_pipeline.experiment import disk as experiment_disk
 from clipcov_pipeline.experiment import preflight as experiment_preflight
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.disk import model_size
-from clipcov_pipeline.experiment.preflight import cached_weights, count_samples, preflight
+from clipcov_pipeline.experiment.preflight import count_samples, preflight
 from clipcov_pipeline.experiment.rates import measure_rates, time_needed
+from clipcov_pipeline.experiment.weights import cached_weights
 from clipcov_pipeline.pool.listing import scan
 from make_benchmark import write_classification
 from make_shards import write_pool, write_tar

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -37,21 +38,45 @@ def needed_bytes(pairs: int, dim: int, lance: bool) -> int:
     return rows * (3 if lance else 1) + (4 << 30)
 
 
+@dataclass(frozen=True)
+class Size:
+    """The synthetic pool."""
+
+    pairs: int
+    classes: int
+    dim: int
+    seed: int = 0
+
+
+class Also(TypedDict, total=False):
+    """What else is measured.
+
+    lance: from a LanceDB table of the pool to parquet. notebook: the authors' route, with its matrices, at
+    ``NOTEBOOK_PAIRS``. peers: apricot and submodlib on one class, where they are installed.
+    """
+
+    lance: bool
+    notebook: bool
+    peers: bool
+
+
 def run_benchmark(
-    pairs: int, classes: int, dim: int, *, seed: int = 0, repeat: int = 3, threads: int | None = None,
-    folder: Path | None = None, lance: bool = False, notebook: bool = True, peers: bool = False,
+    size: Size,
+    *,
+    repeat: int = 3,
+    threads: int | None = None,
+    folder: Path | None = None,
     say: Say = lambda _line: None,
-) -> dict[str, Any]:  # fmt: skip
+    **also: Unpack[Also],
+) -> dict[str, Any]:
     """Measure the selection, and remove everything written.
 
     Args:
-        pairs, classes, dim: size of the synthetic pool.
+        size: of the synthetic pool.
         repeat: runs a measurement is the median of.
         folder: where scratch files go; the system's temporary folder when None.
-        lance: also from a LanceDB table of the pool to parquet.
-        notebook: also the authors' route, with its matrices, at ``NOTEBOOK_PAIRS``.
-        peers: also apricot and submodlib on one class, where they are installed.
         say: called with a line after each measurement.
+        **also: `Also`; by default the authors' route.
 
     Returns:
         JSON-able: settings, machine, rows, exponent, notebook and peers comparisons.
@@ -59,39 +84,46 @@ def run_benchmark(
     Raises:
         InputError: the disk has not the room.
     """
-    folder = Path(tempfile.gettempdir()) if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
-    need, free = needed_bytes(pairs, dim, lance), shutil.disk_usage(folder).free
-    if free < need:
-        raise InputError(
-            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, expected {need / 1e9:.1f} GB for "
-            f"{pairs:,} pairs; choose another with --scratch-dir, or fewer pairs"
-        )
-    room = Path(tempfile.mkdtemp(prefix="clipcov-bench-", dir=folder))
+    room = _room(size, folder, also.get("lance", False))
     try:
         bench = Bench(room, repeat, threads, say)
-        found: dict[str, Any] = {
-            "settings": {"pairs": pairs, "classes": classes, "dim": dim, "seed": seed, "repeat": repeat},
-            "machine": {"threads": thread_count(threads), "load_before": os.getloadavg()},
-        }
-        _warm_up(bench, dim)
-        pool = _synthetic_pool(bench, pairs, classes, dim, seed)
-        gigabytes = pool.pairs.nbytes / 1e9
-        _floors(bench, pool, gigabytes)
-        _engine(bench, pool)
-        found["exponent"] = _scaling(bench, pool)
-        _labels(bench, pool, classes)
-        if lance:
-            _from_table(bench, pool)
-        pool.close()
-        if notebook:
-            found["notebook"] = [_notebook(bench, classes, dim, seed) for classes in NOTEBOOK_CLASSES]
-        if peers:
-            found["peers"] = compare_peers(bench, dim, seed)
-        found["machine"]["load_after"] = os.getloadavg()
+        machine: dict[str, Any] = {"threads": thread_count(threads), "load_before": os.getloadavg()}
+        found = {"settings": {**asdict(size), "repeat": repeat}, "machine": machine}
+        found |= _measured(bench, size, also)
+        machine["load_after"] = os.getloadavg()
         return {**found, "rows": bench.rows}
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+def _room(size: Size, folder: Path | None, lance: bool) -> Path:
+    """A new scratch folder."""
+    folder = Path(tempfile.gettempdir()) if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    need, free = needed_bytes(size.pairs, size.dim, lance), shutil.disk_usage(folder).free
+    if free < need:
+        raise InputError(
+            f"scratch folder {folder}: found {free / 1e9:.1f} GB free, expected {need / 1e9:.1f} GB for "
+            f"{size.pairs:,} pairs; choose another with --scratch-dir, or fewer pairs"
+        )
+    return Path(tempfile.mkdtemp(prefix="clipcov-bench-", dir=folder))
+
+
+def _measured(bench: Bench, size: Size, also: Also) -> dict[str, Any]:
+    _warm_up(bench, size.dim)
+    pool = _synthetic_pool(bench, size.pairs, size.classes, size.dim, size.seed)
+    _floors(bench, pool, pool.pairs.nbytes / 1e9)
+    _engine(bench, pool)
+    found: dict[str, Any] = {"exponent": _scaling(bench, pool)}
+    _labels(bench, pool, size.classes)
+    if also.get("lance", False):
+        _from_table(bench, pool)
+    pool.close()
+    if also.get("notebook", True):
+        found["notebook"] = [_notebook(bench, classes, size.dim, size.seed) for classes in NOTEBOOK_CLASSES]
+    if also.get("peers", False):
+        found["peers"] = compare_peers(bench, size.dim, size.seed)
+    return found
 
 
 def _warm_up(bench: Bench, dim: int) -> None:

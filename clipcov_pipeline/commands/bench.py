@@ -46,19 +46,18 @@ def command() -> None:
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
-def selection(
-    pairs: int, classes: int, dim: int, scratch_dir: Path | None, json_path: Path | None, **how: Any
-) -> None:
+def selection(scratch_dir: Path | None, json_path: Path | None, **how: Any) -> None:
     """Speed of the selection on synthetic CLIP-like embeddings: a table, and JSON on request.
 
     Scratch files (2 KB a pair at 512 dimensions) are removed at the end.
     """
-    from clipcov_pipeline.bench.selection_speed import run_benchmark, table
+    from clipcov_pipeline.bench.selection_speed import Size, run_benchmark, table
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    found = run_benchmark(pairs, classes, dim, folder=scratch_dir, say=say, **how)
+    size = Size(*(how.pop(name) for name in ("pairs", "classes", "dim", "seed")))
+    found = run_benchmark(size, folder=scratch_dir, say=say, **how)
     click.echo(table(found))
     text = json.dumps(found, indent=2) + "\n"
     if json_path is None:

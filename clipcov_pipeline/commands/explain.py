@@ -12,9 +12,9 @@ from clipcov_pipeline.commands.pool_options import (
     PATH,
     chosen_budget,
     method_options,
+    opened,
     parameters,
     pool_options,
-    reading_progress,
 )
 from clipcov_pipeline.errors import InputError
 
@@ -42,11 +42,14 @@ OF_A_SOURCE = (
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
-    ctx: click.Context, uid: str, source: Path | None, subset: str | None, config: str | None,
-    text: Path | None, labels: Path | None, class_embedding: Path | None, clusters: int | None,
-    scratch_dir: Path | None, fraction: float | None, count: int | None, mode: str | None,
-    extra: tuple[str, ...], seed: int, threads: int | None, neighbours: int, as_json: bool,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    uid: str,
+    source: Path | None,
+    subset: str | None,
+    config: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Say why the sample UID is in or out of a ClipCov subset.
 
     Of an experiment's with --subset; or of what ``clipcov select`` takes of SOURCE with the same options and
@@ -55,13 +58,11 @@ def command(
     from clipcov_pipeline.selection.explain import describe
 
     if subset is not None:
-        found = _of_experiment(ctx, uid, subset, config, neighbours, threads)
+        found = _of_experiment(ctx, uid, subset, config, options["neighbours"], options["threads"])
     elif config is not None:
         raise InputError("explain: found --config without --subset, expected both, or neither with a SOURCE")
     elif source is not None:
-        labelling = labels, class_embedding, clusters, seed
-        params, budget = parameters(mode, extra, seed), chosen_budget(fraction, count)
-        found = _of_source(uid, source, text, labelling, scratch_dir, params, budget, neighbours, threads)
+        found = _of_source(uid, source, options)
     else:
         raise InputError("explain: found neither SOURCE nor --subset, expected one: clipcov explain --help")
     click.echo(json.dumps(asdict(found), indent=2) if as_json else describe(found))
@@ -81,23 +82,17 @@ def _of_experiment(
     return explain_subset(Project.open(config), uid, subset, n_neighbours=neighbours, threads=threads)
 
 
-def _of_source(
-    uid: str, source: Path, text: Path | None, labelling: tuple[Any, ...], scratch_dir: Path | None,
-    params: dict[str, Any], budget: float | int | None, neighbours: int, threads: int | None,
-) -> "Explanation":  # fmt: skip
+def _of_source(uid: str, source: Path, options: dict[str, Any]) -> "Explanation":
     from clipcov_pipeline.selection.methods import reads_captions, validate_method
 
+    params = parameters(options["mode"], options["extra"], options["seed"])
+    budget = chosen_budget(options["fraction"], options["count"])
     validate_method("clipcov", params)
     if budget is None:
         raise InputError("budget: found none, expected --fraction or --count: the subset to explain")
 
     from clipcov_pipeline.selection.explain import explain
-    from clipcov_pipeline.selection.sources import Labelling, open_pool
 
-    captions = reads_captions("clipcov", params)
-    with reading_progress() as progress:
-        pool = open_pool(
-            source, text, Labelling(*labelling), captions=captions, scratch_dir=scratch_dir, progress=progress
-        )
-    with pool:
-        return explain(pool, uid, budget, params, n_neighbours=neighbours, threads=threads)
+    with opened(source, options, captions=reads_captions("clipcov", params)) as pool:
+        how = {"n_neighbours": options["neighbours"], "threads": options["threads"]}
+        return explain(pool, uid, budget, params, **how)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,3 +100,14 @@ def reading_progress():
         bar.close()
     if not sys.stderr.isatty():
         click.echo(f"read {total[0]:,} pairs", err=True)
+
+
+def opened(source: Path, options: Mapping[str, Any], **how: Any) -> Any:
+    """Open the pool that the options of `pool_options` and ``--seed`` describe; ``how`` as `open_pool`."""
+    from clipcov_pipeline.selection.sources import Labelling, open_pool
+
+    labelling = Labelling(*(options[name] for name in ("labels", "class_embedding", "clusters", "seed")))
+    with reading_progress() as progress:
+        return open_pool(
+            source, options["text"], labelling, scratch_dir=options["scratch_dir"], progress=progress, **how
+        )

@@ -9,9 +9,9 @@ from clipcov_pipeline.commands.pool_options import (
     PATH,
     chosen_budget,
     method_options,
+    opened,
     parameters,
     pool_options,
-    reading_progress,
 )
 
 
@@ -26,11 +26,7 @@ from clipcov_pipeline.commands.pool_options import (
     required=True,
     help="Prefix: writes OUT.parquet, OUT.npy (DataComp) and OUT.json.",
 )
-def command(
-    source: Path, text: Path | None, labels: Path | None, class_embedding: Path | None, clusters: int | None,
-    scratch_dir: Path | None, method: str, fraction: float | None, count: int | None, mode: str | None,
-    extra: tuple[str, ...], seed: int, threads: int | None, out: Path,
-) -> None:  # fmt: skip
+def command(source: Path, method: str, threads: int | None, out: Path, **options: Any) -> None:
     """Rank SOURCE by a method and write the subset.
 
     SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet, an .npz, an .npy of image embeddings with --text,
@@ -39,54 +35,52 @@ def command(
     from clipcov_pipeline.selection.measure import Phases
     from clipcov_pipeline.selection.methods import budget_count, reads_captions, validate_method
 
-    params = parameters(mode, extra, seed)
+    params = parameters(options["mode"], options["extra"], options["seed"])
     filled = validate_method(method, params)
-    budget = chosen_budget(fraction, count)
+    budget = chosen_budget(options["fraction"], options["count"])
     if isinstance(budget, float):
         budget_count(budget, 1)  # a bad fraction is told before anything is read
     prefix = out.with_suffix("") if out.suffix in (".parquet", ".npy", ".json") else out
     phases = Phases()
 
-    from clipcov_pipeline.selection.external import listed
-    from clipcov_pipeline.selection.objective import objective
     from clipcov_pipeline.selection.outputs import write_outputs
     from clipcov_pipeline.selection.ranking import rank
-    from clipcov_pipeline.selection.sources import Labelling, open_pool
 
-    with phases("read"), reading_progress() as progress:
-        pool = open_pool(
-            source,
-            text,
-            Labelling(labels, class_embedding, clusters, seed),
-            need_classes=method in ("clipcov", "clip_score_per_class"),
-            captions=reads_captions(method, params),
-            scratch_dir=scratch_dir,
-            progress=progress,
-        )
+    with phases("read"):
+        classes = method in ("clipcov", "clip_score_per_class")
+        pool = opened(source, options, need_classes=classes, captions=reads_captions(method, params))
     with pool:
         click.echo(f"ranking {len(pool):,} pairs by {method}", err=True)
         with phases("rank"):
             ranking = rank(pool, method, budget, threads=threads, **params)
-        if method == "external" and (unknown := listed(pool, params["uids"]).unknown):
-            click.echo(f"{unknown:,} uids of {params['uids']} are not in the pool", err=True)
+        if method == "external":
+            _say_unknown(pool, params["uids"])
         click.echo(f"ranked {len(ranking):,} of {len(pool):,} in {phases.seconds['rank']:.2f} s", err=True)
         with phases("objective"):
-            clipcov = filled if method == "clipcov" else validate_method("clipcov")
-            value = objective(
-                pool,
-                ranking.rows,
-                clipcov["weights"],
-                clip_negative=clipcov["clip_negative"],
-                redundancy=clipcov["redundancy"],
-                repeat_penalty=clipcov["repeat_penalty"],
-                threads=threads,
-            )
+            value = _objective(pool, ranking.rows, filled if method == "clipcov" else None, threads)
         report = _report(pool, ranking, method, filled, value, phases)
         written = write_outputs(prefix, pool, ranking, report, phases)
     click.echo(_summary(report))
     click.echo("wrote " + ", ".join(map(str, written)))
     if len(written) < 3:
         click.echo("no DataComp .npy: the uids are not 32 hex digits", err=True)
+
+
+def _say_unknown(pool: Any, uids: str) -> None:
+    from clipcov_pipeline.selection.external import listed
+
+    if unknown := listed(pool, uids).unknown:
+        click.echo(f"{unknown:,} uids of {uids} are not in the pool", err=True)
+
+
+def _objective(pool: Any, rows: Any, params: dict[str, Any] | None, threads: int | None) -> dict[str, float]:
+    """ClipCov's objective of the choice, by its own parameters or, for another method, the default ones."""
+    from clipcov_pipeline.selection.methods import validate_method
+    from clipcov_pipeline.selection.objective import objective
+
+    filled = params or validate_method("clipcov")
+    settings = {name: filled[name] for name in ("clip_negative", "redundancy", "repeat_penalty")}
+    return objective(pool, rows, filled["weights"], **settings, threads=threads)
 
 
 def _report(

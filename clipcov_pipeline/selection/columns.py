@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,20 @@ NORM_TOLERANCE = 1e-2
 BLOCK_BYTES = 256 << 20
 
 OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
+
+
+class OptionalColumns(TypedDict, total=False):
+    """Columns that only some methods read, [N] each; None where they are not known.
+
+    image_hash, caption_hash: equal where image bytes or captions are (for ``dedup``, filters).
+    caption_length: integers, in characters (for the filter).
+    early_similarity: floats, <v, t> by an early proxy (for ``c_rho``).
+    """
+
+    image_hash: np.ndarray | None
+    caption_hash: np.ndarray | None
+    caption_length: np.ndarray | None
+    early_similarity: np.ndarray | None
 
 
 # (pool rows [b], image embeddings [b, d], caption embeddings [b, d])
@@ -127,3 +141,25 @@ def check_uids(values: Any, n: int) -> np.ndarray:
     if repeated:
         raise InputError(f"uid: found {repeated[0].decode()!r} more than once, expected distinct uids")
     return uid
+
+
+def check_embeddings(image_embedding: np.ndarray, text_embedding: np.ndarray) -> int:
+    """Return the number of pairs of two [N, d] arrays of floats.
+
+    Raises:
+        InputError: no pair, two shapes, or no floats.
+    """
+    n = len(image_embedding)
+    if n == 0:
+        raise InputError("pool: found 0 pairs, expected at least 1")
+    if image_embedding.ndim != 2 or image_embedding.shape != text_embedding.shape:
+        raise InputError(
+            f"embeddings: found image {image_embedding.shape} and text {text_embedding.shape}, "
+            "expected two [N, d] arrays of one shape"
+        )
+    if not all(np.issubdtype(a.dtype, np.floating) for a in (image_embedding, text_embedding)):
+        raise InputError(
+            f"embeddings: found {image_embedding.dtype} and {text_embedding.dtype}, "
+            "expected float16 or float32"
+        )
+    return n

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,29 +101,58 @@ def explain(
         rejected = row not in passing
         rows = rows_apart(passing, len(pool)) if rejected else passing
     with nullcontext(pool) if len(rows) == len(pool) else pool.take(rows) as part:
-        return _explain(pool, uid, row, rejected, part, rows, ranking, count, filled, n_neighbours, threads)
+        among = _ranked_among(pool, part, rows, ranking, row, count)
+        found = _explain(part, among, filled, n_neighbours, threads)
+        for neighbour in found["neighbours"]:
+            (neighbour["uid"],) = pool.names(rows[[neighbour["uid"]]])
+        return Explanation(uid=uid, row=row, rejected=rejected, budget=count, **found)
+
+
+class _Among(NamedTuple):
+    """A sample among those that it is ranked with; rows are those of this part of the pool.
+
+    own: its row; order, gains: rows in the order taken, and their gains; places: of these in the whole
+    ranking, from 0; n_in: how many of them the budget takes.
+    """
+
+    own: int
+    order: np.ndarray
+    gains: np.ndarray
+    places: np.ndarray
+    n_in: int
+
+
+def _ranked_among(pool: Pool, part: Pool, rows: np.ndarray, ranking: Ranking, row: int, count: int) -> _Among:
+    """``part`` is the pool's ``rows``, what the sample in ``row`` is ranked among."""
+    inside = np.full(len(pool), -1)
+    inside[rows] = np.arange(len(part))
+    order = inside[ranking.rows]
+    places = np.flatnonzero(order >= 0)
+    return _Among(int(inside[row]), order[places], ranking.gains[places], places, int((places < count).sum()))
+
+
+def _class_terms(
+    part: Pool, of_class: int, filled: Mapping[str, Any], threads: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Weighted terms of the base scores of a class, float64 [n_k, terms], and their names."""
+    weights, clip, penalty = (filled[name] for name in ("weights", "clip_negative", "repeat_penalty"))
+    table, names = term_table(part, of_class, weights, clip), [str(name) for name in TERMS]
+    if penalty:
+        start, stop = part.starts[of_class], part.starts[of_class + 1]
+        repeats = repeat_term(part, scores(part, weights, clip, threads).base, penalty)[start:stop]
+        table, names = np.column_stack([table, repeats]), [*names, "repeats"]
+    return table, names
 
 
 def _explain(
-    pool: Pool, uid: str, row: int, rejected: bool, part: Pool, rows: np.ndarray, ranking: Ranking,
-    count: int, filled: Mapping[str, Any], n_neighbours: int, threads: int | None,
-) -> Explanation:  # fmt: skip
-    """``part`` is the pool's ``rows``, what the sample is ranked among; below, rows are those of the part."""
-    inside = np.full(len(pool), -1)
-    inside[rows] = np.arange(len(rows))
-    order = inside[ranking.rows]
-    places = np.flatnonzero(order >= 0)  # of the part's samples in the whole ranking, from 0
-    order, gains, own = order[places], ranking.gains[places], int(inside[row])
-    n_in = int((places < count).sum())
-
+    part: Pool, among: _Among, filled: Mapping[str, Any], n_neighbours: int, threads: int | None
+) -> dict[str, Any]:
+    """The explanation's fields that follow from the part; neighbours by their rows of it."""
+    own, order, gains, places, n_in = among
     of_class = int(part.latent_class[own])
-    start, stop = part.starts[of_class], part.starts[of_class + 1]
-    members = part.order[start:stop]
-    weights, clip, penalty = (filled[name] for name in ("weights", "clip_negative", "repeat_penalty"))
-    table, names = term_table(part, of_class, weights, clip), list(TERMS)
-    if penalty:
-        repeats = repeat_term(part, scores(part, weights, clip, threads).base, penalty)[start:stop]
-        table, names = np.column_stack([table, repeats]), [*names, "repeats"]
+    members = part.order[part.starts[of_class] : part.starts[of_class + 1]]
+    weights, clip = filled["weights"], filled["clip_negative"]
+    table, names = _class_terms(part, of_class, filled, threads)
     base = table.sum(axis=1)
     place = int(np.searchsorted(members, own))
 
@@ -138,31 +167,26 @@ def _explain(
     others = in_class[order[in_class] != own]
     near = similarities(part, own, order[others], False)
     nearest = np.argsort(-near, kind="stable")[:n_neighbours]
-    uids = pool.names(rows[order[others[nearest]]])
-    return Explanation(
-        uid=uid,
-        row=row,
-        rejected=rejected,
-        latent_class=of_class,
-        class_size=len(members),
-        class_chosen=len(in_class),
-        chosen=at is not None and at < n_in,
-        budget=count,
-        rank=None if at is None else int(places[at]) + 1,
-        rank_in_class=None if at is None else int((class_order <= at).sum()),
-        base_rank_in_class=int((base > base[place]).sum()) + 1,
-        terms=dict(zip(names, table[place].tolist(), strict=True)),
-        base=float(base[place]),
-        redundancy=redundancy,
-        gain=float(base[place]) - redundancy,
-        score=None if at is None else float(gains[at]),
-        cut=float(last.min()) if len(last) else None,
-        class_balance=filled["class_balance"],
-        neighbours=[
-            {"uid": name, "rank": int(places[j]) + 1, "similarity": float(s)}
-            for name, j, s in zip(uids, others[nearest], near[nearest], strict=True)
+    return {
+        "latent_class": of_class,
+        "class_size": len(members),
+        "class_chosen": len(in_class),
+        "chosen": at is not None and at < n_in,
+        "rank": None if at is None else int(places[at]) + 1,
+        "rank_in_class": None if at is None else int((class_order <= at).sum()),
+        "base_rank_in_class": int((base > base[place]).sum()) + 1,
+        "terms": dict(zip(names, table[place].tolist(), strict=True)),
+        "base": float(base[place]),
+        "redundancy": redundancy,
+        "gain": float(base[place]) - redundancy,
+        "score": None if at is None else float(gains[at]),
+        "cut": float(last.min()) if len(last) else None,
+        "class_balance": filled["class_balance"],
+        "neighbours": [
+            {"uid": int(order[j]), "rank": int(places[j]) + 1, "similarity": float(s)}
+            for j, s in zip(others[nearest], near[nearest], strict=True)
         ],
-    )
+    }
 
 
 def term_table(pool: Pool, of_class: int, weights: Mapping[str, float], clip_negative: bool) -> np.ndarray:

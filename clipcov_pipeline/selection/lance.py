@@ -3,26 +3,41 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, check_classes, check_similarity
-from clipcov_pipeline.selection.pool import Pool
 
 _BATCH_ROWS = 16384
 # pools smaller than this lie in memory
 _MEMORY_BYTES = 256 << 20
 
 
-def pool_from_lance(
-    table: Any, labels: Any, version: int | None, shards: Sequence[str] | None,
-    scratch_dir: str | Path | None, n_classes: int | None, captions: bool,
+class Labelled(NamedTuple):
+    """A table being read: what ``Pool.from_blocks`` takes, and where its rows are to lie."""
+
+    blocks: Blocks
+    dim: int
+    latent_class: np.ndarray
+    label_similarity: np.ndarray
+    columns: dict[str, Any]
+    folder: str | None
+
+
+@contextmanager
+def read_table(
+    table: Any,
+    labels: Any,
+    version: int | None,
+    shards: Sequence[str] | None,
+    *,
+    n_classes: int | None,
+    captions: bool,
     progress: Callable[[int], None] | None,
-) -> Pool:  # fmt: skip
-    """See ``Pool.from_lance``."""
+) -> Iterator[Labelled]:
+    """The labelled rows of a table as of a version; to be taken inside the block. See ``Pool.from_lance``."""
     import polars as pl
 
     with _at_version(table, version):
@@ -39,9 +54,8 @@ def pool_from_lance(
         if captions:
             columns |= {"caption_hash": np.zeros(n, np.uint64), "caption_length": np.zeros(n, np.int32)}
         d = table.schema.field("image_embedding").type.list_size
-        folder = scratch_dir or scratch_folder(4 * n * d)
         blocks = _blocks(table, columns, shard, where, captions, progress)
-        return Pool.from_blocks(blocks, d, np.float16, latent_class, similarity, columns, scratch_dir=folder)
+        yield Labelled(blocks, d, latent_class, similarity, columns, scratch_folder(4 * n * d))
 
 
 def scratch_folder(size: int) -> str | None:

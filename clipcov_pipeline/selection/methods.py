@@ -1,6 +1,29 @@
 """The selection methods and their parameters: names, defaults and checks, in plain Python.
 
 A configuration is checked against this table when it is loaded, so nothing here imports numpy or numba.
+
+What the parameters mean, by method. For all: ``seed`` (int, 0),
+``filters`` (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``,
+``caption_length``; ``rejected``: "drop" what does not pass, or rank it "last"). clipcov:
+
+- ``mode``: "greedy" (exact and lazy, for any signs: a bound on how much a gain can have risen
+  comes from the geometry of the class), "strict" (the same choice from no more than that
+  embeddings are of unit norm; slower, for checking), "notebook" (the authors' batch rule; its
+  gains are scores, not differences of F).
+- ``clip_negative``: count similarities below 0 as 0, as the authors do.
+- ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
+  weight, 0 switches it off.
+- ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
+- ``class_balance``: shares of the budget that are "proportional" to class size (the default), to
+  its square root ("sqrt") or equal ("uniform"), or "global", no shares: one merge by gain, as F
+  says (the default of the notebook mode); ``class_floor``, the least a class gets by shares.
+- ``repeat_penalty``: what each better pair with the same caption, and each with the same image
+  bytes, takes from a base score, in standard deviations of the base scores inside a class.
+- ``batch_size``: of the notebook mode, 200.
+
+clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
+dedup: ``by``. s_cliploss: ``temperature``, ``batch_size``, ``n_batches``.
+external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``.
 """
 
 import math

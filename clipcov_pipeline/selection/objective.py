@@ -211,17 +211,15 @@ def objective(
             takes len(rows) as the budget.
 
     Returns:
-        ``{"class", "self", "label", "inter", "redundancy", "F"}``: weighted sums over the subset, "inter" and
-        "redundancy" with the negative sign they have in F, and F, the sum of the five; with a
-        ``repeat_penalty`` also "repeats", which F then holds too.
+        ``{"class", "self", "label", "inter", "redundancy", "F"}``: weighted sums, "inter" and "redundancy"
+        with the sign they have in F, and F, the sum; with a ``repeat_penalty`` also "repeats".
 
     Raises:
         InputError: a ``repeat_penalty``, and the pool has no ``image_hash`` or no ``caption_hash``.
     """
     w: dict[str, Any] = WEIGHTS("weights", weights)
-    rows = np.asarray(rows, np.int64)
     budget_count(len(rows), len(pool))
-    position = np.sort(pool.position[rows])
+    position = np.sort(pool.position[np.asarray(rows, np.int64)])
     similarity = pool.statistics(threads)[1]
     class_direction, inter_direction = directions(pool, threads)
     of_class = pool.latent_class[pool.order[position]]
@@ -230,25 +228,31 @@ def objective(
     scale = 1.0 / redundancy_sizes(pool, redundancy, len(rows))
     if clip_negative:
         class_value = clipped_class_term(pool, threads)[position].sum()
-        # e_i can be negative too: its clipped double is what the diagonal holds
-        pairs = clipped_sums(pool, starts, position, threads) - 2.0 * np.maximum(similarity[position], 0)
-        pair_value = float((np.bincount(of_class, pairs, pool.n_classes) * scale).sum() / 2)
+        pairs = _clipped_pairs(pool, starts, position, threads)
     else:
         class_value = float((chosen * class_direction).sum())
         d = pool.dim
         own = np.bincount(of_class, similarity[position].astype(np.float64), pool.n_classes)
-        pair_value = float((((chosen[:, :d] * chosen[:, d:]).sum(axis=1) - own) * scale).sum())
+        pairs = (chosen[:, :d] * chosen[:, d:]).sum(axis=1) - own
     terms = {
         "class": w["class"] * float(class_value),
         "self": w["self"] * float(similarity[position].sum(dtype=np.float64)),
         "label": w["label"] * float(pool.label_similarity[rows].sum(dtype=np.float64)),
         "inter": -w["inter"] * float((chosen * inter_direction).sum()),
-        "redundancy": -w["redundancy"] * pair_value,
+        "redundancy": -w["redundancy"] * float((pairs * scale).sum()),
     }
     if repeat_penalty:
         base = scores(pool, w, clip_negative, threads).base
         terms["repeats"] = float(repeat_term(pool, base, repeat_penalty)[position].sum())
     return {**terms, "F": sum(terms.values())}
+
+
+def _clipped_pairs(pool: Pool, starts: np.ndarray, position: np.ndarray, threads: int | None) -> np.ndarray:
+    """Sum over i < j of the clipped s_ij of the chosen rows of each class, float64 [K]."""
+    # e_i can be negative too: its clipped double is what the diagonal holds
+    diagonal = 2.0 * np.maximum(pool.statistics(threads)[1][position], 0)
+    sums = clipped_sums(pool, starts, position, threads) - diagonal
+    return np.bincount(pool.latent_class[pool.order[position]], sums, pool.n_classes) / 2
 
 
 def subset_sums(

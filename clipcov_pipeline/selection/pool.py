@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from clipcov_pipeline.selection.columns import (
     NORM_TOLERANCE,
     OPTIONAL_COLUMNS,
     Blocks,
+    OptionalColumns,
     array_blocks,
     check_classes,
     check_column,
+    check_embeddings,
     check_similarity,
     check_uids,
     make_rows,
@@ -65,11 +67,8 @@ class Pool:
         uid: Sequence[str] | np.ndarray | None = None,
         *,
         n_classes: int | None = None,
-        image_hash: np.ndarray | None = None,
-        caption_hash: np.ndarray | None = None,
-        caption_length: np.ndarray | None = None,
-        early_similarity: np.ndarray | None = None,
         scratch_dir: str | Path | None = None,
+        **optional: Unpack[OptionalColumns],
     ) -> "Pool":
         """A pool over arrays (memory-mapped ones are read in blocks).
 
@@ -79,37 +78,18 @@ class Pool:
             label_similarity: floats [N], <caption embedding, class prompt embedding>; None counts as 0.
             uid: N distinct names; without them rows are named by their number.
             n_classes: when given, every latent class has to be below it.
-            image_hash, caption_hash: [N], equal where image bytes or captions are (for ``dedup``, filters).
-            caption_length: integers [N], in characters (for the filter).
-            early_similarity: floats [N], <v, t> by an early proxy (for ``c_rho``).
             scratch_dir: put the sorted rows into a temporary file in this folder instead of memory.
+            **optional: `OptionalColumns`.
 
         Raises:
             InputError: lengths or widths differ, an empty pool, a row that is not of unit norm, a label
                 outside the class list, a repeated uid.
         """
-        n = len(image_embedding)
-        if n == 0:
-            raise InputError("pool: found 0 pairs, expected at least 1")
-        if image_embedding.ndim != 2 or image_embedding.shape != text_embedding.shape:
-            raise InputError(
-                f"embeddings: found image {image_embedding.shape} and text {text_embedding.shape}, "
-                "expected two [N, d] arrays of one shape"
-            )
-        if not all(np.issubdtype(a.dtype, np.floating) for a in (image_embedding, text_embedding)):
-            raise InputError(
-                f"embeddings: found {image_embedding.dtype} and {text_embedding.dtype}, "
-                "expected float16 or float32"
-            )
+        n = check_embeddings(image_embedding, text_embedding)
         latent_class = check_classes(latent_class, n, n_classes)
         labels = check_similarity(np.zeros(n) if label_similarity is None else label_similarity, n)
-        columns = {
-            "uid": None if uid is None else check_uids(uid, n),
-            "image_hash": check_column("image_hash", image_hash, n),
-            "caption_hash": check_column("caption_hash", caption_hash, n),
-            "caption_length": check_column("caption_length", caption_length, n),
-            "early_similarity": check_column("early_similarity", early_similarity, n),
-        }
+        columns = {"uid": None if uid is None else check_uids(uid, n)}
+        columns |= {name: check_column(name, optional.get(name), n) for name in OPTIONAL_COLUMNS}
         half = image_embedding.dtype == np.float16 and text_embedding.dtype == np.float16
         dtype = np.float16 if half else np.float32
         blocks = array_blocks(image_embedding, text_embedding)
@@ -175,9 +155,19 @@ class Pool:
             InputError: a column or a labelled uid is missing, a uid comes twice, an embedding is missing or
                 not of unit norm, no label at all, no room for the scratch file.
         """
-        from clipcov_pipeline.selection.lance import pool_from_lance
+        from clipcov_pipeline.selection.lance import read_table
 
-        return pool_from_lance(table, labels, version, shards, scratch_dir, n_classes, captions, progress)
+        options = {"n_classes": n_classes, "captions": captions, "progress": progress}
+        with read_table(table, labels, version, shards, **options) as found:
+            return cls.from_blocks(
+                found.blocks,
+                found.dim,
+                np.float16,
+                found.latent_class,
+                found.label_similarity,
+                found.columns,
+                scratch_dir=scratch_dir or found.folder,
+            )
 
     def __len__(self) -> int:
         return len(self.order)

@@ -47,28 +47,7 @@ def rank(
         budget: an int count, a float fraction of the whole pool (``budget_count``), or None for everything.
             Filters do not change what a fraction stands for.
         threads: threads over latent classes; all processors when None.
-        **params: of the method, JSON-able, checked by ``validate_method``. For all: ``seed`` (int, 0),
-            ``filters`` (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``,
-            ``caption_length``; ``rejected``: "drop" what does not pass, or rank it "last"). clipcov:
-
-            - ``mode``: "greedy" (exact and lazy, for any signs: a bound on how much a gain can have risen
-              comes from the geometry of the class), "strict" (the same choice from no more than that
-              embeddings are of unit norm; slower, for checking), "notebook" (the authors' batch rule; its
-              gains are scores, not differences of F).
-            - ``clip_negative``: count similarities below 0 as 0, as the authors do.
-            - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
-              weight, 0 switches it off.
-            - ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
-            - ``class_balance``: shares of the budget that are "proportional" to class size (the default), to
-              its square root ("sqrt") or equal ("uniform"), or "global", no shares: one merge by gain, as F
-              says (the default of the notebook mode); ``class_floor``, the least a class gets by shares.
-            - ``repeat_penalty``: what each better pair with the same caption, and each with the same image
-              bytes, takes from a base score, in standard deviations of the base scores inside a class.
-            - ``batch_size``: of the notebook mode, 200.
-
-            clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
-            dedup: ``by``. s_cliploss: ``temperature``, ``batch_size``, ``n_batches``.
-            external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``.
+        **params: of the method, JSON-able, checked by ``validate_method``: `methods` says what they mean.
 
     Raises:
         InputError: unknown method or parameter, a value out of range, a budget the pool cannot give, a
@@ -82,18 +61,18 @@ def rank(
         from clipcov_pipeline.selection.external import listed
 
         listed(pool, filled["uids"])  # raises where the pool has none of them; a part of it may
-    if filters_anything(filters):
-        from clipcov_pipeline.selection.filters import passing_rows
+    if not filters_anything(filters):
+        return _rank(pool, method, count, filled, threads)
+    from clipcov_pipeline.selection.filters import passing_rows
 
-        passing = passing_rows(pool, filters)
-        if budget is not None and count > len(passing) and rejected == "drop":
-            raise InputError(
-                f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
-                "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
-            )
-        parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]
-        return _rank_in_turn(pool, method, parts, count, filled, threads)
-    return _rank(pool, method, count, filled, threads)
+    passing = passing_rows(pool, filters)
+    if budget is not None and count > len(passing) and rejected == "drop":
+        raise InputError(
+            f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
+            "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
+        )
+    parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]
+    return _rank_in_turn(pool, method, parts, count, filled, threads)
 
 
 def filters_anything(filters: Mapping[str, Any]) -> bool:

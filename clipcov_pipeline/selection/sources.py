@@ -57,10 +57,8 @@ def open_pool(
     Args:
         source: ``NAME.lance`` (a LanceDB table's folder); a ``.parquet`` with ``image_embedding`` and
             ``text_embedding`` (lists of d floats) and any of uid, latent_class, label_similarity,
-            image_hash, ...; a ``.npz`` with
-            arrays of these names; the ``.npy`` of the image embeddings; or a folder as clip-retrieval writes
-            it
-            (``img_emb/``, ``text_emb/`` and, for uids, ``metadata/``).
+            image_hash, ...; a ``.npz`` with arrays of these names; the ``.npy`` of the image embeddings; or a
+            folder as clip-retrieval writes it (``img_emb/``, ``text_emb/`` and, for uids, ``metadata/``).
         text: the ``.npy`` of the caption embeddings, when source is one.
         labelling: where latent classes come from.
         need_classes: whether the method reads them; if not, pairs without classes are one class.
@@ -78,14 +76,8 @@ def open_pool(
     if source.suffix == ".lance":
         return _from_table(source, labelling, need_classes, captions, scratch_dir, progress)
     reader = _reader(source, text)
-    columns = reader.columns(captions)
     n, d, dtype = reader.shape()
-    for name in ("uid", "caption", *_LABELS, *OPTIONAL_COLUMNS):
-        values = columns.get(name)
-        if values is not None and len(values) != n:
-            raise InputError(f"{source}: found {len(values)} values of {name}, expected {n}, one a pair")
-    if (uid := columns.get("uid")) is not None:
-        columns["uid"] = _encoded(uid)
+    columns = _columns(source, reader, n, captions)
     given = _given_labels(labelling, columns, n)
     if given is None and need_classes and labelling.class_embedding is None and labelling.clusters is None:
         raise InputError(
@@ -93,19 +85,24 @@ def open_pool(
             "give --labels, --class-embedding or --clusters"
         )
     classes, similarity = given or (np.zeros(n, np.int32), np.zeros(n, np.float32))
+    checked = check_classes(classes, n, None), check_similarity(similarity, n)
     folder = scratch_dir or scratch_folder(2 * n * d * np.dtype(dtype).itemsize)
     blocks = _counted(reader.blocks(), progress)
     kept: dict[str, Any] = {name: columns.get(name) for name in ("uid", *OPTIONAL_COLUMNS)}
-    pool = Pool.from_blocks(
-        blocks,
-        d,
-        dtype,
-        check_classes(classes, n, None),
-        check_similarity(similarity, n),
-        kept,
-        scratch_dir=folder,
-    )
+    pool = Pool.from_blocks(blocks, d, dtype, *checked, kept, scratch_dir=folder)
     return pool if given else _labelled(pool, labelling)
+
+
+def _columns(source: Path, reader: "_Arrays | _Parquet", n: int, captions: bool) -> dict[str, Any]:
+    """The columns beside the embeddings, each with a value a pair; uids as bytes."""
+    columns = reader.columns(captions)
+    for name in ("uid", "caption", *_LABELS, *OPTIONAL_COLUMNS):
+        values = columns.get(name)
+        if values is not None and len(values) != n:
+            raise InputError(f"{source}: found {len(values)} values of {name}, expected {n}, one a pair")
+    if (uid := columns.get("uid")) is not None:
+        columns["uid"] = _encoded(uid)
+    return columns
 
 
 def _from_table(
