@@ -80,7 +80,7 @@ GENERIC = (
 def choose_caption(
     kind: str, name: str, names: Sequence[str], rng: np.random.Generator
 ) -> tuple[str, str | None]:
-    """(caption, class that it names)."""
+    """Return (caption, class that it names; None for a caption that says nothing)."""
     if kind == "generic":
         return str(rng.choice(GENERIC)).format(number=rng.integers(1000, 10000)), None
     named = name if kind == "faithful" else names[int(rng.integers(len(names)))]
@@ -88,7 +88,7 @@ def choose_caption(
 
 
 def faithful_caption(name: str, rng: np.random.Generator) -> str:
-    """A caption that names the class, one of 20 templates with an adjective and a scene."""
+    """Return a caption that names the class, one of 20 templates with an adjective and a scene."""
     text = str(rng.choice(TEMPLATES)).format(
         adjective=rng.choice(ADJECTIVES), name=spoken(name), scene=rng.choice(SCENES)
     )
@@ -100,4 +100,5 @@ def faithful_caption(name: str, rng: np.random.Generator) -> str:
 
 
 def spoken(name: str) -> str:
+    """Return a folder's name as words."""
     return name.replace("_", " ").replace("-", " ")

@@ -22,8 +22,7 @@ from clipcov_pipeline.experiment.store import WHOLE
 
 
 def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """(scores of all arms, truth of all subsets, seconds of all arms) of several draws, each with a column
-    ``draw``.
+    """Return (scores of all arms, truth of all subsets, seconds of all arms), each with a column ``draw``.
 
     Raises:
         InputError: an experiment without a leaderboard.
@@ -42,7 +41,7 @@ def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataF
 
 
 def summary(scores: pl.DataFrame, metric: str = PRIMARY) -> pl.DataFrame:
-    """One row a method and fraction over all seeds and draws.
+    """Return one row a method and fraction over all seeds and draws.
 
     Returns:
         mean and std of the metric in percent, runs, and the ratios of the mean to the best of the paper's
@@ -65,9 +64,10 @@ def summary(scores: pl.DataFrame, metric: str = PRIMARY) -> pl.DataFrame:
 
 
 def to_text(scores: pl.DataFrame, truth: pl.DataFrame, seconds: pl.DataFrame) -> str:
-    """The result as plain text: every metric's table, the truth of the subsets, and what it all took.
+    """Return the result as plain text: every metric's table, the truth of the subsets, and what it all took.
 
-    Args: as `collect` returns them.
+    Args:
+        scores, truth, seconds: as `collect` returns them.
     """
     metrics = [
         PRIMARY,

@@ -2,8 +2,8 @@
 
 Any ImageFolder (a folder a class) becomes WebDataset shards with long-tailed classes, captions of which a
 share is mismatched or says nothing, and near-duplicates. What is true of each sample travels in its json
-under ``truth`` and in ``truth.parquet``: it is for scoring a selection, never for selecting. The rule is
-issue 5's; all its numbers are fields of `Rule`.
+under ``truth`` and in ``truth.parquet``: it is for scoring a selection, never for selecting. All numbers of
+the rule are fields of `Rule`.
 """
 
 import json
@@ -72,7 +72,7 @@ def plant(images: Path, test_images: Path | None, out: Path, rule: Rule) -> None
 
 
 def class_sizes(available: dict[str, int], rule: Rule, rng: np.random.Generator) -> dict[str, int]:
-    """Sizes ``largest * imbalance ** (-rank / (classes - 1))`` over a random order of the classes.
+    """Return sizes ``largest * imbalance ** (-rank / (classes - 1))`` over a random order of the classes.
 
     A class with fewer photos gives what it has.
     """
@@ -85,7 +85,7 @@ def class_sizes(available: dict[str, int], rule: Rule, rng: np.random.Generator)
 
 
 def plan_samples(available: dict[str, int], rule: Rule, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Every sample of the pool, shuffled: image, caption and what is true of it; nothing is read."""
+    """Return every sample of the pool, shuffled: image, caption and what is true of it; nothing is read."""
     sizes = class_sizes(available, rule, rng)
     chosen = [
         (name, int(index))

@@ -23,7 +23,7 @@ SAMPLES_PER_SHARD = 1000
 
 
 def class_folders(images: Path) -> dict[str, list[Path]]:
-    """Class name -> image files, sorted, of an ImageFolder.
+    """Return class name -> image files, sorted, of an ImageFolder.
 
     Raises:
         InputError: no such folder, no class folder in it, or a class folder without an image.
@@ -49,8 +49,10 @@ def class_folders(images: Path) -> dict[str, list[Path]]:
 def find_photos(
     images: Path, test_images: Path | None
 ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """(pool photos, test photos) by class: ``train`` and ``test`` in a folder, else the last fifth of each
-    class is for testing.
+    """Return (pool photos, test photos) by class.
+
+    They are those in ``train`` and ``test`` where a folder has these; else the last fifth of each class is
+    for testing.
 
     Raises:
         InputError: as `class_folders`, or the two do not have the same classes.
@@ -79,6 +81,7 @@ def find_photos(
 def write_pool(
     folder: Path, samples: Sequence[dict[str, Any]], photos: dict[str, list[Path]], rule: Rule
 ) -> None:
+    """Write the pool's shards; a sample that is a near-duplicate gets its photo changed a little."""
     rng = np.random.default_rng([rule.draw, 1])
 
     def members() -> Iterator[dict[str, Any]]:
@@ -110,7 +113,7 @@ def write_tars(folder: Path, members: Iterable[dict[str, Any]], per_tar: int, na
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, the last one shorter (itertools.batched is newer than Python 3.11)."""
+    """Yield lists of ``size`` items, the last one shorter (itertools.batched is newer than Python 3.11)."""
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part
@@ -136,6 +139,7 @@ def _near_duplicate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def write_evaluation(folder: Path, photos: dict[str, list[Path]], rule: Rule) -> None:
+    """Write the evaluation sets of these test photos: as they are, shifted, and with captions."""
     rng = np.random.default_rng([rule.draw, 2])
     names = list(photos)
     shuffled = {name: [files[int(i)] for i in rng.permutation(len(files))] for name, files in photos.items()}

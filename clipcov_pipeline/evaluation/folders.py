@@ -56,6 +56,7 @@ def valid_split(folder: Path, chosen: FolderSettings) -> str | None:
 
 
 def existing_file(where: str, folder: Path, file: str, advice: str) -> Path:
+    """Return the path of a file of a folder; raise InputError, with the advice, where it is missing."""
     path = folder / file
     if not path.is_file():
         raise InputError(f"{where}: {path} is missing: {advice}")

@@ -18,13 +18,20 @@ def retrieval_recall(
     image_of_caption: np.ndarray,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k in both directions, by the names and the definition of CLIP_benchmark (zeroshot_retrieval).
+    """Return recall at k in both directions, as CLIP_benchmark names and defines it (zeroshot_retrieval).
 
-    image_embedding [n, d] and text_embedding [m, d]: float, unit rows. image_of_caption [m]: row of each
-    caption's image; every image has a caption. `image_retrieval_recall@k` is the share of captions whose
-    image is among the k most similar images; `text_retrieval_recall@k` the share of images with at least one
-    of their captions among the k most similar captions. Only an image's own captions count: an equal caption
-    of another image is a tie, so a miss at k = 1. Raises ValueError where the shapes do not fit.
+    `image_retrieval_recall@k` is the share of captions whose image is among the k most similar images;
+    `text_retrieval_recall@k` the share of images with at least one of their captions among the k most similar
+    captions. Only an image's own captions count: an equal caption of another image is a tie, so a miss at
+    k = 1.
+
+    Args:
+        image_embedding, text_embedding: float [n, d] and [m, d], unit rows.
+        image_of_caption: int [m], row of each caption's image; every image has a caption.
+        ks: the k.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     image_of_caption = np.asarray(image_of_caption)
     n_images, n_captions = len(image_embedding), len(text_embedding)
@@ -53,11 +60,16 @@ def retrieval_recall(
 def zero_shot_metrics(
     image_embedding: np.ndarray, classifier: np.ndarray, targets: np.ndarray
 ) -> dict[str, float]:
-    """`acc1`, `acc5` and `mean_per_class_recall`, as CLIP_benchmark names them (zeroshot_classification).
+    """Return `acc1`, `acc5` and `mean_per_class_recall`, as CLIP_benchmark's zeroshot_classification.
 
-    image_embedding [n, d] and classifier [n_classes, d]: float, unit rows. targets [n]: class index of each
-    image. The recall is averaged over the classes that have an image. Raises ValueError where the shapes do
-    not fit.
+    The recall is averaged over the classes that have an image.
+
+    Args:
+        image_embedding, classifier: float [n, d] and [n_classes, d], unit rows.
+        targets: int [n], class index of each image.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     targets = np.asarray(targets)
     if targets.shape != (len(image_embedding),) or len(targets) == 0:
@@ -96,7 +108,7 @@ def _accuracies(rank: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 def retrieval_chance_level(
     image_of_caption: np.ndarray, n_images: int, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What `retrieval_recall` expects of a random order, with the same keys."""
+    """Return what `retrieval_recall` expects of a random order, with the same keys."""
     n_captions = len(image_of_caption)
     own = np.bincount(image_of_caption, minlength=n_images)
     levels = {f"image_retrieval_recall@{k}": min(1.0, k / n_images) for k in ks}
@@ -108,7 +120,7 @@ def retrieval_chance_level(
 
 
 def zero_shot_chance_level(n_classes: int) -> dict[str, float]:
-    """What `zero_shot_metrics` expects of a random order, with the same keys."""
+    """Return what `zero_shot_metrics` expects of a random order, with the same keys."""
     return {
         "acc1": 1 / n_classes,
         "acc5": min(1.0, 5 / n_classes),
@@ -125,9 +137,16 @@ def record(
     n_samples: int,
     **extra: Any,
 ) -> dict[str, Any]:
-    """A result in the shape of CLIP_benchmark's JSON, which its `build` command reads, and further fields.
+    """Return a result in the shape of CLIP_benchmark's JSON, which its `build` command reads.
 
-    n_samples: the denominator. Raises ValueError for a metric that is not a finite number: JSON has none.
+    Args:
+        dataset, task, model, pretrained: what was scored, on what.
+        metrics: by CLIP_benchmark's names.
+        n_samples: the denominator.
+        extra: further fields.
+
+    Raises:
+        ValueError: a metric is not a finite number: JSON has none.
     """
     if bad := [name for name, value in metrics.items() if not np.isfinite(value)]:
         raise ValueError(f"{dataset} {task}: {bad[0]} is {metrics[bad[0]]}, expected a finite number")

@@ -70,8 +70,15 @@ def embed_pairs(
 ) -> EmbeddedPairs:
     """Embed the `ok` pairs of a manifest: `read_shard`'s, of one or several shards, whole or filtered.
 
-    `progress` is handed to the encoder. Raises InputError where no pair is readable, or a shard no longer
-    holds what the manifest says.
+    Args:
+        encoder: the checkpoint's.
+        shards: that the manifest is of; those that it has no pair of are not opened.
+        manifest: columns of `MANIFEST_SCHEMA`.
+        storage_options: fsspec's, of the shards.
+        progress: handed to the encoder.
+
+    Raises:
+        InputError: no pair is readable, or a shard no longer holds what the manifest says.
     """
     by_shard = _readable_by_shard(manifest, shards)
     rows = pl.concat(by_shard.values())
@@ -165,10 +172,15 @@ def evaluate_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     unique: bool = False,
 ) -> dict[str, Any]:
-    """Record of the retrieval recalls over all pairs, one caption an image, with the chance level beside.
+    """Return the record of the retrieval recalls over all pairs, one caption an image, and the chance level.
 
-    unique: leave out each pair whose caption or image file came before in the set: in a pool with boilerplate
-    captions most queries have no single right answer. `n_samples` is the denominator, `n_left_out` the rest.
+    Args:
+        pairs: the set.
+        dataset, model, pretrained: for the record.
+        ks: of the recalls.
+        unique: leave out each pair whose caption or image file came before in the set: in a pool with
+            boilerplate captions most queries have no single right answer. `n_samples` is the denominator,
+            `n_left_out` the rest.
     """
     rows = _first_of_each(pairs) if unique else np.arange(len(pairs.captions))
     own = np.arange(len(rows))
@@ -195,10 +207,19 @@ def evaluate_names(
     pretrained: str,
     templates: Sequence[str] = ("{}",),
 ) -> dict[str, Any]:
-    """Record of zero-shot classification of the images over the set's own captions as class names.
+    """Return the record of zero-shot classification of the images over the set's captions as class names.
 
     A name that several images share is one class, the target of each of them; `n_classes` counts the distinct
-    names. templates: prompt templates with `{}`; a class's embedding is the normalised mean over them.
+    names.
+
+    Args:
+        encoder: the one that has embedded the pairs.
+        pairs: the set.
+        dataset, model, pretrained: for the record.
+        templates: prompt templates with `{}`; a class's embedding is the normalised mean over them.
+
+    Raises:
+        InputError: as `class_embeddings`.
     """
     names = list(dict.fromkeys(pairs.captions))
     class_of = {name: index for index, name in enumerate(names)}

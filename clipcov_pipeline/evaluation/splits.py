@@ -48,9 +48,10 @@ class Chunk:
 
 
 def kept_bytes(processes: int) -> int:
-    """Return how much memory decoded images may take: at least 1 GiB, at most half of what is free now.
+    """Return how many bytes decoded images may take: at least 1 GiB, at most half of what is free now.
 
-    processes: how many do the same side by side; they share that half.
+    Args:
+        processes: how many do the same side by side; they share that half.
     """
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
     free = psutil.virtual_memory().available

@@ -35,25 +35,25 @@ _MARKER = ".unpacked"
 
 
 def unpack_sample(folder: Path) -> tuple[Path, Path]:
-    """Unpack the sample below `folder`; (folder of the pool's shards, folder of the held-out shards).
+    """Unpack the sample below `folder`; return (folder of the pool's shards, folder of the held-out shards).
 
     Done once: a folder that is complete is left as it is, also where shards were added to it or removed.
-    A folder appears under its name only when it is complete. Raises InputError where the packaged archive is
-    damaged or something else is in the way.
+    A folder appears under its name only when it is complete.
+
+    Raises:
+        InputError: the packaged archive is damaged, or something else is in the way.
     """
     return _unpack(TRAIN, folder), _unpack(HELDOUT, folder)
 
 
 def sample_class_names() -> list[str]:
-    """The sample's list of class names for zero-shot prompts: 197 distinct names, sorted."""
-    text = (resources.files("clipcov_pipeline.pool") / "sample_data" / "class_names.txt").read_text(
-        encoding="utf-8"
-    )
+    """Return the sample's list of class names for zero-shot prompts: 197 distinct names, sorted."""
+    text = (_package_data() / "class_names.txt").read_text(encoding="utf-8")
     return text.splitlines()
 
 
 def collect_class_names(train_dir: Path) -> list[str]:
-    """The distinct `class_name` values in the json of the shards of a folder, sorted.
+    """Return the distinct `class_name` values in the json of the shards of a folder, sorted.
 
     `sample_data/class_names.txt` is this list for the sample's pool. To write it again:
     `python -m clipcov_pipeline.pool.bundled FOLDER > clipcov_pipeline/pool/sample_data/class_names.txt`.
@@ -84,9 +84,7 @@ def _unpack(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
     try:
-        with resources.as_file(
-            resources.files("clipcov_pipeline.pool") / "sample_data" / f"{name}.tar.xz"
-        ) as archive:
+        with resources.as_file(_package_data() / f"{name}.tar.xz") as archive:
             _check_archive(archive, name)
             _extract(archive, temporary)
         (temporary / _MARKER).write_text(ARCHIVE_SHA256[name] + "\n", encoding="ascii")

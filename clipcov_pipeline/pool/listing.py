@@ -1,4 +1,4 @@
-"""Finds shards in a folder, by a brace pattern or at an fsspec URL; a token tells whether one has changed."""
+"""Finds the shards of a source: a folder, a brace pattern, an fsspec URL. A token tells when one changes."""
 
 import re
 import time
@@ -38,15 +38,18 @@ class Shard:
 
 
 def scan(source: str, storage_options: dict | None = None, *, settle_seconds: float = 0) -> list[Shard]:
-    """The shards of a source, sorted by name.
+    """Return the shards of a source, sorted by name; hidden names and `.part`, `.tmp` are left out.
 
-    source: a folder (searched through all its levels), one tar, or a brace pattern
-    (`pool/{00000..00012}.tar`), each a local path or an fsspec URL. Hidden names and names that end in
-    `.part` or `.tmp` are left out. A local shard changed less than `settle_seconds` ago may still be being
-    written: it is left for the next scan.
+    Args:
+        source: a folder (searched through all its levels), one tar, or a brace pattern
+            (`pool/{00000..00012}.tar`), each a local path or an fsspec URL.
+        storage_options: fsspec's.
+        settle_seconds: a local shard changed less than so long ago may still be being written: it is left
+            for the next scan.
 
-    Raises InputError: nothing there, no `.tar` in the folder, a pattern that names absent shards, an unknown
-    protocol or one whose driver is not installed, two shards that would get one name.
+    Raises:
+        InputError: nothing there, no `.tar` in the folder, a pattern that names absent shards, an unknown
+            protocol or one whose driver is not installed, two shards that would get one name.
     """
     filesystem, path = _filesystem(source, storage_options)
     filesystem.invalidate_cache()  # fsspec keeps listings for the life of the process
@@ -149,7 +152,6 @@ def _info(filesystem: Any, path: str) -> dict | None:
 
 def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
     """Path -> listing entry of paths that must all be there."""
-
     with ThreadPoolExecutor(_PARALLEL_LOOKUPS) as pool:
         entries = list(pool.map(partial(_info, filesystem), paths))
     absent = [path for path, entry in zip(paths, entries, strict=True) if entry is None]
@@ -232,7 +234,7 @@ def _plain(value: Any) -> Any:
 
 
 def open_shard(url: str, storage_options: dict | None) -> Any:
-    """Context manager of a file opened for reading bytes."""
+    """Return a context manager of a shard opened for reading bytes; raises OSError."""
     if "://" not in url:
         return Path(url).open("rb")
     import fsspec

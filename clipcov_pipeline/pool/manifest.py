@@ -57,10 +57,18 @@ def read_shard(
 ) -> ShardReport:
     """Check every sample of a shard and give it a status; one pass, which also takes the file's sha256.
 
-    Every image is decoded to RGB, after its header has shown at most `max_pixels` pixels (width x height).
-    The report is a function of the file's bytes and `max_pixels` alone. `progress` is called with the number
-    of further samples done, as tqdm's `update` is. workers: threads that decode; one a core, at most 16, by
-    default. Raises OSError where the file cannot be read.
+    The report is a function of the file's bytes and `max_pixels` alone.
+
+    Args:
+        shard: the shard.
+        max_pixels: every image is decoded to RGB, after its header has shown at most so many pixels (width x
+            height).
+        storage_options: fsspec's.
+        progress: called with the number of further samples done, as tqdm's `update` is.
+        workers: threads that decode; by default one a core, at most 16.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     rows: list[dict] = []
     seen_uids: set[str] = set()
@@ -88,7 +96,7 @@ def read_shard(
 
 
 def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
-    """A sample's uid, 32 lower-case hex digits: the json's `uid` if it is one, else sha256 of `shard/key`."""
+    """Return a sample's uid, 32 lower-case hex digits: the json's `uid` if it is one, else of `shard/key`."""
     given = (meta or {}).get("uid")
     if isinstance(given, str) and _UID.fullmatch(given):
         return given.lower()

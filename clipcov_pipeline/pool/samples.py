@@ -57,11 +57,13 @@ class Sample:
 def iter_samples(
     shard: Shard, keys: Container[str] | None, storage_options: dict | None = None
 ) -> Iterator[Sample]:
-    """The samples of a shard with these keys (as in the manifest), in the tar's order, streaming.
+    """Yield the samples of a shard with these keys (as in the manifest), in the tar's order.
 
     `keys=None` gives every sample that has an image and a readable caption. Images are not decoded here: take
     the keys from the manifest's `ok` rows. Of several samples with one key the first counts, as there.
-    Raises NotATarError for a file that is no tar.
+
+    Raises:
+        NotATarError: the file is no tar.
     """
     for group in iter_groups(shard, keys, storage_options):
         image, (caption, status) = group.image(), _caption(group)
@@ -74,10 +76,13 @@ def iter_samples(
 def read_images(
     shard: Shard, keys: Collection[str], storage_options: dict | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """(key, image as stored) of these keys, as far as the shard still holds them; for looking at a few.
+    """Yield (key, image as stored) of these keys, as far as the shard still holds them; for a look at a few.
 
     Headers and these images are read, nothing else; the headers once a process. Images are not checked.
-    Raises OSError where the file cannot be read and NotATarError for a file that is no tar.
+
+    Raises:
+        OSError: the file cannot be read.
+        NotATarError: the file is no tar.
     """
     places = _image_places(shard.url, shard.version, json.dumps(storage_options or {}, sort_keys=True))
     wanted = places.filter(pl.col("key").is_in(list(keys)))
@@ -129,7 +134,7 @@ def is_checked(_key: str, suffix: str) -> bool:
 
 
 def check_sample(group: Group, max_pixels: int, row: dict) -> tuple[SampleStatus, str | None]:
-    """Status and reason; fills in the caption and what is known of the image on the way."""
+    """Return status and reason; fills in the caption and what is known of the image on the way."""
     if group.damage is not None:
         return SampleStatus.truncated, group.damage
     image, (caption, caption_status) = group.image(), _caption(group)

@@ -63,7 +63,7 @@ class Group:
 def iter_groups(
     shard: Shard, keys: Container[str] | None, storage_options: dict | None = None
 ) -> Iterator[Group]:
-    """As `iter_samples`, but all members of each sample as they are stored."""
+    """Yield samples as `samples.iter_samples` does, with all members of each as they are stored."""
     with open_shard(shard.url, storage_options) as file:
         for group in read_groups(_Reader(file), load=lambda key, _: keys is None or key in keys):
             if group.first and group.damage is None and (keys is None or group.key in keys):
@@ -71,9 +71,11 @@ def iter_groups(
 
 
 def iter_all_groups(shard: Shard, suffixes: Container[str]) -> Iterator[Group]:
-    """Every sample of a shard with its members of these suffixes, damaged and repeated samples included.
+    """Yield every sample of a shard with its members of these suffixes, damaged and repeated ones included.
 
-    Raises NotATarError for a file that is no tar, OSError where it cannot be read.
+    Raises:
+        NotATarError: the file is no tar.
+        OSError: it cannot be read.
     """
     with open_shard(shard.url, None) as file:
         yield from read_groups(_Reader(file), load=lambda _, suffix: suffix in suffixes)
@@ -134,10 +136,17 @@ class DigestReader(_Reader):
 def read_groups(reader: _Reader, load: Callable[[str, str], bool]) -> Iterator[Group]:
     """Group a tar's members to samples by WebDataset's rule.
 
-    load(key, suffix): whether this member's bytes are wanted. As in open_clip_train's reader, a new sample
-    begins where the key changes or a suffix comes again: members of one sample that are not neighbours make
-    two samples, of which the second has `first=False`. Where the tar breaks off, the sample in hand has
-    `damage` set (whether it was complete cannot be known) and is the last. Raises NotATarError.
+    As in open_clip_train's reader, a new sample begins where the key changes or a suffix comes again: members
+    of one sample that are not neighbours make two samples, of which the second has `first=False`. Where the
+    tar breaks off, the sample in hand has `damage` set (whether it was complete cannot be known) and is the
+    last.
+
+    Args:
+        reader: of the whole file.
+        load: (key, suffix) -> whether this member's bytes are wanted.
+
+    Raises:
+        NotATarError: the file is no tar.
     """
     stream: Any = reader  # tarfile needs no more than read() of it
     try:
@@ -169,7 +178,7 @@ def read_groups(reader: _Reader, load: Callable[[str, str], bool]) -> Iterator[G
 
 
 def key_and_suffix(member: tarfile.TarInfo) -> tuple[str | None, str]:
-    """A member's key and suffix by WebDataset's rule; key None where it belongs to no sample."""
+    """Return a member's key and suffix by WebDataset's rule; key None where it belongs to no sample."""
     if not member.isreg() or _META_MEMBER.match(member.name):
         return None, ""
     # tarfile carries bytes that are no UTF-8 as lone surrogates, which no table can store
@@ -179,6 +188,7 @@ def key_and_suffix(member: tarfile.TarInfo) -> tuple[str | None, str]:
 
 
 def why_no_tar(head: bytes, error: Exception) -> str:
+    """Say what a file is by its first 8 bytes, or what tarfile says of it."""
     if not head:
         return "not a tar: the file is empty"
     for magic, kind in COMPRESSIONS.items():
@@ -190,7 +200,7 @@ def why_no_tar(head: bytes, error: Exception) -> str:
 def map_in_order(
     function: Callable[[Group], _T], groups: Iterator[Group], workers: int | None = None
 ) -> Iterator[_T]:
-    """As `map`, in threads, with a bounded number of groups in memory; Pillow decodes without the GIL."""
+    """Map in threads, in order, with a bounded number of groups in memory; Pillow decodes without the GIL."""
     workers = workers or min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque(pool.submit(function, group) for group in islice(groups, 4 * workers))

@@ -5,12 +5,8 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipcov_pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
@@ -30,7 +26,7 @@ class ModelSpec:
 
 
 def model_names() -> list[str]:
-    """Names of all architectures: open_clip's built-in ones and ours. Imports neither torch nor open_clip."""
+    """Return all architectures' names: open_clip's own and ours. Imports neither torch nor open_clip."""
     package = find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("open_clip is not installed: pip install 'open_clip_torch[training]'")
@@ -99,7 +95,7 @@ def _check_tag(model: str, tag: str) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """Torch device for ``auto`` (cuda, else mps, else cpu); any other name is checked and returned.
+    """Return the torch device for ``auto`` (cuda, else mps, else cpu); any other name is checked.
 
     Raises:
         InputError: the device is not there.

@@ -13,7 +13,7 @@ from clipcov_pipeline.selection.objective import TERMS, directions, project, sub
 from clipcov_pipeline.selection.parallel import over_classes, over_stream, single_blas
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.subsets.covariance import QUANTITIES, RANK, ClassSums, Comparison, compare, random_masks
-from clipcov_pipeline.subsets.tables import Table
+from clipcov_pipeline.subsets.tables import QuantityRows
 
 RARE = 10  # a class of fewer members is rare
 
@@ -82,7 +82,7 @@ def diagnose(
     masks = [np.zeros(len(pool), np.bool_), *random_masks(len(pool), len(rows), draws, seed)]
     masks[0][pool.position[rows]] = True
     found = compare(pool, masks, threads)
-    table = Table()
+    table = QuantityRows()
     _add_covariance(table, found)
     _add_classes(table, found.sums)
     _add_similarities(table, found.sums)
@@ -96,14 +96,14 @@ def diagnose(
     return Diagnosis(frame, sizes, alignments, _stats(frame, sizes, shares))
 
 
-def _add_covariance(table: Table, found: Comparison) -> None:
+def _add_covariance(table: QuantityRows, found: Comparison) -> None:
     for at, name in enumerate(QUANTITIES):
         value = found.overall[0, at]
         why = found.overall_notes.get((0, name), "")
         table.add(name, value, random=found.overall[1:, at].tolist(), note=why or COVARIANCE_TEXT[name])
 
 
-def _add_covariance_by_class(table: Table, found: Comparison) -> None:
+def _add_covariance_by_class(table: QuantityRows, found: Comparison) -> None:
     for c in np.flatnonzero(found.sums[0].counts):
         for at, name in enumerate(QUANTITIES):
             table.add(
@@ -116,7 +116,7 @@ def _add_covariance_by_class(table: Table, found: Comparison) -> None:
             )
 
 
-def _add_classes(table: Table, sums: Sequence[ClassSums]) -> None:
+def _add_classes(table: QuantityRows, sums: Sequence[ClassSums]) -> None:
     """Class distribution; the random columns are exact for the draws."""
     pool = sums[0].counts
     filled, rare = pool > 0, (pool > 0) & (pool < RARE)
@@ -129,29 +129,40 @@ def _add_classes(table: Table, sums: Sequence[ClassSums]) -> None:
 
     own, drawn = sums[1].counts, [s.counts for s in sums[2:]]
     table.add(
-        "class_total_variation", distance(own), pool=0.0, random=[distance(c) for c in drawn],
+        "class_total_variation",
+        distance(own),
+        pool=0.0,
+        random=[distance(c) for c in drawn],
         note="between the class shares of subset and pool; 0: the same, 1: nothing in common",
-    )  # fmt: skip
+    )
     table.add(
-        "class_coverage", covered(own, filled), pool=1.0, random=[covered(c, filled) for c in drawn],
+        "class_coverage",
+        covered(own, filled),
+        pool=1.0,
+        random=[covered(c, filled) for c in drawn],
         note=f"share of the {filled.sum():,} latent classes with a member in the subset",
-    )  # fmt: skip
+    )
     if rare.any():
         table.add(
-            "rare_class_coverage", covered(own, rare), pool=1.0, random=[covered(c, rare) for c in drawn],
+            "rare_class_coverage",
+            covered(own, rare),
+            pool=1.0,
+            random=[covered(c, rare) for c in drawn],
             note=f"share of the {rare.sum():,} classes of under {RARE} members with one in the subset",
-        )  # fmt: skip
+        )
     else:
         table.add("rare_class_coverage", None, note=f"no class of the pool has under {RARE} members")
     empty = pool[filled & (own == 0)]
     table.add(
-        "largest_empty_class", float(empty.max(initial=0)), pool=0.0,
+        "largest_empty_class",
+        float(empty.max(initial=0)),
+        pool=0.0,
         random=[float(pool[filled & (c == 0)].max(initial=0)) for c in drawn],
         note=f"pool members of the largest of {len(empty):,} latent classes that the subset leaves empty",
-    )  # fmt: skip
+    )
 
 
-def _add_similarities(table: Table, sums: Sequence[ClassSums]) -> None:
+def _add_similarities(table: QuantityRows, sums: Sequence[ClassSums]) -> None:
     """Mean cosine of pairs of one class and of different classes, all pairs counted alike."""
     sides = (("image", "images"), ("caption", "captions"), ("cross", "images and other pairs' captions"))
     for side, words in sides:
@@ -194,7 +205,7 @@ def _within_between(sums: ClassSums, side: str) -> _Cosines:
 
 
 def _add_loss(
-    table: Table,
+    table: QuantityRows,
     pool: Pool,
     masks: Sequence[np.ndarray],
     logit_scale: float,
@@ -216,10 +227,13 @@ def _add_loss(
 
     losses = list(over_stream(loss, (everyone, *masks), threads))
     table.add(
-        "proxy_loss", losses[1], pool=losses[0], random=losses[2:],
+        "proxy_loss",
+        losses[1],
+        pool=losses[0],
+        random=losses[2:],
         note=f"mean of {BATCHES} random batches of {batch}, logit scale {logit_scale:.4g}; lower: the proxy"
         " tells these pairs apart more easily",
-    )  # fmt: skip
+    )
 
 
 def contrastive_loss(pool: Pool, positions: np.ndarray, logit_scale: float) -> float:
@@ -231,7 +245,9 @@ def contrastive_loss(pool: Pool, positions: np.ndarray, logit_scale: float) -> f
     return float(np.mean(both))
 
 
-def _add_duplicates(table: Table, pool: Pool, masks: Sequence[np.ndarray], threads: int | None) -> None:
+def _add_duplicates(
+    table: QuantityRows, pool: Pool, masks: Sequence[np.ndarray], threads: int | None
+) -> None:
     """Share of a set that repeats another sample of it: exactly by hash, nearly by the images' cosine."""
     for name, words in (("image", "image bytes"), ("caption", "caption")):
         hashes = getattr(pool, f"{name}_hash")
@@ -241,15 +257,20 @@ def _add_duplicates(table: Table, pool: Pool, masks: Sequence[np.ndarray], threa
         codes = np.unique(hashes, return_inverse=True)[1].reshape(-1)[pool.order]
         values = [_repeats(codes[mask]) for mask in masks]
         table.add(
-            f"duplicate_{name}s", values[0], pool=_repeats(codes), random=values[1:],
+            f"duplicate_{name}s",
+            values[0],
+            pool=_repeats(codes),
+            random=values[1:],
             note=f"share of samples whose {words} the set has already",
-        )  # fmt: skip
+        )
     values = [float(near_duplicates(pool, mask, threads).sum() / mask.sum()) for mask in masks[:2]]
     table.add(
-        "near_duplicate_images", values[0], random=values[1:],
+        "near_duplicate_images",
+        values[0],
+        random=values[1:],
         note=f"share of samples with an image cosine above {NEAR:g} to an earlier sample of their class"
         f" in the set; in classes of over {NEAR_BLOCK:,} {NEAR_BLOCK:,} at a time are compared; one draw",
-    )  # fmt: skip
+    )
 
 
 def _repeats(codes: np.ndarray) -> float:
@@ -276,7 +297,7 @@ def near_duplicates(pool: Pool, mask: np.ndarray, threads: int | None = None) ->
 
 
 def _add_terms(
-    table: Table, pool: Pool, rows: np.ndarray, weights: Mapping[str, float], threads: int | None
+    table: QuantityRows, pool: Pool, rows: np.ndarray, weights: Mapping[str, float], threads: int | None
 ) -> dict[str, float]:
     """Share of each term of F at places along the ranking; returns those of the whole subset."""
     terms = terms_along(pool, rows, weights, threads)
@@ -332,7 +353,7 @@ def terms_along(
 
 def add_cost(table: pl.DataFrame, seconds: float, cpu_seconds: float | None) -> pl.DataFrame:
     """Return the table with what the ranking has cost that the subset is cut from."""
-    cost = Table()
+    cost = QuantityRows()
     cost.add("selection_seconds", seconds, note="of the whole ranking, reading the embeddings included")
     why = "" if cpu_seconds is not None else "the ranking was made before it was recorded"
     cost.add("selection_cpu_seconds", cpu_seconds, note=why or "over all processors")

@@ -1,5 +1,7 @@
-"""Plots of diagnostics as PNG files. Each says under it what is good; they are drawn on white, so that they
-read the same on a dark page."""
+"""Draws diagnostics as PNG files.
+
+Each says under it what is good. They are drawn on white, so that they read the same on a dark page.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +16,12 @@ from clipcov_pipeline.subsets.diagnosis import RARE, Diagnosis
 SUBSET, RANDOM, POOL = "#c2410c", "#64748b", "#1d4ed8"
 
 TERM_COLOURS = {
-    "class": "#1d4ed8", "self": "#0891b2", "label": "#65a30d", "inter": "#a855f7", "redundancy": "#c2410c",
-}  # fmt: skip
+    "class": "#1d4ed8",
+    "self": "#0891b2",
+    "label": "#65a30d",
+    "inter": "#a855f7",
+    "redundancy": "#c2410c",
+}
 
 _ANNOTATED = 12  # a matrix of more methods has no room for numbers
 
@@ -50,53 +56,63 @@ def _wrapped(text: str, width: int = 48) -> list[str]:
 
 def plot_covariance(found: Diagnosis, path: Path) -> None:
     """Draw how well the cross-covariance is kept: overall, and alignment by class over the class's size."""
-    from matplotlib.ticker import NullFormatter
-
     figure = _figure(9.6, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    rows = _overall(found.table)
-    names = [name for name in QUANTITIES if rows[name]["value"] is not None]
-    for at, name in enumerate(names):
-        row = rows[name]
-        if row["random_mean"] is not None:
-            left.errorbar(
-                row["random_mean"], at, xerr=row["random_std"] or 0, fmt="s", color=RANDOM, capsize=3,
-                label="random subsets" if at == 0 else None,
-            )  # fmt: skip
-        left.plot(row["value"], at, "o", color=SUBSET, label="this subset" if at == 0 else None)
-    if names:
-        left.set_yticks(range(len(names)), [name.replace("_", " ").replace("frob", "Frob") for name in names])
-        lowest = min(0.0, *(rows[name]["value"] for name in names))
-        left.set(xlim=(1.1 * lowest, None), ylim=(len(names) - 0.4, -0.6))
-        left.grid(alpha=0.3)
-        left.legend(fontsize=8)
-        left.set_title("cross-covariance of the whole pool", fontsize=9)
-    else:
-        _say(left, rows["alignment"]["note"])
-    sizes, own = found.sizes.pool, found.alignments[0]
-    drawn = found.alignments[1:]
-    some = np.isfinite(drawn).any(axis=0)
-    if some.any() or np.isfinite(own).any():
-        mean = np.array([np.nanmean(drawn[:, c]) for c in np.flatnonzero(some)])
-        right.plot(
-            sizes[some], mean, "s", color=RANDOM, markersize=3, alpha=0.6, label="random subsets, mean"
-        )
-        right.plot(sizes, own, "o", color=SUBSET, markersize=3, alpha=0.8, label="this subset")
-        right.set(
-            xscale="log", xlabel="samples of the class in the pool", ylabel="alignment", ylim=(None, 1.02)
-        )
-        right.xaxis.set_minor_formatter(NullFormatter())
-        right.xaxis.set_major_formatter("{x:,.0f}")
-        right.grid(alpha=0.3)
-        right.legend(fontsize=8)
-        right.set_title("alignment by latent class", fontsize=9)
-    else:
-        _say(right, "not defined, because no latent class has a cross-covariance in pool and subset")
+    _draw_overall(left, _overall(found.table))
+    _draw_by_class(right, found)
     caption = (
         "Alignment and subspace overlap near 1 are good: judge by alignment. Errors are least for random"
         " subsets by construction;\nscale above 1: the kept pairs agree more clearly than the pool's."
     )
     _save(figure, caption, path)
+
+
+def _draw_overall(axes: Any, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    names = [name for name in QUANTITIES if rows[name]["value"] is not None]
+    for at, name in enumerate(names):
+        row = rows[name]
+        if row["random_mean"] is not None:
+            axes.errorbar(
+                row["random_mean"],
+                at,
+                xerr=row["random_std"] or 0,
+                fmt="s",
+                color=RANDOM,
+                capsize=3,
+                label="random subsets" if at == 0 else None,
+            )
+        axes.plot(row["value"], at, "o", color=SUBSET, label="this subset" if at == 0 else None)
+    if names:
+        axes.set_yticks(range(len(names)), [name.replace("_", " ").replace("frob", "Frob") for name in names])
+        lowest = min(0.0, *(rows[name]["value"] for name in names))
+        axes.set(xlim=(1.1 * lowest, None), ylim=(len(names) - 0.4, -0.6))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.set_title("cross-covariance of the whole pool", fontsize=9)
+    else:
+        _say(axes, rows["alignment"]["note"])
+
+
+def _draw_by_class(axes: Any, found: Diagnosis) -> None:
+    from matplotlib.ticker import NullFormatter
+
+    sizes, own = found.sizes.pool, found.alignments[0]
+    drawn = found.alignments[1:]
+    some = np.isfinite(drawn).any(axis=0)
+    if some.any() or np.isfinite(own).any():
+        mean = np.array([np.nanmean(drawn[:, c]) for c in np.flatnonzero(some)])
+        axes.plot(sizes[some], mean, "s", color=RANDOM, markersize=3, alpha=0.6, label="random subsets, mean")
+        axes.plot(sizes, own, "o", color=SUBSET, markersize=3, alpha=0.8, label="this subset")
+        axes.set(
+            xscale="log", xlabel="samples of the class in the pool", ylabel="alignment", ylim=(None, 1.02)
+        )
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.set_title("alignment by latent class", fontsize=9)
+    else:
+        _say(axes, "not defined, because no latent class has a cross-covariance in pool and subset")
 
 
 def plot_classes(found: Diagnosis, path: Path) -> None:
@@ -109,8 +125,14 @@ def plot_classes(found: Diagnosis, path: Path) -> None:
     place = np.arange(1, len(order) + 1)
     share = subset.sum() / pool.sum()
     axes.step(place, pool[order], where="mid", color=POOL, label="pool")
-    axes.step(place, pool[order] * share, where="mid", color=RANDOM, linestyle="--",
-              label="pool x share kept: what random keeps on average")  # fmt: skip
+    axes.step(
+        place,
+        pool[order] * share,
+        where="mid",
+        color=RANDOM,
+        linestyle="--",
+        label="pool x share kept: what random keeps on average",
+    )
     kept = subset[order]
     axes.plot(place[kept > 0], kept[kept > 0], "o", color=SUBSET, markersize=3, label="this subset")
     empty = place[kept == 0]
@@ -133,8 +155,11 @@ def plot_similarities(found: Diagnosis, path: Path) -> None:
     axes = figure.subplots()
     rows = _overall(found.table)
     names = [f"{side}_{kind}" for side in ("image", "caption", "cross") for kind in ("within", "between")]
-    marks = (("pool", "D", POOL, "pool"), ("random_mean", "s", RANDOM, "random subsets"),
-             ("value", "o", SUBSET, "this subset"))  # fmt: skip
+    marks = (
+        ("pool", "D", POOL, "pool"),
+        ("random_mean", "s", RANDOM, "random subsets"),
+        ("value", "o", SUBSET, "this subset"),
+    )
     for shift, (column, mark, colour, label) in enumerate(marks):
         at = [
             place + (shift - 1) * 0.15 for place, name in enumerate(names) if rows[name][column] is not None
@@ -195,10 +220,18 @@ def plot_map(frame: pl.DataFrame, path: Path, chosen: np.ndarray | None = None, 
         panel.set(xticks=[], yticks=[], aspect="equal", xlim=_limits(x), ylim=_limits(y))
     if chosen is not None:
         rest = ~chosen
-        axes[0].scatter(x[rest], y[rest], s=5, color=RANDOM, alpha=0.35, linewidths=0,
-                        label=f"left out ({rest.sum():,})")  # fmt: skip
-        axes[0].scatter(x[chosen], y[chosen], s=7, color=SUBSET, alpha=0.9, linewidths=0,
-                        label=f"chosen ({chosen.sum():,})")  # fmt: skip
+        axes[0].scatter(
+            x[rest], y[rest], s=5, color=RANDOM, alpha=0.35, linewidths=0, label=f"left out ({rest.sum():,})"
+        )
+        axes[0].scatter(
+            x[chosen],
+            y[chosen],
+            s=7,
+            color=SUBSET,
+            alpha=0.9,
+            linewidths=0,
+            label=f"chosen ({chosen.sum():,})",
+        )
         axes[0].legend(fontsize=8, loc="lower left", markerscale=2)
         axes[0].set_title("chosen against left out", fontsize=9)
     shown = np.ones(len(x), np.bool_) if chosen is None else chosen
@@ -253,8 +286,15 @@ def plot_overlap(table: pl.DataFrame, methods: Sequence[str], own: str, expected
         label.set_fontweight("bold" if name == own else "normal")
     if len(methods) <= _ANNOTATED:
         for (i, j), value in np.ndenumerate(matrix):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if value > 0.55 else "black")  # fmt: skip
+            axes.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > 0.55 else "black",
+            )
     _save(
         figure,
         f"Jaccard index: shared samples over all of both.\nTwo random subsets: {expected:.2f}; 1: the same.",

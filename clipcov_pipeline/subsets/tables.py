@@ -25,7 +25,7 @@ class Undefined(ValueError):
 
 
 @dataclass
-class Table:
+class QuantityRows:
     """Rows of `SCHEMA` as they come."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
