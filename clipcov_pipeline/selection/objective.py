@@ -205,8 +205,7 @@ def objective(
     """The objective value of a subset, and what each term brings to it.
 
     Args:
-        pool: the pool the subset is of.
-        rows: distinct pool rows, any order.
+        rows: distinct rows of the pool, in any order.
         weights, clip_negative, redundancy, repeat_penalty: as in ``rank``; ``redundancy="budget_share"``
             takes len(rows) as the budget.
 
@@ -231,9 +230,8 @@ def objective(
         pairs = _clipped_pairs(pool, starts, position, threads)
     else:
         class_value = float((chosen * class_direction).sum())
-        d = pool.dim
         own = np.bincount(of_class, similarity[position].astype(np.float64), pool.n_classes)
-        pairs = (chosen[:, :d] * chosen[:, d:]).sum(axis=1) - own
+        pairs = (chosen[:, : pool.dim] * chosen[:, pool.dim :]).sum(axis=1) - own
     terms = {
         "class": w["class"] * float(class_value),
         "self": w["self"] * float(similarity[position].sum(dtype=np.float64)),
