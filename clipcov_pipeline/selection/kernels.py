@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # only what lets the compiler vectorise a sum; NaN and infinity keep their meaning
@@ -33,6 +34,30 @@ def as_float32(typingctx: Any, value: Any = None) -> Any:  # noqa: ARG001  numba
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), convert
+
+
+@intrinsic
+def _prefetch_line(typingctx: Any, rows: Any, i: Any, j: Any) -> Any:  # noqa: ARG001  numba's own first argument
+    """Ask for the cache line of rows[i, j]."""
+
+    def ask(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        at = cgutils.get_item_pointer(context, builder, signature.args[0], array, args[1:])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # for reading, to be kept in all caches, of data
+        builder.call(hint, [builder.bitcast(at, byte), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64, types.int64), ask
+
+
+@njit(nogil=True, cache=True)
+def prefetch(pairs, i):
+    """Ask for a row, to be in the cache when it is read."""
+    for j in range(0, pairs.shape[1], 64 // pairs.itemsize):
+        _prefetch_line(pairs, i, j)
 
 
 @njit(nogil=True, cache=True)
