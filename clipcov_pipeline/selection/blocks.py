@@ -116,7 +116,7 @@ def advance_classes(pairs, starts, classes, rows, state, floor, most):
 
     Args:
         pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
-        rows: ``Rows``; state: ``State``, updated; floor: float64 [K]; most: int64 [K].
+        rows: ``Rows``; state: ``State``, updated; floor: a gain; most: int64 [K].
 
     Returns:
         Number of gains evaluated.
@@ -134,8 +134,8 @@ def advance_classes(pairs, starts, classes, rows, state, floor, most):
             for i in range(stop - start):
                 state.left[start + i] = i
                 state.level[start + i] = rows.base[start + i]
-        if state.taken[c] < most[c] and state.size[c] > 0 and state.best[c] >= floor[c]:
-            evaluated += _advance(pairs, c, start, stop, rows, state, room, floor[c], most[c])
+        if state.taken[c] < most[c] and state.size[c] > 0 and state.best[c] >= floor:
+            evaluated += _advance(pairs, c, start, stop, rows, state, room, floor, most[c])
     return evaluated
 
 
