@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # only what lets the compiler vectorise a sum; NaN and infinity keep their meaning
@@ -33,6 +34,30 @@ def as_float32(typingctx: Any, value: Any = None) -> Any:  # noqa: ARG001  numba
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), convert
+
+
+@intrinsic
+def _prefetch_line(typingctx: Any, rows: Any, i: Any, j: Any) -> Any:  # noqa: ARG001  numba's own first argument
+    """Ask for the cache line of rows[i, j]."""
+
+    def ask(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        at = cgutils.get_item_pointer(context, builder, signature.args[0], array, args[1:])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # for reading, to be kept in all caches, of data
+        builder.call(hint, [builder.bitcast(at, byte), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64, types.int64), ask
+
+
+@njit(nogil=True, cache=True)
+def prefetch(pairs, i):
+    """Ask for a row, to be in the cache when it is read."""
+    for j in range(0, pairs.shape[1], 64 // pairs.itemsize):
+        _prefetch_line(pairs, i, j)
 
 
 @njit(nogil=True, cache=True)
@@ -108,6 +133,8 @@ def class_statistics(pairs, starts, classes, sums, self_similarity, largest, tol
     for c in classes:
         block[:] = 0.0
         for i in range(starts[c], starts[c + 1]):
+            if i + 1 < starts[c + 1]:
+                prefetch(pairs, i + 1)
             vv, tt, vt = _add_row(pairs, i, d, block)
             self_similarity[i] = vt
             largest[c] = max(largest[c], float(vv) + float(tt))
@@ -174,6 +201,37 @@ def project(pairs, starts, classes, directions, out):
                 )
             for m in range(threes, directions.shape[1]):
                 out[m, i] = dot(pairs, i, directions[c, m])
+
+
+@njit(nogil=True, cache=True)
+def score_classes(
+    pairs, starts, classes, vectors, similarity, label, order, clipped, weights, farthest, mean, apart, base
+):
+    """Base scores of some classes, in one read.
+
+    Args:
+        vectors: float32 [K, 3, 2d], the directions of the class and the inter term, and the class mean.
+        similarity: float32 [n], sorted by class; label: float32 [n] in pool order; order: int64 [n], from one
+            to the other.
+        clipped: float64 [n], the class term where it is not to come from ``vectors``, or empty.
+        weights: float64 [4], as in ``objective.TERMS``.
+        farthest: float64 [K], the largest squared norm of a row and the squared norm of the mean, together.
+        mean: float32 [n], written: the class term; apart: float32 [n], written: the distance from the mean,
+            a little more; base: float64 [n], written.
+    """
+    for c in classes:
+        for i in range(starts[c], starts[c + 1]):
+            if i + 1 < starts[c + 1]:
+                prefetch(pairs, i + 1)
+            of_class, inter, own = _three_dots(pairs, i, vectors[c, 0], vectors[c, 1], vectors[c, 2])
+            mean[i] = of_class
+            # 1e-5: what float32 rounding can add up to, many times over
+            apart[i] = 1e-5 + np.sqrt(max(farthest[c] - 2.0 * own, 0.0) + 1e-5)
+            term = clipped[i] if clipped.shape[0] else np.float64(of_class)
+            # in this order: other sums of the four would differ in the last bit
+            score = weights[0] * term - weights[3] * np.float64(inter)
+            score += weights[1] * np.float64(similarity[i])
+            base[i] = score + weights[2] * np.float64(label[order[i]])
 
 
 @njit(nogil=True, cache=True)

@@ -35,12 +35,26 @@ def order_by_shares(classes: np.ndarray, sizes: np.ndarray, floor: int, power: f
     Returns:
         int64 [m], positions into ``classes``.
     """
-    place = np.arange(len(classes)) - np.searchsorted(classes, classes)
-    turn = np.where(place < floor, place - floor, (place + 0.5) / sizes[classes] ** power)
-    return np.lexsort((classes, turn))
+    return np.argsort(_turns(classes, sizes, floor, power), kind="stable")
+
+
+def _turns(classes: np.ndarray, sizes: np.ndarray, floor: int, power: float) -> np.ndarray:
+    counts = np.bincount(classes, minlength=len(sizes))
+    place = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    turns = (place + 0.5) / np.repeat(sizes**power, counts)
+    return np.where(place < floor, place - floor, turns) if floor else turns
 
 
 def counts_by_shares(sizes: np.ndarray, count: int, floor: int, power: float = 1.0) -> np.ndarray:
     """How many of each class the first ``count`` of ``order_by_shares`` hold: int64 [K]."""
+    if count >= sizes.sum():
+        return sizes.copy()
     classes = np.repeat(np.arange(len(sizes)), sizes)
-    return np.bincount(classes[order_by_shares(classes, sizes, floor, power)[:count]], minlength=len(sizes))
+    turns = _turns(classes, sizes, floor, power)
+    last = np.partition(turns, count - 1)[count - 1]
+    before = turns < last
+    # of those with the same turn, the lower classes
+    equal = np.flatnonzero(turns == last)[: count - int(before.sum())]
+    return np.bincount(classes[before], minlength=len(sizes)) + np.bincount(
+        classes[equal], minlength=len(sizes)
+    )

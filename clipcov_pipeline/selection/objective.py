@@ -13,7 +13,7 @@ u_q are the unit centres of the non-empty classes; r_k is n_k, or the class's sh
 only ``clip_negative`` (max(0, .) of every similarity) goes through pairs, in tiles.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,40 +67,15 @@ class Scores:
     """What greedy starts from; all in sorted order.
 
     Attributes:
-        base: float64 [N], weighted; class_term: float64 [N], m_i, not weighted.
-        bounds: what similarities are at least.
+        base: float64 [N], weighted; class_term: float32 or float64 [N], m_i, not weighted.
+        apart: float32 [N], how far a row is from the mean of its class, or a little more.
+        centres: float32 [K, 2d], the mean swapped row of each class.
     """
 
     base: np.ndarray
     class_term: np.ndarray
-    bounds: "Bounds"
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How low similarities inside a class can be. With c the class mean, a_i = c + x_i, and the same swapped,
-
-        s_ij = m_i + m_j - mean(m) + <x_i, swapped x_j>,
-
-    and Cauchy-Schwarz bounds the last part.
-
-    Attributes:
-        lower: float32 [N], no similarity s_ij of a row i of the class to row j is below lower[j].
-        apart: float32 [N], |x_j|; farthest: float64 [K], the largest of the class, -1 where ``lower`` is all.
-        centres: float32 [K, 2d], the mean swapped row.
-    """
-
-    lower: np.ndarray
     apart: np.ndarray
-    farthest: np.ndarray
     centres: np.ndarray
-
-    @classmethod
-    def flat(cls, pool: Pool, least: float) -> "Bounds":
-        """Nothing is known but one least similarity."""
-        n, k = len(pool), pool.n_classes
-        unused = np.zeros((k, pool.pairs.shape[1]), np.float32)
-        return cls(np.full(n, least, np.float32), np.zeros(n, np.float32), np.full(k, -1.0), unused)
 
 
 def scores(
@@ -108,42 +83,39 @@ def scores(
     *, repeat_penalty: float = 0.0,
 ) -> Scores:  # fmt: skip
     """Base scores of the whole pool, in one read of the embeddings."""
+    begun, work = scoring(pool, weights, clip_negative, threads)
+    over_classes(work, pool.class_sizes, threads)
+    if repeat_penalty:
+        np.add(begun.base, repeat_term(pool, begun.base, repeat_penalty), out=begun.base)
+    return begun
+
+
+def scoring(
+    pool: Pool, weights: Mapping[str, float], clip_negative: bool = False, threads: int | None = None
+) -> tuple[Scores, Callable[[np.ndarray], None]]:
+    """Scores that are not worked out yet, and the function that does so for some classes (without repeats).
+
+    So whoever ranks class by class finds the rows of a class where the scores have just read them.
+    """
+    from clipcov_pipeline.selection import kernels
+
     sums, similarity, largest = pool.statistics(threads)
     class_direction, inter_direction = directions(pool, threads)
     centre = sums / np.maximum(pool.class_sizes, 1)[:, None]
-    mean_term, inter, own = project(pool, class_direction, inter_direction, centre, threads=threads)
-    if clip_negative:
-        class_term, bounds = clipped_class_term(pool, threads), Bounds.flat(pool, 0.0)
-    else:
-        class_term = mean_term.astype(np.float64)
-        bounds = _bounds(pool, mean_term, own, centre, class_direction, largest)
-    base = weights["class"] * class_term - weights["inter"] * inter.astype(np.float64)
-    base += weights["self"] * similarity.astype(np.float64)
-    base += weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
-    if repeat_penalty:
-        base += repeat_term(pool, base, repeat_penalty)
-    return Scores(base, class_term, bounds)
+    vectors = np.stack([class_direction, inter_direction, centre], axis=1).astype(np.float32)
+    n, clipped = len(pool), clipped_class_term(pool, threads) if clip_negative else np.empty(0)
+    mean, apart, base = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n)
+    begun = Scores(base, clipped if clip_negative else mean, apart, vectors[:, 0].copy())
+    given = np.array([weights[term] for term in TERMS])
+    farthest, rows = largest + (centre**2).sum(axis=1), kernels.bits(pool.pairs)
 
+    def work(classes: np.ndarray) -> None:
+        kernels.score_classes(
+            rows, pool.starts, classes, vectors, similarity, pool.label_similarity, pool.order, clipped, given,
+            farthest, mean, apart, base,
+        )  # fmt: skip
 
-def _bounds(
-    pool: Pool, mean_term: np.ndarray, own: np.ndarray, centre: np.ndarray, class_direction: np.ndarray,
-    largest: np.ndarray,
-) -> Bounds:  # fmt: skip
-    sizes, filled = pool.class_sizes, np.flatnonzero(pool.class_sizes)
-    norms = (centre**2).sum(axis=1)
-    # what float32 rounding can add up to, many times over
-    apart = np.sqrt(np.maximum(np.repeat(largest + norms, sizes) - 2.0 * own, 0.0) + 1e-5)
-    starts = pool.starts[filled]
-    farthest = np.full(pool.n_classes, -1.0)
-    farthest[filled] = np.maximum.reduceat(apart, starts)
-    least = np.minimum.reduceat(mean_term, starts) - (centre * class_direction).sum(axis=1)[filled]
-    lower = mean_term + np.repeat(least, sizes[filled]) - apart * np.repeat(farthest[filled], sizes[filled])
-    return Bounds(
-        (lower - 1e-5).astype(np.float32),
-        apart.astype(np.float32),
-        farthest,
-        class_direction.astype(np.float32),
-    )
+    return begun, work
 
 
 def clipped_class_term(pool: Pool, threads: int | None = None) -> np.ndarray:

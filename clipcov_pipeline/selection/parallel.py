@@ -22,20 +22,22 @@ def thread_count(threads: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def tasks(sizes: np.ndarray) -> list[np.ndarray]:
-    """Non-empty classes (int64) in groups, the largest class first."""
+def tasks(sizes: np.ndarray, rows: int = _TASK_ROWS) -> list[np.ndarray]:
+    """Non-empty classes (int64) in groups of about ``rows``, the largest class first."""
     classes = np.argsort(-sizes, kind="stable")
     classes = classes[sizes[classes] > 0]
-    group = np.cumsum(sizes[classes]) // _TASK_ROWS
+    group = np.cumsum(sizes[classes]) // rows
     return np.split(classes, np.flatnonzero(np.diff(group)) + 1)
 
 
-def over_classes(work: Callable[[np.ndarray], T], sizes: np.ndarray, threads: int | None = None) -> list[T]:
+def over_classes(
+    work: Callable[[np.ndarray], T], sizes: np.ndarray, threads: int | None = None, rows: int = _TASK_ROWS
+) -> list[T]:
     """Call ``work`` on groups of classes that cover all non-empty ones; it releases the GIL.
 
     Work that calls BLAS is to be done under ``single_blas``: the threads here are the parallelism.
     """
-    groups = tasks(sizes)
+    groups = tasks(sizes, rows)
     workers = min(thread_count(threads), len(groups))
     if workers == 1:
         return [work(group) for group in groups]
