@@ -189,7 +189,18 @@ FILES = [path for package in PACKAGES for path in modules(package)]
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 8
 
 # numba compiles these as they stand: to cut them, or to pack their arrays, would cost speed
-COMPILED_LOOPS = {"greedy_classes", "_greedy_class", "batch_classes"}
+COMPILED_LOOPS = {
+    "_advance",
+    "_bounds",
+    "_evaluate",
+    "_greedy_class",
+    "_pick",
+    "_settle",
+    "batch_classes",
+    "choose_candidates",
+    "greedy_classes",
+    "score_classes",
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

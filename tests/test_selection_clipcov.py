@@ -1,6 +1,9 @@
 """ClipCov against a dense float64 implementation, and the properties a ranking must have."""
 
+import ast
+import hashlib
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,3 +233,19 @@ def test_sums_of_a_large_class_are_exact():
     last = ranking.rows[-1]
     redundancy = (image[last].astype(np.float64) @ sums[1] + text[last].astype(np.float64) @ sums[0]) / n
     assert ranking.gains[-1] == pytest.approx(base[last] - redundancy, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["blocks", "greedy", "notebook"])
+def test_machine_code_is_compiled_anew_where_what_it_calls_has_changed(name: str) -> None:
+    """numba's cache on disk looks at a function's own file: it would serve the old kernels in the new one."""
+    module = importlib.import_module(f"clipcov_pipeline.selection.{name}")
+    folder = Path(module.__file__).parent  # type: ignore[arg-type]
+    for file, known in module.COMPILED_WITH.items():
+        digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()[:16]
+        assert known == digest, f"{name}.py: write the digest {digest} of {file} into COMPILED_WITH"
+    imported = {
+        f"{node.module.rpartition('.')[2]}.py"
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("clipcov_pipeline.selection.")
+    }
+    assert imported <= set(module.COMPILED_WITH)

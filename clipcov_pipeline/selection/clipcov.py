@@ -43,9 +43,11 @@ class Orders(Protocol):
     def to(self, floor: float, most: np.ndarray) -> Work:
         """What carries some classes on, each while its best gain is at least ``floor`` and it has taken fewer
         than ``most``; returns a number (for `BatchOrders`, of those taken above the floor)."""
+        ...
 
     def bounds(self, step: int) -> np.ndarray:
         """About the gains of what is not taken, of every ``step``-th row."""
+        ...
 
 
 class BlockGreedy:

@@ -57,7 +57,7 @@ def _prefetch_line(typingctx: Any, rows: Any, i: Any, j: Any) -> Any:  # noqa: A
 def prefetch(pairs, i):
     """Ask for a row, to be in the cache when it is read."""
     for j in range(0, pairs.shape[1], 64 // pairs.itemsize):
-        _prefetch_line(pairs, i, j)
+        _prefetch_line(pairs, i, j)  # type: ignore[call-arg]  # numba hands the first one itself
 
 
 @njit(nogil=True, cache=True)

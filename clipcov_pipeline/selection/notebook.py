@@ -7,6 +7,9 @@ from numba import njit
 
 from clipcov_pipeline.selection.kernels import add_swapped, clipped_similarity, dot, prefetch
 
+# numba's cache on disk sees a change in this file only: a test has this line follow
+COMPILED_WITH = {"kernels.py": "2a6cdba4660cb924"}
+
 
 class Batches(NamedTuple):
     """How far the classes are. A batch's effect on the scores waits until the next batch is asked for.

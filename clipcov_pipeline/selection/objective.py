@@ -111,8 +111,8 @@ def scoring(
 
     def work(classes: np.ndarray) -> None:
         kernels.score_classes(
-            rows, pool.starts, classes, vectors, similarity, pool.label_similarity, pool.order, clipped, given,
-            farthest, mean, apart, base,
+            rows, pool.starts, classes, vectors, similarity, pool.label_similarity, pool.order, clipped,
+            given, farthest, mean, apart, base,
         )  # fmt: skip
 
     return begun, work
@@ -174,10 +174,9 @@ def objective(
     repeat_penalty: float = 0.0,
     threads: int | None = None,
 ) -> dict[str, float]:
-    """The objective value of a subset, and what each term brings to it.
+    """The objective value of a subset, ``rows`` of the pool in any order, and what each term brings to it.
 
     Args:
-        rows: distinct rows of the pool, in any order.
         weights, clip_negative, redundancy, repeat_penalty: as in ``rank``; ``redundancy="budget_share"``
             takes len(rows) as the budget.
 
