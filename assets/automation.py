@@ -19,11 +19,11 @@ from assets.resources import Experiment
 from assets.running.orphans import close_orphans, times_closed
 from assets.running.staleness import report_staleness
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.batches import check_batches
 from clipcov_pipeline.experiment.config.automation import Automation
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.digests import digest_of
 from clipcov_pipeline.experiment.plan import Plan, Status, Step
-from clipcov_pipeline.experiment.preflight import check_batches
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.stages import STAGES
 from clipcov_pipeline.experiment.store import Store

@@ -13,7 +13,7 @@ from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.preview import image
 from assets.steps.validation import held_out_tars
-from assets.training.launch import train, train_spec
+from assets.training.launch import train
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
@@ -21,7 +21,9 @@ from clipcov_pipeline.experiment.reasons import flat
 from clipcov_pipeline.experiment.recipes import Recipe, recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import node_name
+from clipcov_pipeline.experiment.train_spec import Tars, train_spec
 from clipcov_pipeline.experiment.world import checkpoint_path
+from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
 from clipcov_pipeline.training.spec import CHECKPOINT, RECORD
 
@@ -49,16 +51,14 @@ def checkpoints(
     def build(task: Task) -> None:
         recipe = next(r for r in recipes(task.config) if r.key == task.partition)
         settings = task.config.train.under(recipe.protocol)
-        subset = task.record("subsets", recipe.subset)
+        tars = sorted(task.path("subsets", recipe.subset, "shards").glob("*.tar"))
         spec = train_spec(
             settings,
-            model=settings.model,
-            pretrained=checkpoint_path(task.config, settings.pretrained),
+            ModelSpec(settings.model, checkpoint_path(task.config, settings.pretrained)),
+            Tars(tars, task.record("subsets", recipe.subset).stats["samples"]),
             seed=recipe.seed,
-            tars=sorted(task.path("subsets", recipe.subset, "shards").glob("*.tar")),
-            n_samples=subset.stats["samples"],
             scratch=task.scratch,
-            validation=held_out_tars(task, task.scratch / "validation"),
+            validation=Tars(*held_out_tars(task, task.scratch / "validation")),
         )
         tracking = Tracking(task.config)
         run_id = _start_run(context, tracking, task, recipe)

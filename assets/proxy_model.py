@@ -10,13 +10,15 @@ from assets.partitions import every_key
 from assets.resources import Experiment
 from assets.steps.materialize import Metadata, materialize_whole
 from assets.steps.preview import image
-from assets.training.launch import RUN, train, train_spec
+from assets.training.launch import train
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.experiment.train_spec import RUN, Tars, train_spec
 from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.pool.columns import pool_keys
 from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
 from clipcov_pipeline.subsets.files import write_subset_tars
 from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
@@ -50,11 +52,9 @@ def proxy_model(
         tars, n_samples = _training_tars(context, task)
         spec = train_spec(
             proxy.train,
-            model=proxy.model,
-            pretrained=None,
+            ModelSpec(proxy.model),
+            Tars(tars, n_samples),
             seed=proxy.seed,
-            tars=tars,
-            n_samples=n_samples,
             scratch=task.scratch,
             keep_early=True,
         )

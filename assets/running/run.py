@@ -16,8 +16,8 @@ from assets.running.orphans import close_orphans, notices
 from assets.running.staleness import report_staleness
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.batches import check_batches
 from clipcov_pipeline.experiment.plan import Plan, Status
-from clipcov_pipeline.experiment.preflight import check_batches
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import method_names
 from clipcov_pipeline.experiment.stages import STAGES

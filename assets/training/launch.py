@@ -10,12 +10,9 @@ import dagster as dg
 
 from assets.training.server import TrainServer
 from assets.training.worker import SPEC_VARIABLE
-from clipcov_pipeline.experiment.config.training import Training
-from clipcov_pipeline.training.command import command, shard_list, warnings
+from clipcov_pipeline.training.command import command, warnings
 from clipcov_pipeline.training.parent import PARENT_VARIABLE
 from clipcov_pipeline.training.spec import RECORD, TrainSpec, to_json
-
-RUN = "run"  # the training's own folder below its scratch folder
 
 LOG_TAIL = 2000  # characters of the training's own output that a failure shows
 
@@ -41,54 +38,6 @@ class LogsOnly:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
-
-
-def train_spec(
-    settings: Training,
-    *,
-    model: str,
-    pretrained: str | None,
-    seed: int,
-    tars: list[Path],
-    n_samples: int,
-    scratch: Path,
-    validation: tuple[list[Path], int] = ([], 0),
-    keep_early: bool = False,
-) -> TrainSpec:
-    """Return the training run that the configuration asks for, on these tars.
-
-    ``validation``: tars of held-out pairs for the retrieval curve, and how many pairs they hold.
-    """
-    val_tars, val_samples = validation
-    return TrainSpec(
-        model=model,
-        pretrained=pretrained,
-        train_data=shard_list(tars),
-        n_samples=n_samples,
-        batch_size=settings.batch_size,
-        accum_freq=settings.accum_freq,
-        grad_checkpointing=settings.grad_checkpointing,
-        lr=settings.lr,
-        wd=settings.wd,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        eps=settings.eps,
-        warmup=settings.warmup,
-        lr_scheduler=settings.lr_scheduler,
-        precision=settings.precision,
-        workers=settings.workers,
-        seed=seed,
-        device=settings.device,
-        samples_seen=settings.samples_seen,
-        epochs=settings.epochs,
-        num_checkpoints=settings.num_checkpoints,
-        aug_cfg=settings.aug_cfg.semantic() if settings.aug_cfg is not None else None,
-        val_data=shard_list(val_tars) if val_tars else None,
-        val_samples=val_samples,
-        keep_early=keep_early,
-        log_dir=str(scratch),
-        name=RUN,
-    )
 
 
 def train(

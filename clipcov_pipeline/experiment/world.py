@@ -1,15 +1,17 @@
 """What lies outside the store: shards, evaluation sets, and the small files that the configuration names."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
+from clipcov_pipeline.experiment.evaluation_folders import list_folder
 from clipcov_pipeline.experiment.stages import PROXY_MODEL
 from clipcov_pipeline.experiment.store import WHOLE, Store
-from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.proxy.models import CHECKPOINT_SUFFIXES, MODEL_CONFIGS, ModelSpec, check_model
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,6 @@ def observe(config: Config) -> World:
     Raises:
         InputError: a missing or empty folder, an unknown model, a missing file.
     """
-    from clipcov_pipeline.pool.listing import scan
-
     options = dict(config.shards.storage_options)
     tokens = _file_tokens(config)  # first: a mistake here is found before the sample is unpacked
     sets, set_tokens, absent = _evaluation_files(config)
@@ -56,9 +56,6 @@ def _evaluation_files(
     config: Config,
 ) -> tuple[dict[str, tuple[Shard, ...]], dict[str, str], dict[str, str]]:
     """Return (shards by set, tokens of the sets' small files, absent sets and their folders)."""
-    from clipcov_pipeline.experiment.evaluation_folders import list_folder
-    from clipcov_pipeline.pool.listing import scan
-
     absent = absent_sets(config)
     shards: dict[str, tuple[Shard, ...]] = {}
     tokens: dict[str, str] = {}
@@ -116,40 +113,57 @@ def _unpacked_sample(config: Config) -> tuple[Path, Path]:
 
 
 def _file_tokens(config: Config) -> dict[str, str]:
-    from clipcov_pipeline.proxy.models import MODEL_CONFIGS, ModelSpec, check_model
-    from clipcov_pipeline.selection.external import check_uids_file
-
     tokens: dict[str, str] = {}
     known = _known_tags(config)
     for section, settings in (("proxy", config.proxy), ("train", config.train)):
-        checkpoint = checkpoint_path(config, settings.pretrained)
-        unknown = None if (settings.model, checkpoint) in known else checkpoint
-        try:
-            check_model(ModelSpec(settings.model, unknown))
-        except InputError as error:
-            raise InputError(f"{section}.{error}") from error
         description = MODEL_CONFIGS / f"{settings.model}.json"
         if description.is_file():
             tokens[f"{section}.model"] = digest_of_file(description)
-        if checkpoint and Path(checkpoint).is_file():
-            tokens[f"{section}.pretrained"] = change_token(Path(checkpoint))
-    if early := checkpoint_path(config, config.proxy.early):
-        try:
-            check_model(ModelSpec(config.proxy.model, early))
-        except InputError as error:
-            raise InputError(f"proxy.{str(error).replace('pretrained:', 'early:', 1)}") from error
-        if Path(early).is_file():
-            tokens["proxy.early"] = change_token(Path(early))
+        tokens |= _weights_token(config, f"{section}.pretrained", settings.model, settings.pretrained, known)
+    if config.proxy.early:
+        tokens |= _weights_token(config, "proxy.early", config.proxy.model, config.proxy.early)
+    tokens |= _uids_tokens(config)
+    if config.labels.latent_classes == "prompts":
+        tokens["labels.class_names"] = digest_of(class_names(config))
+    return tokens
+
+
+def _weights_token(
+    config: Config, key: str, model: str, pretrained: str | None, known: Container[tuple[str, str]] = ()
+) -> dict[str, str]:
+    """Check a model and its weights; return the change token of a checkpoint file under its key."""
+    checkpoint = checkpoint_path(config, pretrained)
+    stands = (model, checkpoint or "") in known
+    check_weights(key, model, None if stands else checkpoint)
+    if checkpoint and Path(checkpoint).is_file():
+        return {key: change_token(Path(checkpoint))}
+    return {}
+
+
+def check_weights(key: str, model: str, pretrained: str | None) -> None:
+    """Check that a model can be had, as `check_model`; ``key`` is where the YAML names its weights.
+
+    Raises:
+        InputError: names the key.
+    """
+    section, _, name = key.partition(".")
+    try:
+        check_model(ModelSpec(model, pretrained))
+    except InputError as error:
+        raise InputError(f"{section}.{str(error).replace('pretrained:', f'{name}:', 1)}") from error
+
+
+def _uids_tokens(config: Config) -> dict[str, str]:
+    from clipcov_pipeline.selection.external import check_uids_file
+
+    tokens = {}
     for label in config.select.labels_of("external"):
-        key = f"select.methods.{label}.uids"
         path = config.resolve(config.select.methods[label]["uids"])
         try:
             check_uids_file(path)
         except InputError as error:
             raise InputError(f"select.methods.{label}.{error}") from error
-        tokens[key] = digest_of_file(path)
-    if config.labels.latent_classes == "prompts":
-        tokens["labels.class_names"] = digest_of(class_names(config))
+        tokens[f"select.methods.{label}.uids"] = digest_of_file(path)
     return tokens
 
 
@@ -206,6 +220,4 @@ def checkpoint_path(config: Config, pretrained: str | None) -> str | None:
 
 def is_path(pretrained: str) -> bool:
     """Return whether weights are named by a path, not by an open_clip tag."""
-    from clipcov_pipeline.proxy.models import CHECKPOINT_SUFFIXES
-
     return "/" in pretrained or Path(pretrained).suffix in CHECKPOINT_SUFFIXES

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from clipcov_pipeline.errors import InputError
 
@@ -30,8 +30,15 @@ STEP_MULTIPLE = 8
 
 # what changes speed or place only: a run may be continued under other values
 FREE_TO_CHANGE = {
-    "val_data", "val_samples", "keep_early", "grad_checkpointing", "workers", "device", "log_dir", "name",
-}  # fmt: skip
+    "val_data",
+    "val_samples",
+    "keep_early",
+    "grad_checkpointing",
+    "workers",
+    "device",
+    "log_dir",
+    "name",
+}
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,33 @@ class TrainSpec:
                 f"train: samples_seen is {self.samples_seen} and epochs is {self.epochs}; give exactly one"
             )
         for name in ("n_samples", "batch_size", "accum_freq", "num_checkpoints", "samples_seen", "epochs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"train.{name}: {value} is too small; give 1 or more")
+            _check_at_least_one(name, getattr(self, name))
 
     @property
     def folder(self) -> Path:
         """Where open_clip_train writes its log and checkpoints."""
         return Path(self.log_dir) / self.name
+
+
+def _check_at_least_one(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"train.{name}: {value} is too small; give 1 or more")
+
+
+class Length(Protocol):
+    """What the number of steps follows from, beside the samples; `TrainSpec` says what each one is."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def samples_seen(self) -> int | None: ...
+
+    @property
+    def epochs(self) -> int | None: ...
+
+    @property
+    def num_checkpoints(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -124,27 +150,35 @@ class StepPlan:
 
 
 def steps(spec: TrainSpec) -> StepPlan:
-    """Number of steps of a run. Under samples_seen it depends on nothing but that and batch_size.
+    """Number of steps of a run, as `steps_of`."""
+    return steps_of(spec, spec.n_samples)
+
+
+def steps_of(length: Length, n_samples: int) -> StepPlan:
+    """Number of steps of a run on so many samples, with exactly one of samples_seen and epochs.
+
+    Under samples_seen it depends on nothing but that and batch_size.
 
     Raises:
         InputError: fewer samples than one batch.
     """
-    if spec.n_samples < spec.batch_size:
+    _check_at_least_one("n_samples", n_samples)
+    if n_samples < length.batch_size:
         raise InputError(
-            f"train.batch_size: {spec.batch_size} is more than the {spec.n_samples} samples to train on;"
-            f" give at most {spec.n_samples}, or a larger fraction"
+            f"train.batch_size: {length.batch_size} is more than the {n_samples} samples to train on;"
+            f" give at most {n_samples}, or a larger fraction"
         )
-    if spec.samples_seen is not None:
-        in_all = math.ceil(spec.samples_seen / spec.batch_size)
-        epochs = min(spec.num_checkpoints, in_all)
+    if length.samples_seen is not None:
+        in_all = math.ceil(length.samples_seen / length.batch_size)
+        epochs = min(length.num_checkpoints, in_all)
         per_epoch = math.ceil(in_all / epochs)
     else:
-        assert spec.epochs is not None
-        epochs = spec.epochs
-        per_epoch = math.ceil(spec.n_samples / spec.batch_size)
+        assert length.epochs is not None
+        epochs = length.epochs
+        per_epoch = math.ceil(n_samples / length.batch_size)
     if per_epoch >= 10 * STEP_MULTIPLE:
         per_epoch = math.ceil(per_epoch / STEP_MULTIPLE) * STEP_MULTIPLE
-    return StepPlan(epochs, per_epoch * spec.batch_size, per_epoch, epochs * per_epoch)
+    return StepPlan(epochs, per_epoch * length.batch_size, per_epoch, epochs * per_epoch)
 
 
 def to_json(spec: TrainSpec) -> str:

@@ -1,86 +1,14 @@
-"""What an experiment will take: disk, and time at rates that are measured here."""
+"""How fast this machine trains and embeds, and how long an experiment takes at that."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from clipcov_pipeline.experiment.batches import ArmSteps
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.training import Training
-from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.findings import Finding
 from clipcov_pipeline.proxy.models import register_model_configs, resolve_device
-
-ASSUMED_SAMPLE_BYTES = 25_000  # an image of img2dataset's 256 to 384 pixels with its caption and json
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the preflight. ``missing`` keeps the experiment from running; the others do not."""
-
-    level: Literal["ok", "note", "warning", "missing"]
-    subject: str
-    text: str
-
-
-@dataclass(frozen=True)
-class ArmSteps:
-    """The training of one subset: how often it is trained, on how many samples, in how many steps.
-
-    batches: without the rounding of epochs that lets several workers share the steps of each.
-    """
-
-    subset: str
-    protocol: str
-    trainings: int
-    samples: int
-    batches: int
-    steps: int
-    warmup: int
-
-
-def disk_needed(config: Config, samples: int, pool_bytes: int) -> dict[str, int]:
-    """Estimate what the work folder will hold, in bytes: embeddings, subsets' shards, checkpoints.
-
-    Args:
-        config: the experiment.
-        samples: of the pool.
-        pool_bytes: size of its shards; 0 where it is not known: `ASSUMED_SAMPLE_BYTES` a sample.
-    """
-    pool = pool_bytes or samples * ASSUMED_SAMPLE_BYTES
-    kept = (1 - config.evaluate.holdout_fraction) * (
-        1 + len(config.select.methods) * sum(config.select.fractions)
-    )
-    proxy, trained = model_size(config.proxy.model), model_size(config.train.model)
-    rows = samples * (2 * 2 * proxy.embed_dim + 200)  # two fp16 vectors, uid, key and caption
-    # weights in fp32, of an arm in the store and in MLflow's registry; the one in training also holds the
-    # optimiser's two moments
-    arms = len(recipes(config))
-    return {
-        "embeddings": rows,
-        "subsets": round(pool * kept),
-        "checkpoints": 4 * (2 * arms * trained.parameters + 3 * trained.parameters + proxy.parameters),
-    }
-
-
-class ModelSize(NamedTuple):
-    """Parameters and width of the shared space of an architecture."""
-
-    parameters: int
-    embed_dim: int
-
-
-@lru_cache
-def model_size(model: str) -> ModelSize:
-    """Build an architecture without memory for its weights, and count."""
-    import open_clip
-    import torch
-
-    register_model_configs()
-    with torch.device("meta"):
-        built = open_clip.create_model(model, device="meta")
-    parameters = sum(weights.numel() for weights in built.parameters())
-    return ModelSize(parameters, (open_clip.get_model_config(model) or {})["embed_dim"])
 
 
 def measure_rates(config: Config, seconds: float = 5.0) -> tuple[dict[str, float], list[Finding]]:
@@ -111,11 +39,23 @@ def measure_rates(config: Config, seconds: float = 5.0) -> tuple[dict[str, float
 
 def _rate(model: str, device: str, precision: str, training: bool, seconds: float) -> float:
     """Samples a second; the batch grows from 2 as long as a step stays under half a second."""
+    step = _step_of(model, resolve_device(device), precision, training)
+    deadline, batch = time.perf_counter() + seconds, 2
+    best = batch / step(batch)  # the first step also sets things up: too low, unless no other is in time
+    while time.perf_counter() < deadline:
+        took = step(batch)
+        best = max(best, batch / took)
+        if took < 0.5 and batch < 256:
+            batch *= 2
+    return best
+
+
+def _step_of(model: str, place: str, precision: str, training: bool) -> Callable[[int], float]:
+    """Build a model; return what takes one step of so many samples and says its seconds."""
     import open_clip
     import torch
 
     register_model_configs()
-    place = resolve_device(device)
     built: Any = open_clip.create_model(model, device=place)
     built.train(training)
     size, length = built.visual.image_size, built.context_length
@@ -138,14 +78,7 @@ def _rate(model: str, device: str, precision: str, training: bool, seconds: floa
         loss.item()  # waits for the device
         return time.perf_counter() - started
 
-    deadline, batch = time.perf_counter() + seconds, 2
-    best = batch / step(batch)  # the first step also sets things up: too low, unless no other is in time
-    while time.perf_counter() < deadline:
-        took = step(batch)
-        best = max(best, batch / took)
-        if took < 0.5 and batch < 256:
-            batch *= 2
-    return best
+    return step
 
 
 def time_needed(
@@ -173,6 +106,7 @@ def _work(settings: Training) -> float:
 
 
 def time_finding(config: Config, seconds: Mapping[str, float], rates: Mapping[str, float]) -> list[Finding]:
+    """Return one finding: the seconds of the parts, and the rates that they are told from."""
     if not seconds:
         return []
     parts = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
