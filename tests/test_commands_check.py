@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment import disk as experiment_disk
+from clipcov_pipeline.experiment import disk
 from clipcov_pipeline.experiment import preflight as experiment_preflight
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.disk import model_size
@@ -18,6 +18,7 @@ from clipcov_pipeline.experiment.preflight import count_samples, preflight
 from clipcov_pipeline.experiment.rates import measure_rates, time_needed
 from clipcov_pipeline.experiment.weights import cached_weights
 from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.proxy.models import register_model_configs
 from make_benchmark import write_classification
 from make_shards import write_pool, write_tar
 
@@ -149,8 +150,8 @@ def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.disk["embeddings"] == 20 * (4 * size.embed_dim + 200)
     assert found.disk["checkpoints"] == 4 * size.parameters * (2 * 6 + 3 + 1)
 
-    usage = experiment_disk.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(experiment_disk.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = disk.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     full = preflight(config, measure=False)
     assert [item.subject for item in full.findings if item.level == "missing"] == ["disk"]
     config.work.mkdir()
@@ -164,7 +165,7 @@ def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.Monk
 def test_parameters_are_counted_as_built():
     import open_clip
 
-    experiment_disk.register_model_configs()
+    register_model_configs()
     model = open_clip.create_model("clipcov-tiny-RN")
     assert model_size("clipcov-tiny-RN").parameters == sum(p.numel() for p in model.parameters())
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment import digests as experiment_digests
+from clipcov_pipeline.experiment import store as experiment_store
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, fingerprint_from
 from clipcov_pipeline.experiment.store import CURRENT, RECORD, WHOLE, Record, Store, node_name, require
 
@@ -353,7 +353,7 @@ def test_a_glance_reads_a_copy_that_lost_its_times_once(store, monkeypatch):
         os.utime(store.folder(record) / name, (1_000_000, 1_000_000))
     read = []
     monkeypatch.setattr(
-        experiment_digests, "digest_of_file", lambda path: read.append(path) or digest_of_file(path)
+        experiment_store, "digest_of_file", lambda path: read.append(path) or digest_of_file(path)
     )
     assert store.glance(record) is None
     assert sorted(path.name for path in read) == ["a.txt", "b.bin"]

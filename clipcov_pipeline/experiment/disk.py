@@ -59,7 +59,7 @@ def model_size(model: str) -> ModelSize:
 
 
 def disk_finding(config: Config, disk: Mapping[str, int], *, assumed: bool) -> Finding:
-    """Compare what is needed (bytes by part) with what is free; ``assumed``: the pool's size is not known."""
+    """Compare what is needed (bytes, by part) with what is free; ``assumed``: the pool's size is a guess."""
     place = config.work
     while not place.exists():
         place = place.parent

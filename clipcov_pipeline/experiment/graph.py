@@ -160,14 +160,14 @@ def _pseudo_labels(config: Config, world: World) -> Node:
 
 def _rankings(config: Config, world: World) -> Iterator[Node]:
     early = [Input(EARLY_SIMILARITIES, shard.name, "similarities") for shard in world.shards]
-    for label, params in config.select.methods.items():
+    for label in config.select.methods:
+        method, params = config.select.method_of(label)
         # by method, so that the reason reads "select.methods.clipcov.mode greedy -> notebook"
-        method = params.get("method", label)
-        settings = validate_method(method, {k: v for k, v in params.items() if k != "method"})
+        settings = {"method": method, **validate_method(method, params)}
         yield Node(
             RANKINGS,
             label,
-            params={"select": {"methods": {label: {"method": method, **settings}}}},
+            params={"select": {"methods": {label: settings}}},
             sources=_tokens(world, f"select.methods.{label}.uids"),
             inputs=(LABELS, POOL, *(early if method == "c_rho" else ())),
         )

@@ -59,7 +59,7 @@ def recipes(config: Config) -> list[Recipe]:
 
 def method_names(config: Config) -> dict[str, str]:
     """Return the method behind each label of ``select.methods``."""
-    return {label: params.get("method", label) for label, params in config.select.methods.items()}
+    return {label: config.select.method_of(label)[0] for label in config.select.methods}
 
 
 def evaluation_sets(config: Config, absent: Container[str] = ()) -> list[str]:
@@ -77,6 +77,5 @@ def gallery_set(config: Config) -> str | None:
 
 def objective_weights(config: Config, label: str) -> dict[str, float]:
     """Return the weights of F's terms that a method works with; the default ones where it has no F."""
-    params = dict(config.select.methods[label])
-    settings = validate_method(params.pop("method", label), params)
+    settings = validate_method(*config.select.method_of(label))
     return dict(settings.get("weights", DEFAULT_WEIGHTS))

@@ -129,15 +129,12 @@ def _file_tokens(config: Config) -> dict[str, str]:
 
 
 def _weights_token(
-    config: Config,
-    key: str,
-    model: str,
-    pretrained: str | None,
-    known: Container[tuple[str, str | None]] = (),
+    config: Config, key: str, model: str, pretrained: str | None, known: Container[tuple[str, str]] = ()
 ) -> dict[str, str]:
     """Check a model and its weights; return the change token of a checkpoint file under its key."""
     checkpoint = checkpoint_path(config, pretrained)
-    check_weights(key, model, None if (model, checkpoint) in known else checkpoint)
+    stands = (model, checkpoint or "") in known
+    check_weights(key, model, None if stands else checkpoint)
     if checkpoint and Path(checkpoint).is_file():
         return {key: change_token(Path(checkpoint))}
     return {}

@@ -9,6 +9,9 @@ from pathlib import Path
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.training.spec import EVALUATIONS, TrainSpec, steps
 
+# settings that open_clip_train has under the same name
+_AS_NAMED = ("lr", "wd", "beta1", "beta2", "eps", "warmup", "lr_scheduler", "precision", "seed")
+
 
 def expand_shards(train_data: str) -> list[str]:
     """Shards that a ``train_data`` string names, as webdataset expands it."""
@@ -106,7 +109,6 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
         InputError: as `steps` and `data_workers`.
     """
     plan = steps(spec)
-    device = "cuda" if spec.device == "auto" else spec.device
     given: dict[str, object] = {
         "model": spec.model,
         "train-data": spec.train_data,
@@ -115,16 +117,8 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
         "epochs": plan.virtual_epochs,
         "batch-size": local_batch_size(spec, n_gpus),
         "workers": data_workers(spec, n_gpus),
-        "lr": spec.lr,
-        "wd": spec.wd,
-        "beta1": spec.beta1,
-        "beta2": spec.beta2,
-        "eps": spec.eps,
-        "warmup": spec.warmup,
-        "lr-scheduler": spec.lr_scheduler,
-        "precision": spec.precision,
-        "seed": spec.seed,
-        "device": device,
+        **{name.replace("_", "-"): getattr(spec, name) for name in _AS_NAMED},
+        "device": _device(spec),
         "logs": spec.log_dir,
         "name": spec.name,
         "resume": "latest",
@@ -140,14 +134,23 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
         given["val-data"] = spec.val_data
         given["val-num-samples"] = spec.val_samples
         given["val-frequency"] = math.ceil(plan.virtual_epochs / EVALUATIONS)
+    options = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    return [*options, *_flags(spec, n_gpus), *spec.extra]
+
+
+def _device(spec: TrainSpec) -> str:
+    return "cuda" if spec.device == "auto" else spec.device
+
+
+def _flags(spec: TrainSpec, n_gpus: int) -> list[str]:
     flags = ["--save-most-recent"] + (["--local-loss", "--gather-with-grad"] if n_gpus > 1 else [])
-    if n_gpus > 1 and device.startswith("cuda"):  # torch has none for the CPU
+    if n_gpus > 1 and _device(spec).startswith("cuda"):  # torch has none for the CPU
         flags.append("--use-bn-sync")  # the number of GPUs must not change what BatchNorm is over
     if spec.grad_checkpointing:
         flags.append("--grad-checkpointing")
     if spec.aug_cfg:
         flags += ["--aug-cfg", *(f"{key}={value!r}" for key, value in spec.aug_cfg.items())]
-    return [*(text for key, value in given.items() for text in (f"--{key}", str(value))), *flags, *spec.extra]
+    return flags
 
 
 def command(spec: TrainSpec, n_gpus: int, module: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What the sections of the YAML have in common: strict fields, checked values, knobs."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ HOLDOUT = "holdout"  # the evaluation set of the pool's pairs that no arm trains
 
 LABEL = re.compile(r"[a-z0-9][a-z0-9_]*(-[a-z0-9_]+)*\Z")
 
+Device = Literal["auto", "cpu", "cuda"]
 
 # strict: otherwise `true` counts as 1 and "128" as 128
 Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
@@ -42,6 +43,20 @@ def _architecture(name: str) -> str:
 
 
 Architecture = Annotated[str, AfterValidator(_architecture)]
+
+
+def check_label(label: str, reserved: str) -> None:
+    """Raise ValueError where a name that the user gives is not fit for a partition's, or is ``reserved``."""
+    if not LABEL.match(label) or label == reserved:
+        raise ValueError(
+            f"found the label {label!r}, expected lower-case words with - or _, not {reserved!r}"
+        )
+
+
+def check_each_once(value: tuple[Any, ...], expected: str) -> None:
+    """Raise ValueError where a list is empty or something comes twice in it."""
+    if not value or len(set(value)) != len(value):
+        raise ValueError(f"found {list(value)}, expected {expected}, each once")
 
 
 def checked_templates(value: Any, otherwise: str = "") -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The section `evaluate`: sets, suites and the primary metric."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,9 +14,11 @@ from clipcov_pipeline.evaluation.tasks import (
 from clipcov_pipeline.experiment.config.base import (
     HOLDOUT,
     KNOB,
-    LABEL,
+    Device,
     PositiveInt,
     Section,
+    check_each_once,
+    check_label,
     checked_templates,
 )
 
@@ -40,8 +42,7 @@ class EvaluationSet(Section):
     @field_validator("tasks")
     @classmethod
     def _tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"found {list(value)}, expected one or more of {list(METRICS)}, each once")
+        check_each_once(value, f"one or more of {list(METRICS)}")
         return value
 
     @field_validator("templates", mode="before")
@@ -97,8 +98,7 @@ class Suite(Section):
     @field_validator("sets")
     @classmethod
     def _sets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"found {list(value)}, expected at least one evaluation set, each once")
+        check_each_once(value, "at least one evaluation set")
         return value
 
 
@@ -116,16 +116,13 @@ class Evaluate(Section):
     primary_metric: str
     """``SET/METRIC`` or ``SUITE/METRIC``, named before anything runs; the leaderboard is sorted by it."""
     batch_size: Annotated[PositiveInt, KNOB] = 256
-    device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
+    device: Annotated[Device, KNOB] = "auto"
 
     @field_validator("sets", "suites")
     @classmethod
     def _labels(cls, value: dict[str, Any]) -> dict[str, Any]:
         for label in value:
-            if not LABEL.match(label) or label == HOLDOUT:
-                raise ValueError(
-                    f"found the label {label!r}, expected lower-case words with - or _, not {HOLDOUT!r}"
-                )
+            check_label(label, HOLDOUT)
         return value
 
     @property

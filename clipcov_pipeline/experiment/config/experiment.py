@@ -34,6 +34,16 @@ class Config(Section):
     automation: Automation = Automation()
     ui: Ui = Ui()
 
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _path: Path | None = PrivateAttr(default=None)
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(f"found {value!r}, expected letters, digits, dots, dashes or underscores")
+        return value
+
     @model_validator(mode="after")
     def _early_proxy(self) -> Self:
         labels = self.select.labels_of("c_rho")
@@ -47,16 +57,6 @@ class Config(Section):
             name = "epochs" if self.proxy.train.epochs else "num_checkpoints"
             raise ValueError(f"{found}give proxy.train.{name} 2 or more: it is the proxy after the first")
         return self
-
-    _base: Path = PrivateAttr(default_factory=Path.cwd)
-    _path: Path | None = PrivateAttr(default=None)
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError(f"found {value!r}, expected letters, digits, dots, dashes or underscores")
-        return value
 
     @property
     def path(self) -> Path | None:

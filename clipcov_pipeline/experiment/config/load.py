@@ -2,7 +2,6 @@
 
 import difflib
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ from clipcov_pipeline.experiment.config.base import Section
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.yaml_loader import Loader
 
+PRESETS = Path(__file__).parent / "presets"
+
 DEFAULT_PRESET = "sample"
 
 
 def preset_path(name: str) -> Path:
     """Return the path of a preset shipped in the package; raise InputError when there is none."""
-    folder = Path(str(resources.files("clipcov_pipeline.experiment.config") / "presets"))
-    path = folder / f"{name}.yaml"
+    path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(entry.stem for entry in folder.glob("*.yaml"))
+        known = sorted(entry.stem for entry in PRESETS.glob("*.yaml"))
         raise InputError(f"preset {name!r} not found, expected one of {known} or the path of a YAML file")
     return path
 
@@ -65,8 +65,7 @@ def read_config(given: str | None = None) -> tuple[Config, str]:
         config = Config.model_validate(values)
     except pydantic.ValidationError as error:
         raise InputError(f"{path}: {_one_line(error)}") from error
-    is_preset = path.parent == Path(str(resources.files("clipcov_pipeline.experiment.config") / "presets"))
-    config._base = Path.cwd() if is_preset else path.parent
+    config._base = Path.cwd() if path.parent == PRESETS else path.parent
     config._path = path
     return config, text
 

@@ -1,10 +1,10 @@
 """The sections `proxy` and `embed`."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import model_validator
 
-from clipcov_pipeline.experiment.config.base import KNOB, Architecture, Count, PositiveInt, Section
+from clipcov_pipeline.experiment.config.base import KNOB, Architecture, Count, Device, PositiveInt, Section
 from clipcov_pipeline.experiment.config.training import Training
 
 
@@ -44,5 +44,5 @@ class Embed(Section):
     """How samples are embedded; the precision of storage is always fp16."""
 
     batch_size: Annotated[PositiveInt, KNOB] = 256
-    device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
+    device: Annotated[Device, KNOB] = "auto"
     workers: Annotated[Count, KNOB] = 2

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import field_validator
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.config.base import FULL, KNOB, LABEL, Fraction, PositiveInt, Section
+from clipcov_pipeline.experiment.config.base import FULL, KNOB, Fraction, PositiveInt, Section, check_label
 
 
 class Select(Section):
@@ -17,9 +17,14 @@ class Select(Section):
     samples_per_shard: PositiveInt = 1000
     threads: Annotated[PositiveInt | None, KNOB] = None
 
+    def method_of(self, label: str) -> tuple[str, dict[str, Any]]:
+        """Return the method behind a label, and the parameters that it is given."""
+        params = dict(self.methods[label])
+        return params.pop("method", label), params
+
     def labels_of(self, method: str) -> list[str]:
         """Return the labels under which a method is configured."""
-        return [label for label, params in self.methods.items() if params.get("method", label) == method]
+        return [label for label in self.methods if self.method_of(label)[0] == method]
 
     @field_validator("fractions")
     @classmethod
@@ -55,10 +60,7 @@ class Select(Section):
         if not value:
             raise ValueError("found no method, expected at least one")
         for label, params in value.items():
-            if not LABEL.match(label) or label == FULL:
-                raise ValueError(
-                    f"found the label {label!r}, expected lower-case words with - or _, not {FULL!r}"
-                )
+            check_label(label, FULL)
             method = params.get("method", label)
             if not isinstance(method, str):
                 raise ValueError(f".{label}.method: found {method!r}, expected a method's name")

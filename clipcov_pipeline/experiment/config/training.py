@@ -8,13 +8,16 @@ from clipcov_pipeline.experiment.config.base import (
     KNOB,
     Architecture,
     Count,
+    Device,
     Momentum,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Section,
     Share,
+    check_each_once,
 )
+from clipcov_pipeline.training.spec import Precision, Scheduler
 
 # how the length of the arms' trainings is made comparable
 Protocol = Literal["samples_seen", "epochs"]
@@ -58,13 +61,13 @@ class Training(Section):
     beta2: Momentum = 0.98
     eps: PositiveFloat = 1e-6
     warmup: Count = 50
-    lr_scheduler: Literal["cosine", "const"] = "cosine"
-    precision: Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"] = "fp32"
+    lr_scheduler: Scheduler = "cosine"
+    precision: Precision = "fp32"
     num_checkpoints: PositiveInt = 4
     """Virtual epochs that samples_seen is cut into; a killed run goes on from the last one."""
     aug_cfg: AugCfg | None = None
     workers: Annotated[Count, KNOB] = 1
-    device: Annotated[Literal["auto", "cpu", "cuda"], KNOB] = "auto"
+    device: Annotated[Device, KNOB] = "auto"
     gpus: Annotated[PositiveInt, KNOB] = 1
     """For each training, by torchrun; they share the batch, and BatchNorm is over all their shares."""
     accum_freq: PositiveInt = 1
@@ -139,6 +142,5 @@ class Train(Training):
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"found {list(value)}, expected at least one seed, each once")
+        check_each_once(value, "at least one seed")
         return value
