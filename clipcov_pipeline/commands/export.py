@@ -1,0 +1,47 @@
+"""``clipcov export``: hand a subset on in the forms that other tools read."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.subsets.export import FORMATS, Format, export_subset
+
+
+@click.command("export")
+@click.argument("subset")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write; new or empty.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="tars",
+    show_default=True,
+    help="WebDataset tars, DataComp's npy, the index as parquet or csv, or parquet with images"
+    " as Hugging Face datasets reads them.",
+)
+@click.option("--config", help="YAML file or preset; default $CLIPCOV_CONFIG, else the sample.")
+def command(subset: str, out: Path, form: Format, config: str | None) -> None:
+    """Write SUBSET (METHOD-fFRACTION, or full-f1) in a form that other tools read.
+
+    Tars hold all members of each sample as they are; the uid is written into the json, where DataComp's
+    tools look for it.
+    """
+    import polars as pl
+    from tqdm import tqdm
+
+    project = Project.open(config)
+    record = project.require("subsets", subset)
+    index = pl.read_parquet(project.store.checked(record, "subset.parquet"))
+    with tqdm(total=index.height, unit=" samples", disable=not sys.stderr.isatty()) as bar:
+        paths = export_subset(
+            index,
+            list(project.shards.values()),
+            out,
+            form,
+            samples_per_shard=project.config.select.samples_per_shard,
+            storage_options=dict(project.config.shards.storage_options),
+            progress=bar.update,
+        )
+    click.echo(f"{index.height:,} samples written to {out}: {len(paths)} files")
