@@ -5,7 +5,10 @@ from pathlib import Path
 
 import click
 
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.plan import Plan, Status
 from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.subsets.export import FORMATS, Format, export_subset
 
 
@@ -32,7 +35,7 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
     from tqdm import tqdm
 
     project = Project.open(config)
-    record = project.require("subsets", subset)
+    record = current_subset(project.plan(), subset)
     index = pl.read_parquet(project.store.checked(record, "subset.parquet"))
     with tqdm(total=index.height, unit=" samples", disable=not sys.stderr.isatty()) as bar:
         paths = export_subset(
@@ -45,3 +48,18 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
             progress=bar.update,
         )
     click.echo(f"{index.height:,} samples written to {out}: {len(paths)} files")
+
+
+def current_subset(plan: Plan, name: str) -> Record:
+    """Return the record of a subset that is up to date.
+
+    Raises:
+        InputError: no such subset in the experiment, or it is out of date.
+    """
+    step = plan.by_name.get(f"subsets/{name}")
+    if step is None:
+        known = ", ".join(plan.keys("subsets"))
+        raise InputError(f"subset: found {name!r}, expected one of the experiment's: {known}")
+    if step.record is None or step.status is not Status.CURRENT:
+        raise InputError(f"subsets/{name}: out of date ({'; '.join(step.why)}); clipcov run --only subsets")
+    return step.record
