@@ -85,7 +85,8 @@ def write_subset_tars(
     keys_by_shard: shard name -> keys of its chosen samples; keys given with their uids, as a mapping, have
     the uid written into their json, where other tools (DataComp's) look for it. All other members of a
     sample are copied, bytes unchanged, in the order of `shards` and of each tar; the files are the same bytes
-    at every call. The samples are spread evenly over as many tars as `samples_per_shard` asks, and at least `min_shards`
+    at every call. The samples are spread evenly over as many tars as `samples_per_shard` asks, and at least
+    `min_shards`
     (open_clip_train needs one a worker and GPU), but no tar is empty. If a key is chosen
     from two shards, all keys become `SHARD/KEY`. `sizes.json` beside the tars tells open_clip_train their
     sizes; it is written last. `progress` is called with the number of further samples written, as tqdm's
