@@ -34,7 +34,7 @@ def export_subset(
     *,
     samples_per_shard: int = 1000,
     storage_options: dict[str, Any] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> list[Path]:
     """Write a subset to an empty or new folder; return the files.
 
@@ -83,7 +83,7 @@ def _write_hf(
     shards: Sequence[Shard],
     out: Path,
     storage_options: dict[str, Any] | None,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], Any] | None,
 ) -> list[Path]:
     """One parquet file a shard, `train-00000-of-00003.parquet`, as the hub names them."""
     import pyarrow.parquet as pq
