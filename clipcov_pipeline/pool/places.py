@@ -17,8 +17,8 @@ PLACES_SCHEMA = {
     "key": pl.String,
     "image_ext": pl.String,
     **{f"{member}_{what}": pl.Int64 for member in MEMBERS for what in ("offset", "size")},
-    "image_hash": pl.UInt64,
-    "caption_hash": pl.UInt64,
+    "image_hash": pl.Int64,
+    "caption_hash": pl.Int64,
 }
 
 
@@ -41,5 +41,5 @@ def places_of(group: Group, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short_hash(sha256: str) -> int:
-    """Return the first 64 bits of a sha256 in hex, as an unsigned integer."""
-    return int(sha256[:16], 16)
+    """Return the first 64 bits of a sha256 in hex, as a signed integer."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)

@@ -71,15 +71,17 @@ def samples_digest(index: pl.DataFrame) -> str:
     return sha256(rows.write_csv(include_header=False).encode()).hexdigest()
 
 
-def training_index(index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
-    """Return the index in the order of the uids, with each shard's ``url`` and change ``token`` of now.
+def training_rows(index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
+    """Return what a training reads, in the order of the uids: `INDEX_SCHEMA` without ranks and gains.
+
+    ``shard`` is the shard's path or URL of now, ``shard_version`` its change token.
 
     Raises:
         InputError: a shard is no longer in the pool.
     """
     found = pl.DataFrame(
         [(shard.name, shard.url, shard.version) for shard in shards],
-        schema={"shard": pl.String, "url": pl.String, "token": pl.String},
+        schema={"shard": pl.String, "url": pl.String, "shard_version": pl.String},
         orient="row",
     )
     rows = index.sort("uid").join(found, on="shard", how="left", maintain_order="left")
@@ -88,4 +90,4 @@ def training_index(index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame
             f"subset: found shard {gone['shard'][0]!r} of {gone.height} samples gone from the pool, expected"
             " it where the subset was chosen; run the pipeline again"
         )
-    return rows
+    return rows.drop("rank", "gain", "shard", "key").rename({"url": "shard"})
