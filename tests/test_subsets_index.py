@@ -14,7 +14,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.subsets.export import export_subset
-from clipcov_pipeline.subsets.index import INDEX_SCHEMA, samples_digest, subset_index, training_index
+from clipcov_pipeline.subsets.index import INDEX_SCHEMA, samples_digest, subset_index, training_rows
 from make_shards import sample_members, write_pool, write_tar
 
 LONG = "a/" + "long" * 40  # over 100 characters: a PAX header lies before the member's own
@@ -134,13 +134,13 @@ def test_the_digest_is_of_pairs_and_weights_not_of_ranks_and_places(index: pl.Da
         assert samples_digest(changed) != samples_digest(index)
 
 
-def test_the_training_index_names_files_and_their_tokens(index: pl.DataFrame, pool: list[Shard]) -> None:
-    rows = training_index(index, pool)
-    assert rows["uid"].is_sorted()
-    urls = {shard.name: (shard.url, shard.version) for shard in pool}
-    assert {s: (u, t) for s, u, t in rows.select("shard", "url", "token").iter_rows()} == urls
+def test_a_training_reads_files_and_their_tokens(index: pl.DataFrame, pool: list[Shard]) -> None:
+    rows = training_rows(index, pool)
+    assert rows["uid"].to_list() == sorted(index["uid"])
+    tokens = {shard.url: shard.version for shard in pool}
+    assert dict(rows.select("shard", "shard_version").iter_rows()) == tokens
     with pytest.raises(InputError, match="found shard '00002' of 3 samples gone from the pool"):
-        training_index(index, pool[:2])
+        training_rows(index, pool[:2])
 
 
 # --- exports --------------------------------------------------------------------------------------------
