@@ -16,7 +16,7 @@ help:
 	@echo "make test       install, then run all tests (make test-fast leaves the slow ones out)"
 	@echo "make plan       say what would run, and why"
 	@echo "make ui         serve the Dagster UI and MLflow on this machine"
-	@echo "make check      lint, format, types, Dagster definitions"
+	@echo "make check      lint, format, types, layers, Dagster definitions"
 	@echo "make format     format the code"
 	@echo "make clean      remove the work folder (everything that was produced)"
 
@@ -50,6 +50,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/dagster definitions validate --log-level warning
 	$(BIN)/dg check defs
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.checks import report_checks
+from assets.display.asset_checks import report_checks
+from assets.display.staleness import report_staleness
 from assets.partitions import chunks, range_tags, sync_partitions
 from assets.resources import Experiment
-from assets.running.orphans import close_orphans, times_closed
-from assets.running.staleness import report_staleness
+from assets.steps.orphans import close_orphans, times_closed
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.automation import Automation
 from clipcov_pipeline.experiment.config.load import load_config

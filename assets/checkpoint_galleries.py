@@ -1,23 +1,22 @@
 """Asset: what every model finds nearest to fixed queries, beside the full-pool model."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
-from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import image
+from assets.steps.galleries import gallery_done, show_gallery
+from assets.steps.materialize import Events, materialize_partitions
 from clipcov_pipeline.experiment.config.base import FULL
-from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import gallery_set, recipes
-from clipcov_pipeline.experiment.stages import CODE_VERSIONS, GALLERY, HOLDOUT
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS, HOLDOUT
 from clipcov_pipeline.report.checkpoint_gallery import checkpoint_gallery, shared_neighbours
-from clipcov_pipeline.report.drawing import PAGE, SHEET, write_page, write_sheet
-from clipcov_pipeline.report.gallery import with_pictures, write_gallery
+from clipcov_pipeline.report.gallery import Gallery, with_pictures
+
+KINDS = ("image_to_image", "caption_to_image")
 
 
 @dg.asset(
@@ -40,39 +39,23 @@ def checkpoint_galleries(context: dg.AssetExecutionContext, experiment: Experime
         own = _neighbours(task, arm.key, name)
         beside = arm._replace(method=FULL, fraction=1.0)
         full = None if arm.method == FULL else _neighbours(task, beside.key, name)
-        found = [n for q in own + (full or []) for n in (q, *q["image_to_image"], *q["caption_to_image"])]
-        sha256 = {(n["shard"], n["key"]): n["image_sha256"] for n in found}
-        shards = task.project.world.shards if name == HOLDOUT else task.project.world.evaluation_shards[name]
-        source = task.config.shards if name == HOLDOUT else task.config.evaluate.sets[name]
-        gallery = with_pictures(
-            checkpoint_gallery(task.partition, own, full),
-            {shard.name: shard for shard in shards},
-            sha256,
-            dict(source.storage_options),
-        )
-        folder = task.entry.folder
-        write_gallery(gallery, folder / GALLERY)
-        write_page(gallery, folder / PAGE)
-        write_sheet(gallery, folder / SHEET)
+        gallery = _filled(task, checkpoint_gallery(task.partition, own, full), name, own + (full or []))
         shared = {f"shared_{kind}": shared_neighbours(own, full or [], kind) for kind in KINDS}
-        task.done(
-            {"gallery": digest_of_file(folder / GALLERY)},
-            evaluation_set=name,
-            queries=len(own),
-            pictures_missing=gallery.missing,
-            **shared,
-        )
+        gallery_done(task, gallery, evaluation_set=name, queries=len(own), **shared)
 
-    yield from materialize_partitions(context, experiment, build, show=show)
-
-
-KINDS = ("image_to_image", "caption_to_image")
-
-
-def show(folder: Path) -> Metadata:
-    """Return the contact sheet, and where the page is."""
-    return {"gallery": image(folder / SHEET), "page": dg.MetadataValue.path(str(folder / PAGE))}
+    yield from materialize_partitions(context, experiment, build, show=show_gallery)
 
 
 def _neighbours(task: Task, arm: str, name: str) -> list[dict[str, Any]]:
     return json.loads(task.path("scores", f"{arm}@{name}", "neighbours.json").read_text())
+
+
+def _filled(task: Task, gallery: Gallery, name: str, queries: list[dict[str, Any]]) -> Gallery:
+    """Add pictures, from the shards of the evaluation set."""
+    found = [n for q in queries for n in (q, *(near for kind in KINDS for near in q[kind]))]
+    sha256 = {(n["shard"], n["key"]): n["image_sha256"] for n in found}
+    own, world = name == HOLDOUT, task.project.world
+    shards = world.shards if own else world.evaluation_shards[name]
+    source = task.config.shards if own else task.config.evaluate.sets[name]
+    by_name = {shard.name: shard for shard in shards}
+    return with_pictures(gallery, by_name, sha256, dict(source.storage_options))

@@ -5,15 +5,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import image
 from assets.mlflow_runs.registry import register
 from assets.mlflow_runs.tracking import Tracking, dagster_run_url, tracking_uri
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import image
 from assets.steps.validation import held_out_tars
-from assets.training.launch import train, train_spec
+from assets.training.pipes import train, train_spec
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
@@ -23,7 +23,7 @@ from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import node_name
 from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.report.plots import plot_learning_curve
-from clipcov_pipeline.training.spec import CHECKPOINT, RECORD
+from clipcov_pipeline.training.spec import CHECKPOINT, RECORD, TrainSpec
 
 CURVE = "learning_curve.png"
 KEPT = ("steps", "samples_seen", "passes", "training_seconds", "first_loss", "last_loss", "parameters")
@@ -60,30 +60,38 @@ def checkpoints(
             scratch=task.scratch,
             validation=held_out_tars(task, task.scratch / "validation"),
         )
-        tracking = Tracking(task.config)
-        run_id = _start_run(context, tracking, task, recipe)
-        mlflow = {"tracking_uri": tracking_uri(task.config.work), "run_id": run_id}
-        try:
-            record = train(
-                context, pipes, spec, task.entry.folder, arm=recipe.key, gpus=settings.gpus, mlflow=mlflow
-            )
-            plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
-            stats = {name: record[name] for name in KEPT}
-            digest = digest_of_file(task.entry.folder / CHECKPOINT)
-            register(tracking, run_id, task.entry.folder, digest, {"clipcov.recipe": recipe.key})
-            _finish_run(tracking, run_id, task, recipe, stats)
-        except BaseException as error:
-            tracking.finish(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
-        task.done(
-            {"weights": digest},
-            model=settings.model,
-            subset=recipe.subset,
-            mlflow_run_id=run_id,
-            **stats,
-        )
+        digest, stats = _trained(context, pipes, task, recipe, spec)
+        task.done({"weights": digest}, model=settings.model, subset=recipe.subset, **stats)
 
     yield from materialize_partitions(context, experiment, build, show=show)
+
+
+def _trained(
+    context: dg.AssetExecutionContext,
+    pipes: dg.PipesSubprocessClient,
+    task: Task,
+    recipe: Recipe,
+    spec: TrainSpec,
+) -> tuple[str, dict[str, Any]]:
+    """Train an arm in an MLflow run of its own, which ends as the training does.
+
+    Return the digest of the weights, and what is recorded of the training.
+    """
+    tracking, folder = Tracking(task.config), task.entry.folder
+    run_id = _start_run(context, tracking, task, recipe)
+    mlflow = {"tracking_uri": tracking_uri(task.config.work), "run_id": run_id}
+    try:
+        gpus = task.config.train.gpus
+        record = train(context, pipes, spec, folder, arm=recipe.key, gpus=gpus, mlflow=mlflow)
+        plot_learning_curve(record["learning_curve"], folder / CURVE)
+        stats = {name: record[name] for name in KEPT}
+        digest = digest_of_file(folder / CHECKPOINT)
+        register(tracking, run_id, folder, digest, {"clipcov.recipe": recipe.key})
+        _finish_run(tracking, run_id, task, recipe, stats)
+    except BaseException as error:
+        tracking.finish(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    return digest, {"mlflow_run_id": run_id, **stats}
 
 
 def show(folder: Path) -> Metadata:

@@ -5,6 +5,7 @@ import dagster as dg
 from assets.automation import JOBS, rebuild, rescan
 from assets.checkpoint_galleries import checkpoint_galleries
 from assets.checkpoints import checkpoints
+from assets.display.terminal import terminal_logger
 from assets.early_similarities import early_similarities
 from assets.embeddings import embeddings
 from assets.leaderboard import leaderboard
@@ -15,7 +16,6 @@ from assets.rankings import rankings
 from assets.raw_shards import raw_shards
 from assets.report import report
 from assets.resources import Experiment
-from assets.running.terminal import terminal_logger
 from assets.scores import scores
 from assets.subset_diagnostics import subset_diagnostics
 from assets.subset_galleries import subset_galleries

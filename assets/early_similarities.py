@@ -5,18 +5,15 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import table_metadata
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
-from assets.steps.encoders import early_encoder
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
+from assets.steps.proxy_encoders import early_encoder, embed_shard
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.pool.columns import good_samples
-from clipcov_pipeline.pool.samples import iter_samples
-from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.proxy.embeddings import embed_samples, pair_similarities
+from clipcov_pipeline.proxy.embeddings import pair_similarities
 
 FILE = "similarities.parquet"
 
@@ -36,14 +33,7 @@ def early_similarities(context: dg.AssetExecutionContext, experiment: Experiment
     """Similarity of image and caption by an early proxy, a row a sample; only where a method is c_rho."""
 
     def build(task: Task) -> None:
-        shard = task.project.shards[task.partition]
-        manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
-        progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
-        keys, options = set(manifest["key"]), dict(task.config.shards.storage_options)
-        samples = iter_samples(shard, keys, options) if keys else ()  # a quarantined shard is not opened
-        embedded = embed_samples(
-            early_encoder(task), samples, manifest["uid"].to_list(), progress=progress.to
-        )
+        embedded = embed_shard(context, task, early_encoder).embedded
         path = task.entry.folder / FILE
         columns = {"uid": embedded.uids, "early_similarity": pair_similarities(embedded)}
         pl.DataFrame(columns, {"uid": pl.String, "early_similarity": pl.Float32}).write_parquet(path)

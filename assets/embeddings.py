@@ -1,23 +1,25 @@
 """Asset: unit-norm embeddings of every good sample, in LanceDB."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import COLUMN_SCHEMA, columns
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
-from assets.steps.encoders import proxy_encoder
 from assets.steps.materialize import Events, materialize_partitions
-from assets.steps.preview import COLUMN_SCHEMA, columns
+from assets.steps.proxy_encoders import EmbeddedShard, embed_shard, proxy_encoder
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import Record
-from clipcov_pipeline.pool.columns import good_samples
-from clipcov_pipeline.pool.samples import iter_samples
-from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.proxy.embeddings import embed_samples, pair_figures
+from clipcov_pipeline.proxy.embeddings import pair_figures
 from clipcov_pipeline.proxy.vectors import VECTORS, digest_of_rows, make_rows, table_name, vectors_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEXT_COLUMNS = ("uid", "shard", "key", "caption", "image_sha256")
 TYPES = {**dict.fromkeys(TEXT_COLUMNS, "string"), **dict.fromkeys(VECTORS, "fixed_size_list<float16>")}
@@ -40,38 +42,21 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
     """Image and caption embeddings (float16, unit norm): a LanceDB row a good sample, a version a shard."""
 
     def build(task: Task) -> None:
-        shard = task.project.shards[task.partition]
-        manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
-        progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
-        keys, options = set(manifest["key"]), dict(task.config.shards.storage_options)
-        samples = iter_samples(shard, keys, options) if keys else ()  # a quarantined shard is not opened
-        embedded = embed_samples(
-            proxy_encoder(task), samples, manifest["uid"].to_list(), progress=progress.to
-        )
-        if embedded.refused:
-            context.log.warning(
-                f"shard {shard.name}: {len(embedded.refused)} embeddings refused: {embedded.refused[:5]}"
-            )
-        kept = manifest.filter(~manifest["uid"].is_in([uid for uid, _ in embedded.refused]))
-        rows = make_rows(
-            uids=embedded.uids,
-            shard=shard.name,
-            keys=kept["key"].to_list(),
-            captions=kept["caption"].to_list(),
-            image_sha256=kept["image_sha256"].to_list(),
-            image_embedding=embedded.image_embedding,
-            text_embedding=embedded.text_embedding,
-        )
+        found = embed_shard(context, task, proxy_encoder)
+        shard, refused = task.partition, found.embedded.refused
+        if refused:
+            context.log.warning(f"shard {shard}: {len(refused)} embeddings refused: {refused[:5]}")
+        rows = _rows(shard, found)
         table = table_name(task.record("proxy_model").digests["weights"])
         # until the record is written nothing stands for this shard: a kill in between means embedding again
-        task.project.store.clear_current("embeddings", shard.name)
-        version = task.project.vectors.replace_shard(table, shard.name, rows)
+        task.project.store.clear_current("embeddings", shard)
+        version = task.project.vectors.replace_shard(table, shard, rows)
         task.done(
             {"rows": digest_of_rows(rows)},
             rows=rows.num_rows,
-            refused=len(embedded.refused),
-            dim=embedded.image_embedding.shape[1],
-            images_per_second=round(progress.rate, 1),
+            refused=len(refused),
+            dim=found.embedded.image_embedding.shape[1],
+            images_per_second=round(found.progress.rate, 1),
             table=table,
             version=version,
             **pair_figures(vectors_of(rows, VECTORS[0]), vectors_of(rows, VECTORS[1])),
@@ -79,6 +64,21 @@ def embeddings(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
 
     restoring = Restoring(set(context.partition_keys))
     yield from materialize_partitions(context, experiment, build, restore=restoring.restore)
+
+
+def _rows(shard: str, found: EmbeddedShard) -> "pa.Table":
+    """Return the shard's rows of the table: the good samples that have both embeddings."""
+    manifest, embedded = found.manifest, found.embedded
+    kept = manifest.filter(~manifest["uid"].is_in([uid for uid, _ in embedded.refused]))
+    return make_rows(
+        uids=embedded.uids,
+        shard=shard,
+        keys=kept["key"].to_list(),
+        captions=kept["caption"].to_list(),
+        image_sha256=kept["image_sha256"].to_list(),
+        image_embedding=embedded.image_embedding,
+        text_embedding=embedded.text_embedding,
+    )
 
 
 class Restoring:

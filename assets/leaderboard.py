@@ -6,12 +6,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
 from assets.mlflow_runs.registry import register, remove_champion, set_champion, versions_of
 from assets.mlflow_runs.tracking import Tracking
 from assets.partitions import every_key
 from assets.resources import Experiment
 from assets.steps.materialize import Metadata, materialize_whole
-from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.recipes import evaluation_sets, method_names, recipes
@@ -43,15 +43,7 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         )
         scores = report_leaderboard.with_suites(scores, task.config.evaluate.suites, world.absent)
         board = report_leaderboard.leaderboard(scores, method_names(task.config))
-        sizes = report_leaderboard.subset_sizes(task.plan)
-        notes = report_leaderboard.missing_sets(task.project)
-        scores.write_parquet(folder / "scores.parquet")
-        board.write_parquet(folder / "leaderboard.parquet")
-        board.write_csv(folder / "leaderboard.csv")
-        (folder / "leaderboard.txt").write_text(tables.as_text(board, primary, sizes, more=notes))
-        table = tables.to_markdown(*tables.to_rows(board, primary, sizes))
-        (folder / "leaderboard.md").write_text("\n\n".join([table, *notes]) + "\n")
-        plots.plot(board, primary, folder / "leaderboard.png")
+        _write(task, scores, board)
         best = report_leaderboard.champion(scores, primary)
         tracked = _track(context, task, folder, best)
         task.done(
@@ -63,6 +55,19 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
         )
 
     return materialize_whole(context, experiment, build, show=show, restore=restore)
+
+
+def _write(task: Task, scores: pl.DataFrame, board: pl.DataFrame) -> None:
+    """Write the scores, and the leaderboard as tables and as a plot."""
+    folder, primary = task.entry.folder, task.config.evaluate.primary_metric
+    sizes, notes = report_leaderboard.subset_sizes(task.plan), report_leaderboard.missing_sets(task.project)
+    scores.write_parquet(folder / "scores.parquet")
+    board.write_parquet(folder / "leaderboard.parquet")
+    board.write_csv(folder / "leaderboard.csv")
+    (folder / "leaderboard.txt").write_text(tables.as_text(board, primary, sizes, more=notes))
+    table = tables.to_markdown(*tables.to_rows(board, primary, sizes))
+    (folder / "leaderboard.md").write_text("\n\n".join([table, *notes]) + "\n")
+    plots.plot(board, primary, folder / "leaderboard.png")
 
 
 def restore(project: Project, record: Record) -> None:

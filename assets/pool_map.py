@@ -4,11 +4,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets.display.preview import image
 from assets.partitions import every_key
 from assets.resources import Experiment
+from assets.steps.labelled_pool import LabelledPool
 from assets.steps.materialize import Metadata, materialize_whole
-from assets.steps.pools import LabelledPool
-from assets.steps.preview import image
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS

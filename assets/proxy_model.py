@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+from assets.display.preview import image
 from assets.partitions import every_key
 from assets.resources import Experiment
 from assets.steps.materialize import Metadata, materialize_whole
-from assets.steps.preview import image
-from assets.training.launch import RUN, train, train_spec
+from assets.training.pipes import RUN, train, train_spec
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
@@ -40,12 +42,7 @@ def proxy_model(
     def build(task: Task) -> None:
         proxy = task.config.proxy
         if proxy.train is None:
-            source = checkpoint_path(task.config, proxy.pretrained)
-            early = checkpoint_path(task.config, proxy.early)
-            digests = {"weights": _digest(proxy.model, source)}
-            if early is not None:
-                digests["early"] = _digest(proxy.model, early)
-            task.done(digests, model=proxy.model, pretrained=source, early=early, trained_on="")
+            _named(task)
             return
         tars, n_samples = _training_tars(context, task)
         spec = train_spec(
@@ -60,18 +57,33 @@ def proxy_model(
         )
         record = train(context, pipes, spec, task.entry.folder, arm="proxy_model", gpus=proxy.train.gpus)
         plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
-        names = {"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}
-        files = {output: task.entry.folder / name for output, name in names.items()}
-        task.done(
-            {output: digest_of_file(path) for output, path in files.items() if path.exists()},
-            model=proxy.model,
-            pretrained=CHECKPOINT,
-            trained_on=f"{n_samples:,} samples of the pool",
-            samples_seen=record["samples_seen"],
-            last_loss=record["last_loss"],
-        )
+        _trained(task, record, n_samples)
 
     return materialize_whole(context, experiment, build, show=show)
+
+
+def _named(task: Task) -> None:
+    """Take the weights that the YAML names, for the whole training and for its first part."""
+    proxy = task.config.proxy
+    source, early = (checkpoint_path(task.config, name) for name in (proxy.pretrained, proxy.early))
+    digests = {"weights": _digest(proxy.model, source)}
+    if early is not None:
+        digests["early"] = _digest(proxy.model, early)
+    task.done(digests, model=proxy.model, pretrained=source, early=early, trained_on="")
+
+
+def _trained(task: Task, record: Mapping[str, Any], n_samples: int) -> None:
+    """Take the weights that a training on so many samples has left in the entry's folder."""
+    names = {"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}
+    files = {output: task.entry.folder / name for output, name in names.items()}
+    task.done(
+        {output: digest_of_file(path) for output, path in files.items() if path.exists()},
+        model=task.config.proxy.model,
+        pretrained=CHECKPOINT,
+        trained_on=f"{n_samples:,} samples of the pool",
+        samples_seen=record["samples_seen"],
+        last_loss=record["last_loss"],
+    )
 
 
 def _digest(model: str, source: str | None) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import markdown, table_metadata
 from assets.partitions import every_key
 from assets.resources import Experiment
-from assets.steps.encoders import proxy_encoder
 from assets.steps.materialize import Metadata, materialize_whole
-from assets.steps.preview import markdown, table_metadata
+from assets.steps.proxy_encoders import proxy_encoder
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS

@@ -7,10 +7,10 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import table_metadata
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS

@@ -5,11 +5,11 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import table_metadata
 from assets.partitions import partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
@@ -36,18 +36,15 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
     def build(task: Task) -> None:
         shard, settings = task.project.shards[task.partition], task.config.shards
         progress = Progress(context.log.info, None, f"samples of {shard.name}")
-        report = read_shard(
-            shard,
-            max_pixels=settings.max_image_pixels,
-            storage_options=dict(settings.storage_options),
-            progress=progress.add,
-        )
+        pixels, options = settings.max_image_pixels, dict(settings.storage_options)
+        report = read_shard(shard, max_pixels=pixels, storage_options=options, progress=progress.add)
         path = task.entry.folder / "manifest.parquet"
         report.manifest.write_parquet(path)
         statuses = dict(report.manifest["status"].value_counts().iter_rows())
+        ok = statuses.get("ok", 0)
+        bad = report.manifest.height - ok
         if report.quarantined:
             context.log.warning(f"shard {shard.name} is quarantined: {report.quarantined}")
-        bad = report.manifest.height - statuses.get("ok", 0)
         if bad:
             context.log.warning(f"shard {shard.name}: {bad} samples kept aside: {statuses}")
         task.done(
@@ -55,7 +52,7 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             sha256=report.sha256,
             url=shard.url,
             samples=report.manifest.height,
-            ok=statuses.get("ok", 0),
+            ok=ok,
             kept_aside=bad,
             quarantined=report.quarantined or "",
             statuses=statuses,

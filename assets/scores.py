@@ -10,12 +10,12 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import table_metadata
 from assets.mlflow_runs.tracking import Tracking
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
 from assets.steps.validation import held_out_rows
 from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
 from clipcov_pipeline.evaluation.neighbours import nearest

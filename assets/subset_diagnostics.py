@@ -7,13 +7,13 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from assets.checks import check_specs
+from assets.display.asset_checks import check_specs
+from assets.display.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
-from assets.steps.encoders import proxy_encoder
+from assets.steps.labelled_pool import LabelledPool
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.pools import LabelledPool
-from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown
+from assets.steps.proxy_encoders import proxy_encoder
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import objective_weights, recipes, subset_key

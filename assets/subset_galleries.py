@@ -1,22 +1,18 @@
 """Asset: pictures of what a subset holds and leaves out."""
 
-from pathlib import Path
-
 import dagster as dg
 import polars as pl
 
 from assets.partitions import partitions_of, same_key
 from assets.resources import Experiment
-from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.pools import LabelledPool
-from assets.steps.preview import image
-from clipcov_pipeline.experiment.digests import digest_of_file
+from assets.steps.galleries import gallery_done, show_gallery
+from assets.steps.labelled_pool import LabelledPool
+from assets.steps.materialize import Events, materialize_partitions
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes
-from clipcov_pipeline.experiment.stages import CODE_VERSIONS, GALLERY
+from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.world import latent_class_names
-from clipcov_pipeline.report.drawing import PAGE, SHEET, write_page, write_sheet
-from clipcov_pipeline.report.gallery import Gallery, with_pictures, write_gallery
+from clipcov_pipeline.report.gallery import Gallery, with_pictures
 from clipcov_pipeline.report.subset_gallery import subset_gallery, with_captions
 
 
@@ -45,35 +41,17 @@ def subset_galleries(context: dg.AssetExecutionContext, experiment: Experiment) 
             pool,
             latent_class_names(task.config),
         )
-        gallery = _filled(task, gallery)
-        folder = task.entry.folder
-        write_gallery(gallery, folder / GALLERY)
-        write_page(gallery, folder / PAGE)
-        write_sheet(gallery, folder / SHEET)
-        task.done(
-            {"gallery": digest_of_file(folder / GALLERY)},
-            samples=len({tile.uid for tile in gallery.tiles}),
-            pictures_missing=gallery.missing,
-        )
+        gallery_done(task, _filled(task, gallery), samples=len({tile.uid for tile in gallery.tiles}))
 
-    yield from materialize_partitions(context, experiment, build, show=show)
-
-
-def show(folder: Path) -> Metadata:
-    """Return the contact sheet, and where the page is."""
-    return {"gallery": image(folder / SHEET), "page": dg.MetadataValue.path(str(folder / PAGE))}
-
-
-def _rows(task: Task) -> tuple[str, int]:
-    labels = task.record("pseudo_labels")
-    return labels.stats["table"], labels.stats["version"]
+    yield from materialize_partitions(context, experiment, build, show=show_gallery)
 
 
 def _filled(task: Task, gallery: Gallery) -> Gallery:
     """Add captions, from the embeddings' table, and pictures, from the shards."""
     uids = sorted({tile.uid for tile in gallery.tiles})
     columns = ("shard", "key", "caption", "image_sha256")
-    rows = task.project.vectors.samples(*_rows(task), uids, columns).to_pylist()
+    labels = task.record("pseudo_labels").stats
+    rows = task.project.vectors.samples(labels["table"], labels["version"], uids, columns).to_pylist()
     captions = {(row["shard"], row["key"]): row["caption"] for row in rows}
     sha256 = {(row["shard"], row["key"]): row["image_sha256"] for row in rows}
     options = dict(task.config.shards.storage_options)

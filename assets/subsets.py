@@ -5,10 +5,10 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.display.preview import table_metadata
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.preview import table_metadata
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file

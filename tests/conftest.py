@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from filelock import FileLock
 
 from clipcov_pipeline.pool.bundled import unpack_sample
 from lab import Lab
+from simulation import Simulation
 
 # `make test` runs test files side by side: each keeps to a core, or their threads wait for one another
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -28,7 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SETTINGS = ("CLIPCOV_CONFIG", "CLIPCOV_WORK_DIR", "DAGSTER_HOME")
 
 # begun first where test files run side by side: begun last, one of them ends minutes after all others
-LONGEST = ("test_unattended.py", "test_graph.py")
+LONGEST = ("test_assets_automation.py", "test_assets_graph.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,3 +82,33 @@ def built_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def lab(built_lab: Lab, tmp_path: Path) -> Lab:
     """An independent copy of the experiment after its first run."""
     return built_lab.copy(tmp_path / "lab")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Simulation:
+    """A simulated experiment of which nothing is built."""
+    return Simulation(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def simulated_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a simulated experiment in which everything is built."""
+    simulation = Simulation(tmp_path_factory.mktemp("simulated"))
+    simulation.run()
+    return simulation.folder
+
+
+@pytest.fixture
+def built(simulated_once: Path, tmp_path: Path) -> Simulation:
+    """A simulated experiment in which everything is built, for the test alone."""
+    shutil.copytree(simulated_once, tmp_path, dirs_exist_ok=True)
+    return Simulation(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def old_experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The YAML of a small experiment that earlier code built, see `make_old_store.py`. Only to be read."""
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(Path(__file__).with_name("store_of_0_1.tar.xz")) as tar:
+        tar.extractall(folder, filter="data")
+    return str(folder / "experiment.yaml")

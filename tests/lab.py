@@ -18,6 +18,7 @@ import yaml
 
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.pool.bundled import unpack_sample
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import iter_groups
@@ -156,3 +157,9 @@ class Lab:
                     if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(self.folder):
                         return True
         return False
+
+
+def record_of(lab: Lab, name: str) -> Record:
+    record = lab.plan().by_name[name].record
+    assert record is not None
+    return record

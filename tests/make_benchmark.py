@@ -1,4 +1,4 @@
-"""Evaluation folders in CLIP_benchmark's layout for the tests."""
+"""Evaluation folders in CLIP_benchmark's layout, and folders of labelled photos, for the tests."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,4 +45,15 @@ def write_classification(
             seed += 1
             shards[index % 2] += labelled(f"s{index:05d}", index % len(names), seed)
         write_split(folder, split, shards)
+    return folder
+
+
+def write_photos(folder: Path, classes: dict[str, int]) -> Path:
+    """So many noise images a class, a folder a class."""
+    rng = np.random.default_rng(0)
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
     return folder

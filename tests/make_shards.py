@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.manifest import ShardReport, read_shard
+
 Member = tuple[str, bytes]
+MAX_PIXELS = 10_000
 
 
 def image_bytes(seed: int = 0, size: tuple[int, int] = (24, 16), kind: str = "PNG") -> bytes:
@@ -59,3 +63,14 @@ def write_pool(folder: Path, n_shards: int = 2, samples_per_shard: int = 3) -> P
         ]
         write_tar(folder / f"{shard:05d}.tar", members)
     return folder
+
+
+def read(path: Path, max_pixels: int = MAX_PIXELS) -> ShardReport:
+    """What the package says of one tar."""
+    (shard,) = scan(str(path))
+    return read_shard(shard, max_pixels=max_pixels)
+
+
+def statuses(report: ShardReport) -> list[tuple[str, str]]:
+    """(key, status) of every sample."""
+    return list(report.manifest.select("key", "status").iter_rows())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_the_packages_that_are_imported_are_ours():
     assert Path(str(clipcov_pipeline.__file__)) == ROOT / "clipcov_pipeline" / "__init__.py"
     assert not list((ROOT / "tests").rglob("__init__.py"))
     assert [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+def test_every_test_file_is_named_after_what_it_tests():
+    """`test_ROOM.py` or `test_ROOM_SUBJECT.py`; a few are of no room."""
+    rooms = {path.stem for path in (ROOT / "clipcov_pipeline").iterdir()} | {"assets"}
+    apart = {"packaging", "docs", "examples"}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        subject = path.stem.removeprefix("test_")
+        assert subject in apart or subject.partition("_")[0] in rooms, path.name
 
 
 def test_workspace_and_project_name_the_same_code_location(pyproject):
@@ -100,25 +110,25 @@ def test_the_library_knows_neither_dagster_nor_mlflow_nor_assets(path):
     assert imported(path) & {"dagster", "mlflow", "assets", "tests"} == set()
 
 
+def imported_from_assets(path: Path) -> set[str]:
+    """Modules of the code location that a module imports from, inside functions too."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name for name in names if name.startswith("assets.")}
+
+
 def test_stages_know_each_other_only_by_their_dependencies():
-    """definitions -> stage files -> shared modules -> clipcov_pipeline."""
-    definitions = ast.parse((ROOT / "assets" / "definitions.py").read_text())
-    stages = {path.stem for path in modules("assets")} & set(clipcov_pipeline_stages())
+    """definitions -> stage files, one a stage at the top of assets/ -> the folders of shared modules."""
+    top = ROOT / "assets"
+    stages = {f"assets.{stage}" for stage in clipcov_pipeline_stages()}
     assert len(stages) >= 9
-    assert stages <= {
-        str(node.module).rpartition(".")[2]
-        for node in ast.walk(definitions)
-        if isinstance(node, ast.ImportFrom)
-    }
+    files = {f"assets.{path.stem}" for path in top.glob("*.py")}
+    assert stages <= files
+    assert stages <= imported_from_assets(top / "definitions.py")
     for path in modules("assets"):
-        if path.stem == "definitions":
-            continue
-        names = {
-            str(node.module).rpartition(".")[2]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("assets.")
-        }
-        assert names & stages == set(), f"{path.name} imports {names & stages}"
+        if path != top / "definitions.py":
+            names = imported_from_assets(path)
+            assert names & stages == set(), f"{path} imports {names & stages}"
 
 
 def clipcov_pipeline_stages() -> tuple[str, ...]:
@@ -171,3 +181,76 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
 
 def test_the_version_is_one(pyproject):
     assert pyproject["project"]["version"] == clipcov_pipeline.__version__ == version("clipcov-pipeline")
+
+
+# ---- sizes: what can be read in one sitting
+
+FILES = [path for package in PACKAGES for path in modules(package)]
+FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 8
+
+# numba compiles these as they stand: to cut them, or to pack their arrays, would cost speed
+COMPILED_LOOPS = {"greedy_classes", "_greedy_class", "batch_classes"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """Every function of a file but the compiled loops, with methods and those within others."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, Function) and not (node.name in COMPILED_LOOPS and is_compiled(node)):
+            yield node
+
+
+def is_compiled(function: Function) -> bool:
+    return any("njit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def lines(function: Function) -> int:
+    """From ``def`` to the end, docstring and comments among them; decorators are not counted."""
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def parameters(function: Function) -> list[str]:
+    """What a caller gives: all but ``self`` and ``cls``."""
+    given = function.args
+    named = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return [name for name in named if name not in ("self", "cls")]
+
+
+def where(path: Path, function: Function) -> str:
+    return f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+
+
+def test_the_rules_see_what_they_are_to_see():
+    source = "def f(self, a, /, b, *c, d=1, **e):\n    def g():\n        pass\n    return g\n"
+    outer, inner = (n for n in ast.walk(ast.parse(source)) if isinstance(n, Function))
+    assert (parameters(outer), lines(outer), lines(inner)) == (["a", "b", "d"], 4, 2)
+    assert len(FILES) > 100
+
+
+def test_no_file_is_longer_than_400_lines():
+    sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    long = [f"{path.relative_to(ROOT)}: {size} lines" for path, size in sizes.items() if size > FILE_LINES]
+    assert not long, f"cut by subject, into modules that say their job: {long}"
+
+
+def test_no_function_is_longer_than_50_lines():
+    long = [
+        f"{where(path, function)}: {lines(function)} lines"
+        for path in FILES
+        for function in functions(path)
+        if lines(function) > FUNCTION_LINES
+    ]
+    if long:
+        pytest.fail("give the parts of these a name and a function each:\n" + "\n".join(long))
+
+
+def test_no_function_has_more_than_8_parameters():
+    many = [
+        f"{where(path, function)}: {len(parameters(function))} parameters"
+        for path in FILES
+        for function in functions(path)
+        if len(parameters(function)) > PARAMETERS
+    ]
+    if many:
+        pytest.fail("what belongs together becomes a record (a NamedTuple):\n" + "\n".join(many))

@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 
 from clipcov_pipeline.selection import Pool, budget_count, rank
+from dense import unit
 
 N, CLASSES, DIM = 2000, 20, 48
 SIZES = [0, 1, 2, *(round(900 * 0.62**place) for place in range(17))]
 FRACTIONS = (0.1, 0.25, 0.5)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import Pool, objective, rank
 from clipcov_pipeline.selection.explain import explain
 from clipcov_pipeline.selection.repeats import places
-from test_selection_clipcov import GLOBAL, Dense, assert_greedy, pools, unit_rows
+from dense import GLOBAL, Dense, assert_greedy, pools, unit_rows
 
 
 def lowered(dense: Dense, penalty: float, *groups: np.ndarray) -> Dense:

@@ -19,7 +19,7 @@ import dagster as dg
 from assets.definitions import defs
 from assets.partitions import ONE_AT_A_TIME, chunks, range_tags, sync_partitions
 from assets.running.instance import project_instance
-from assets.running.orphans import process_tag
+from assets.steps.orphans import process_tag
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.training.parent import PARENT_VARIABLE, end_with_parent

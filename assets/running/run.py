@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import click
 import dagster as dg
 
-from assets.checks import report_checks
+from assets.display.asset_checks import report_checks
+from assets.display.staleness import report_staleness
 from assets.partitions import sync_partitions
 from assets.running.execution import SIDE_BY_SIDE, deal, execute_all, execute_side_by_side, visible_gpus
 from assets.running.instance import project_instance
-from assets.running.orphans import close_orphans, notices
-from assets.running.staleness import report_staleness
+from assets.steps.orphans import close_orphans, notices
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status

@@ -13,12 +13,12 @@ from pathlib import Path
 import click
 from filelock import FileLock, Timeout
 
-from assets.checks import report_checks
+from assets.display.asset_checks import report_checks
+from assets.display.staleness import report_staleness
 from assets.mlflow_runs.tracking import mlflow_runs_url, tracking_uri
 from assets.partitions import sync_partitions
 from assets.running.instance import project_instance
-from assets.running.orphans import close_orphans, notices
-from assets.running.staleness import report_staleness
+from assets.steps.orphans import close_orphans, notices
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.automation import Ui

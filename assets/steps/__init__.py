@@ -1,1 +1,1 @@
-"""What the stage files share: how entries are built, and what Dagster shows of them."""
+"""How the stage files build their entries, and what a cancelled or killed run leaves."""

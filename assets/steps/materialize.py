@@ -11,12 +11,12 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import check_results
+from assets.display.asset_checks import check_results
+from assets.display.preview import COLUMN_SCHEMA, ROW_COUNT
 from assets.mlflow_runs.tracking import mlflow_run_url
 from assets.resources import Experiment
-from assets.running.cancellation import cancellable
-from assets.running.orphans import tag_with_process
-from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT
+from assets.steps.cancellation import cancellable
+from assets.steps.orphans import tag_with_process
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project, Task

@@ -56,7 +56,7 @@ class TrainServer:
         self._process: subprocess.Popen[str] | None = None
 
     def train(self, environment: Mapping[str, str]) -> int:
-        """Run one training, `train_worker.main`, in a process of its own; return its exit code.
+        """Run one training, `worker.main`, in a process of its own; return its exit code.
 
         Raises:
             RuntimeError: the server itself has ended.

@@ -6,6 +6,7 @@ killed run goes on where it was.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,65 +87,62 @@ def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[s
     return {label: known[label] for label in labels or MATRIX if label in known}
 
 
-def prepare(
-    images: Path, test_images: Path | None, folder: Path, rule: Rule, *,
-    methods: Mapping[str, dict[str, Any]], fractions: Sequence[float], seeds: Sequence[int],
-    samples_seen: int, batch_size: int, crop_scale: float, proxy_samples_seen: int, proxy_batch_size: int,
-    model: str, pretrained: Path | None = None, proxy_pretrained: Path | None = None, jobs: int = 1,
-) -> Path:  # fmt: skip
-    """Plant the pool and write the experiment; return the path of its YAML.
+@dataclass(frozen=True)
+class Matrix:
+    """What is trained and compared on every draw of the pool.
 
-    Args:
+    Attributes:
+        methods: label -> parameters; fractions, seeds: as in the YAML.
+        samples_seen, batch_size: of each arm; proxy_samples_seen, proxy_batch_size: of the proxy.
         crop_scale: least area of the arms' random crop, as a share of the photo.
+        model: of the arms and the proxy.
         pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
-        proxy_pretrained: the proxy's weights (such as those of an arm of a first round); None to train it on
-            the pool.
         jobs: trainings side by side. A training of one has a data-loading process beside it, one of several
             decodes its images itself.
+    """
+
+    methods: Mapping[str, dict[str, Any]]
+    fractions: Sequence[float]
+    seeds: Sequence[int]
+    samples_seen: int
+    batch_size: int
+    crop_scale: float
+    proxy_samples_seen: int
+    proxy_batch_size: int
+    model: str
+    pretrained: Path | None = None
+    jobs: int = 1
+
+
+def prepare(
+    images: Path,
+    test_images: Path | None,
+    folder: Path,
+    rule: Rule,
+    matrix: Matrix,
+    proxy_pretrained: Path | None = None,
+) -> Path:
+    """Plant the pool and write the experiment; return the path of its YAML.
+
+    ``proxy_pretrained``: the proxy's weights (such as those of an arm of a first round); None to train it on
+    the pool.
 
     Raises:
         InputError: as `plant`.
     """
     plant(images, test_images, folder, rule)
-    benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
-    benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
-    proxy: dict[str, Any] = {
-        "train": {
-            **_TRAINING,
-            "batch_size": proxy_batch_size,
-            "samples_seen": proxy_samples_seen,
-            "num_checkpoints": 4,
-        }
-    }
-    if proxy_pretrained is not None:
-        proxy = {"pretrained": str(proxy_pretrained.resolve())}
     settings = {
         "name": f"quality-draw{rule.draw}",
         "shards": {"source": "pool"},
-        "proxy": {"model": model} | proxy,
+        "proxy": _proxy(matrix, proxy_pretrained),
         "labels": {"latent_classes": "prompts", "class_names": "classnames.txt", "templates": list(PROMPTS)},
-        "select": {"fractions": list(fractions), "methods": {k: dict(v) for k, v in methods.items()}},
-        "train": {
-            **_TRAINING,
-            "batch_size": batch_size,
-            "aug_cfg": {"scale": [crop_scale, 1.0]},
-            "model": model,
-            "samples_seen": samples_seen,
-            "num_checkpoints": 1,
-            "workers": 1 if jobs == 1 else 0,
-            "seeds": list(seeds),
-            **({} if pretrained is None else {"pretrained": str(pretrained.resolve())}),
+        "select": {
+            "fractions": list(matrix.fractions),
+            "methods": {label: dict(params) for label, params in matrix.methods.items()},
         },
-        "evaluate": {
-            "holdout_fraction": 0.0,
-            "sets": {
-                name: {"benchmark": f"eval/{name}", "tasks": tasks} for name, tasks in benchmarks.items()
-            }
-            | {"captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
-            "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
-            "primary_metric": PRIMARY,
-        },
-        "automation": {"pools": {"gpu": jobs}},
+        "train": _arms(matrix),
+        "evaluate": _evaluation(),
+        "automation": {"pools": {"gpu": matrix.jobs}},
         # a benchmark measures every arm, whatever its subset looks like
         "diagnostics": {
             "tsne_samples": 2000,  # a map of ten classes; the default's 5000 take most of a minute
@@ -156,6 +154,39 @@ def prepare(
     if not path.is_file() or path.read_text() != text:
         path.write_text(text)
     return path
+
+
+def _proxy(matrix: Matrix, pretrained: Path | None) -> dict[str, Any]:
+    if pretrained is not None:
+        return {"model": matrix.model, "pretrained": str(pretrained.resolve())}
+    lengths = {"batch_size": matrix.proxy_batch_size, "samples_seen": matrix.proxy_samples_seen}
+    return {"model": matrix.model, "train": {**_TRAINING, **lengths, "num_checkpoints": 4}}
+
+
+def _arms(matrix: Matrix) -> dict[str, Any]:
+    return {
+        **_TRAINING,
+        "batch_size": matrix.batch_size,
+        "aug_cfg": {"scale": [matrix.crop_scale, 1.0]},
+        "model": matrix.model,
+        "samples_seen": matrix.samples_seen,
+        "num_checkpoints": 1,
+        "workers": 1 if matrix.jobs == 1 else 0,
+        "seeds": list(matrix.seeds),
+        **({} if matrix.pretrained is None else {"pretrained": str(matrix.pretrained.resolve())}),
+    }
+
+
+def _evaluation() -> dict[str, Any]:
+    benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
+    benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
+    folders = {name: {"benchmark": f"eval/{name}", "tasks": tasks} for name, tasks in benchmarks.items()}
+    return {
+        "holdout_fraction": 0.0,
+        "sets": {**folders, "captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
+        "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
+        "primary_metric": PRIMARY,
+    }
 
 
 def truth_of_subsets(project: Project) -> pl.DataFrame:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,19 @@ def command() -> None:
     help="apricot and submodlib on one class (the extra `peers`).",
 )
 @click.option(
-    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+    "--scratch-dir", "folder", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
 )
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
-def selection(
-    pairs: int, classes: int, dim: int, seed: int, repeat: int, threads: int | None, lance: bool,
-    notebook: bool, peers: bool, scratch_dir: Path | None, json_path: Path | None,
-) -> None:  # fmt: skip
+def selection(json_path: Path | None, **options: Any) -> None:
     """Speed of the selection on synthetic CLIP-like embeddings: a table, and JSON on request.
 
     Scratch files (2 KB a pair at 512 dimensions) are removed at the end.
     """
     from clipcov_pipeline.bench.selection_speed import run_benchmark, table
 
-    found = run_benchmark(
-        pairs, classes, dim, seed=seed, repeat=repeat, threads=threads, folder=scratch_dir, lance=lance,
-        notebook=notebook, peers=peers, say=lambda line: click.echo(line, err=True),
-    )  # fmt: skip
+    found = run_benchmark(**options, say=lambda line: click.echo(line, err=True))
     click.echo(table(found))
     text = json.dumps(found, indent=2) + "\n"
     if json_path is None:
@@ -76,19 +71,14 @@ def selection(
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @click.option(
-    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+    "--scratch-dir", "folder", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diagnostics(
-    pairs: int, classes: int, dim: int, fraction: float, draws: int, seed: int, threads: int | None,
-    scratch_dir: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+def diagnostics(as_json: bool, **options: Any) -> None:
     """Seconds and anonymous memory of one subset's diagnostics on synthetic CLIP-like embeddings."""
     from clipcov_pipeline.bench.diagnostics_speed import as_text, bench_diagnostics
 
-    found = bench_diagnostics(
-        pairs, classes, dim, fraction=fraction, draws=draws, seed=seed, threads=threads, folder=scratch_dir
-    )
+    found = bench_diagnostics(**options)
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
@@ -166,41 +156,16 @@ def _numbers(kind: type) -> Any:
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
-def quality(
-    images: Path, test_images: Path | None, out: Path, methods: str | None, fractions: tuple[float, ...],
-    seeds: tuple[int, ...], draws: tuple[int, ...], samples_seen: int, batch_size: int, crop_scale: float,
-    proxy_samples_seen: int, proxy_batch_size: int, model: str, pretrained: Path | None,
-    proxy_pretrained: tuple[Path, ...], noise: float, largest: int, imbalance: float, duplicates: float,
-    jobs: int, prepare: bool, json_path: Path | None,
-) -> None:  # fmt: skip
+def quality(out: Path, draws: tuple[int, ...], prepare: bool, json_path: Path | None, **options: Any) -> None:
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
     Every draw of the pool is an ordinary experiment, OUT/drawN/experiment.yaml. Run again after a stop:
     what is finished is kept.
     """
-    import polars as pl
-
     from clipcov_pipeline.bench import quality as bench_quality
     from clipcov_pipeline.bench import quality_tables
-    from clipcov_pipeline.bench.testbed_rule import Rule
 
-    if proxy_pretrained and len(proxy_pretrained) != len(draws):
-        raise InputError(
-            f"--proxy-pretrained: found {len(proxy_pretrained)} files, expected {len(draws)}, one a draw"
-        )
-    paths = [
-        bench_quality.prepare(
-            images, test_images, out / f"draw{draw}",
-            Rule(draw=draw, largest=largest, imbalance=imbalance, noise=noise, duplicates=duplicates),
-            methods=bench_quality.matrix_methods(
-                methods.split(",") if methods else (), early_proxy=not proxy_pretrained
-            ),
-            fractions=fractions, seeds=seeds, samples_seen=samples_seen, batch_size=batch_size,
-            crop_scale=crop_scale, proxy_samples_seen=proxy_samples_seen, proxy_batch_size=proxy_batch_size,
-            model=model, pretrained=pretrained, proxy_pretrained=proxy, jobs=jobs,
-        )
-        for draw, proxy in zip(draws, proxy_pretrained or [None] * len(draws), strict=True)
-    ]  # fmt: skip
+    paths = _prepared(out, draws, options)
     for path in paths:
         click.echo(f"experiment: {path}", err=True)
     if prepare:
@@ -213,9 +178,23 @@ def quality(
     quality_tables.plot_covariance(scores, truth, out / bench_quality.SCATTER)
     click.echo(f"\nevery subset over alignment and scale: {out / bench_quality.SCATTER}", err=True)
     if json_path is not None:
-        metrics = scores["metric"].unique(maintain_order=True)
-        board = pl.concat([quality_tables.summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
-        tables = {"summary": board, "truth": truth, "scores": scores, "seconds": seconds}
-        found = {name: table.to_dicts() for name, table in tables.items()}
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(found, indent=1) + "\n")
+        json_path.write_text(quality_tables.to_json(scores, truth, seconds))
+
+
+def _prepared(out: Path, draws: Sequence[int], options: dict[str, Any]) -> list[Path]:
+    """Plant every draw of the pool and write its experiment; the YAMLs."""
+    from clipcov_pipeline.bench.quality import Matrix, matrix_methods, prepare
+    from clipcov_pipeline.bench.testbed_rule import Rule
+
+    proxies = options.pop("proxy_pretrained") or [None] * len(draws)
+    if len(proxies) != len(draws):
+        raise InputError(f"--proxy-pretrained: found {len(proxies)} files, expected {len(draws)}, one a draw")
+    images, test_images, methods = (options.pop(name) for name in ("images", "test_images", "methods"))
+    rule = {name: options.pop(name) for name in ("largest", "imbalance", "noise", "duplicates")}
+    labels = methods.split(",") if methods else ()
+    matrix = Matrix(matrix_methods(labels, early_proxy=proxies[0] is None), **options)
+    return [
+        prepare(images, test_images, out / f"draw{draw}", Rule(draw=draw, **rule), matrix, proxy)
+        for draw, proxy in zip(draws, proxies, strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,9 +36,13 @@ from clipcov_pipeline.experiment.project import Project
     "--html", type=click.Path(path_type=Path), help="Also write the hits with pictures to this file."
 )
 def command(
-    text: str | None, image: Path | None, by: str, count: int, inside: tuple[str, ...],
-    outside: tuple[str, ...], index: bool | None, config: str | None, as_json: bool, html: Path | None,
-) -> None:  # fmt: skip
+    text: str | None,
+    image: Path | None,
+    config: str | None,
+    as_json: bool,
+    html: Path | None,
+    **options: Any,
+) -> None:
     """Find the samples nearest to TEXT, or to an image, by the proxy's embeddings.
 
     SUBSET is METHOD-fFRACTION, such as clipcov-f0.25.
@@ -51,10 +56,7 @@ def command(
     searcher = search.Searcher.open(project)
     encoder = searcher.encoder()
     query = search.image_query(encoder, image) if image else search.text_query(encoder, str(text))
-    hits = search.search(
-        searcher, query, by="image" if by == "image" else "caption", count=count, inside=inside,
-        outside=outside, index=index, report=lambda line: click.echo(line, err=True),
-    )  # fmt: skip
+    hits = search.search(searcher, query, **options, report=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(search.as_json(hits)) if as_json else search.as_text(hits))
     if html is not None:
         from clipcov_pipeline.report.drawing import write_page

@@ -9,14 +9,11 @@ Dagster and the terminal show the same outcomes.
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clipcov_pipeline.experiment.config.diagnostics import Bound
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.store import Record, node_name
-
-if TYPE_CHECKING:
-    pass
 
 Stats = Mapping[str, Any]
 
@@ -111,12 +108,10 @@ def _outcome(check: Check, limit: Bound, record: Record) -> CheckOutcome:
     except KeyError as missing:
         value, text = None, _before(str(missing.args[0]))
     if value is None:
-        return CheckOutcome(
-            check.asset, record.partition, check.name, limit.severity, True, None, limit.bound, check.good,
-            f"not defined, because {text}",
-        )  # fmt: skip
-    passed = value <= limit.bound if check.good == "at most" else value >= limit.bound  # never for NaN
-    text = f"{text}: {value:.4g}, expected {check.good} {limit.bound:g}"
+        passed, text = True, f"not defined, because {text}"
+    else:
+        passed = value <= limit.bound if check.good == "at most" else value >= limit.bound  # never for NaN
+        text = f"{text}: {value:.4g}, expected {check.good} {limit.bound:g}"
     return CheckOutcome(
         check.asset,
         record.partition,
@@ -145,26 +140,26 @@ def _before(name: str) -> str:
     return f"the entry was built before {name} was recorded: materialize it again"
 
 
+def _ratio(part: float, whole: float, text: str, without: str) -> Figure:
+    """A figure over another, both of which ``text`` may name; ``without`` says why there is none over 0."""
+    return Figure(part / whole, text.format(part=part, whole=whole)) if whole else Figure(None, without)
+
+
 def _bad_samples(stats: Stats) -> Figure:
     if stats["quarantined"]:
         return Figure(1.0, f"the shard is quarantined ({stats['quarantined']}), share of bad samples")
-    if not stats["samples"]:
-        return Figure(None, "the shard holds no sample")
-    bad, samples = stats["kept_aside"], stats["samples"]
-    return Figure(bad / samples, f"share of bad samples ({bad:,} of {samples:,})")
+    text = "share of bad samples ({part:,} of {whole:,})"
+    return _ratio(stats["kept_aside"], stats["samples"], text, "the shard holds no sample")
 
 
 def _refused(stats: Stats) -> Figure:
-    total = stats["rows"] + stats["refused"]
-    if not total:
-        return Figure(None, "the shard has no good sample")
-    return Figure(
-        stats["refused"] / total, f"share of embeddings refused ({stats['refused']:,} of {total:,})"
-    )
+    total, text = stats["rows"] + stats["refused"], "share of embeddings refused ({part:,} of {whole:,})"
+    return _ratio(stats["refused"], total, text, "the shard has no good sample")
 
 
 def _largest_class(stats: Stats) -> Figure:
-    return Figure(stats["largest_class"] / stats["pool"], "share of the pool in the largest latent class")
+    text = "share of the pool in the largest latent class"
+    return _ratio(stats["largest_class"], stats["pool"], text, "the pool is empty")
 
 
 def _alignment(stats: Stats) -> Figure:
@@ -185,9 +180,8 @@ def _duplicates(stats: Stats) -> Figure:
 
 def _loss(stats: Stats) -> Figure:
     first, last = (math.nan if stats[name] is None else stats[name] for name in ("first_loss", "last_loss"))
-    if first == 0:
-        return Figure(None, "the first loss is 0")
-    return Figure(last / first, f"ratio of the last loss ({last:.4g}) to the first ({first:.4g})")
+    text = "ratio of the last loss ({part:.4g}) to the first ({whole:.4g})"
+    return _ratio(last, first, text, "the first loss is 0")
 
 
 def _above_chance(stats: Stats) -> Figure:

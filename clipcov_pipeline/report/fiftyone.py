@@ -196,8 +196,9 @@ def _document(
     }
 
 
-def _metadata(subset: str, searcher: Searcher, now: int) -> dict[str, Any]:
-    common = [
+def _common_fields(now: int) -> list[dict[str, Any]]:
+    """The fields that every FiftyOne sample has."""
+    return [
         _field("id", "ObjectIdField", now, db_field="_id"),
         _field("filepath", "StringField", now),
         _field("tags", "ListField", now, subfield="StringField"),
@@ -220,19 +221,21 @@ def _metadata(subset: str, searcher: Searcher, now: int) -> dict[str, Any]:
         _field("created_at", "DateTimeField", now, read_only=True),
         _field("last_modified_at", "DateTimeField", now, read_only=True),
     ]
-    label = _field(
-        "latent_class",
-        "EmbeddedDocumentField",
-        now,
-        document=LABEL,
-        fields=[
-            _field("id", "ObjectIdField", now, db_field="_id"),
-            _field("tags", "ListField", now, subfield="StringField"),
-            _field("label", "StringField", now),
-            _field("confidence", "FloatField", now),
-            _field("logits", "VectorField", now),
-        ],
-    )
+
+
+def _label_field(now: int) -> dict[str, Any]:
+    """The latent class, as FiftyOne keeps a classification."""
+    parts = [
+        _field("id", "ObjectIdField", now, db_field="_id"),
+        _field("tags", "ListField", now, subfield="StringField"),
+        _field("label", "StringField", now),
+        _field("confidence", "FloatField", now),
+        _field("logits", "VectorField", now),
+    ]
+    return _field("latent_class", "EmbeddedDocumentField", now, document=LABEL, fields=parts)
+
+
+def _metadata(subset: str, searcher: Searcher, now: int) -> dict[str, Any]:
     own = [_field(name, kind, now) for name, kind in FIELDS.items()]
     made_from = {"experiment": searcher.project.config.name, "subset": subset}
     return {
@@ -240,7 +243,7 @@ def _metadata(subset: str, searcher: Searcher, now: int) -> dict[str, Any]:
         "version": FORMAT_VERSION,
         "media_type": "image",
         "created_at": {"$date": now},
-        "sample_fields": [*common, label, *own],
+        "sample_fields": [*_common_fields(now), _label_field(now), *own],
         "frame_fields": [],
         "info": {**made_from, "labels": searcher.labels.fingerprint},
         "tags": [],

@@ -50,9 +50,7 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     Raises:
         RuntimeError: the run is not complete, or its weights are not finite.
     """
-    import open_clip
     import torch
-    from open_clip.push_to_hf_hub import save_config_for_hf
 
     if not is_complete(spec):
         raise RuntimeError(f"the run in {spec.folder} has not reached its last epoch; launch it again")
@@ -60,24 +58,41 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     weights = _weights(final_checkpoint(spec))
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
         raise RuntimeError(f"training of {spec.name} diverged (weights are not finite); lower train.lr")
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    parameters = _save_model(spec, weights, out)
+    if spec.keep_early and early_checkpoint(spec).exists() and steps(spec).virtual_epochs > 1:
+        torch.save(_weights(early_checkpoint(spec)), out / EARLY_CHECKPOINT)
+    record = _record(spec, parameters)
+    (out / RECORD).write_text(json.dumps(record, indent=2))
+    return record
+
+
+def _save_model(spec: TrainSpec, weights: dict[str, Any], out: Path) -> int:
+    """Write the weights, and beside them what open_clip makes the model from; return its parameters."""
+    import open_clip
+    import torch
+    from open_clip.push_to_hf_hub import save_config_for_hf
+
     # the architecture alone: it checks that the weights fit, and holds the preprocessing of the start weights
     model = open_clip.create_model(spec.model, spec.pretrained, load_weights=False)
     model.load_state_dict(weights)
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), out / CHECKPOINT)
-    if spec.keep_early and early_checkpoint(spec).exists() and steps(spec).virtual_epochs > 1:
-        torch.save(_weights(early_checkpoint(spec)), out / EARLY_CHECKPOINT)
     config = open_clip.get_model_config(spec.model)
     save_config_for_hf(model, out / "open_clip_config.json", config)  # type: ignore[arg-type]
     tokenizer = open_clip.get_tokenizer(spec.model)
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(out))  # type: ignore[union-attr]
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _record(spec: TrainSpec, parameters: int) -> dict[str, Any]:
+    """What is known of a complete run: settings, versions, lengths, losses, curves."""
     plan, curve = steps(spec), learning_curve(spec)
-    record = {
+    return {
         "model": spec.model,
         "pretrained": spec.pretrained,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
         "n_samples": spec.n_samples,
         "steps": plan.total_steps,
         "samples_seen": plan.total_steps * spec.batch_size,
@@ -92,8 +107,6 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
         "learning_curve": curve,
         "held_out_retrieval": evaluations(spec),
     }
-    (out / RECORD).write_text(json.dumps(record, indent=2))
-    return record
 
 
 def _weights(checkpoint: Path) -> dict[str, Any]:

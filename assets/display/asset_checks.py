@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.steps.preview import cell
+from assets.display.preview import cell
 from clipcov_pipeline.experiment.checks import CheckOutcome, checks_of, evaluate_checks
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import digest_of
@@ -31,13 +31,7 @@ def check_results(stage: str, project: Project) -> Iterator[dg.AssetCheckResult]
     if not checks_of(stage):
         return
     for name, outcomes in _by_check(project.config, project.plan(), stage).items():
-        yield dg.AssetCheckResult(
-            check_name=name,
-            passed=bool(outcomes) and all(outcome.passed for outcome in outcomes),
-            severity=_severity(outcomes),
-            metadata=_metadata(outcomes),
-            description=_description(outcomes),
-        )
+        yield dg.AssetCheckResult(check_name=name, **_verdict(outcomes))
 
 
 def report_checks(instance: dg.DagsterInstance, config: Config, plan: Plan) -> None:
@@ -47,16 +41,8 @@ def report_checks(instance: dg.DagsterInstance, config: Config, plan: Plan) -> N
         for name, outcomes in _by_check(config, plan, stage).items():
             if not outcomes or _reported(instance, stage, name) == _state(outcomes):
                 continue
-            instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=dg.AssetKey(stage),
-                    check_name=name,
-                    passed=all(outcome.passed for outcome in outcomes),
-                    severity=_severity(outcomes),
-                    metadata=_metadata(outcomes),
-                    description=_description(outcomes),
-                )
-            )
+            key, verdict = dg.AssetKey(stage), _verdict(outcomes)
+            instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, name, **verdict))
 
 
 def _by_check(config: Config, plan: Plan, stage: str) -> dict[str, list[CheckOutcome]]:
@@ -64,6 +50,16 @@ def _by_check(config: Config, plan: Plan, stage: str) -> dict[str, list[CheckOut
     for outcome in evaluate_checks(config, plan.records, [stage]) if found else ():
         found[outcome.name].append(outcome)
     return found
+
+
+def _verdict(outcomes: Sequence[CheckOutcome]) -> dict[str, Any]:
+    """Return what Dagster shows of a check; one without an entry to look at has not passed."""
+    return {
+        "passed": bool(outcomes) and all(outcome.passed for outcome in outcomes),
+        "severity": _severity(outcomes),
+        "metadata": _metadata(outcomes),
+        "description": _description(outcomes),
+    }
 
 
 def _severity(outcomes: Sequence[CheckOutcome]) -> dg.AssetCheckSeverity:

@@ -1,7 +1,6 @@
 """What a training reads a second time, seen through open_clip_train's own pipeline."""
 
 import io
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from clipcov_pipeline.training import kept_samples
 from clipcov_pipeline.training.command import arguments, shard_list
 from clipcov_pipeline.training.kept_samples import kept_in_memory, read_once
 from clipcov_pipeline.training.spec import TrainSpec
+from make_shards import write_tar
 
 # webdataset leaves the tars it reads to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO")
@@ -23,15 +23,14 @@ def write_tars(folder: Path, say: str = "{}") -> list[str]:
     """Three shards of four samples; the image of each is of one colour, its number."""
     paths = [folder / f"{shard:05d}.tar" for shard in range(3)]
     for shard, path in enumerate(paths):
-        with tarfile.open(path, "w") as tar:
-            for number in range(4 * shard, 4 * shard + 4):
-                image = io.BytesIO()
-                Image.new("RGB", (8, 8), (number, 0, 0)).save(image, "png")
-                caption = say.format(CAPTIONS[number]).encode()
-                for suffix, data in (("png", image.getvalue()), ("txt", caption), ("json", b"{}")):
-                    member = tarfile.TarInfo(f"{number:03d}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = []
+        for number in range(4 * shard, 4 * shard + 4):
+            image = io.BytesIO()
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(image, "png")
+            caption = say.format(CAPTIONS[number]).encode()
+            for suffix, data in (("png", image.getvalue()), ("txt", caption), ("json", b"{}")):
+                members.append((f"{number:03d}.{suffix}", data))
+        write_tar(path, members)
     return [str(path) for path in paths]
 
 

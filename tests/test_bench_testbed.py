@@ -16,20 +16,11 @@ from clipcov_pipeline.bench.testbed_rule import SHIFTS, Rule
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.pool.samples import iter_samples
+from make_benchmark import write_photos
 
 RULE = Rule(
     largest=40, imbalance=4.0, test_per_class=3, train_per_class=2, shifted_per_class=2, retrieval_pairs=5
 )
-
-
-def write_photos(folder: Path, classes: dict[str, int]) -> Path:
-    rng = np.random.default_rng(0)
-    for name, count in classes.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

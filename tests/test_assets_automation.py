@@ -18,7 +18,7 @@ import dagster as dg
 import pytest
 
 from assets.mlflow_runs.tracking import Tracking
-from assets.running.orphans import PROCESS_TAG, process_tag
+from assets.steps.orphans import PROCESS_TAG, process_tag
 from clipcov_pipeline.experiment.plan import Step
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.store import WHOLE

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
@@ -23,6 +22,7 @@ from clipcov_pipeline.training import folder as training_folder
 from clipcov_pipeline.training import log as training_log
 from clipcov_pipeline.training import spec as training_spec
 from clipcov_pipeline.training.spec import StepPlan, TrainSpec
+from make_shards import write_tar
 
 MODEL = "clipcov-tiny-RN"
 
@@ -59,16 +59,17 @@ def write_shards(folder, sizes, side=32):
     rng = np.random.default_rng(0)
     number = 0
     for shard, size in enumerate(sizes):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for _ in range(size):
-                image = io.BytesIO()
-                pixels = rng.integers(0, 255, (side, side, 3), np.uint8)
-                Image.fromarray(pixels).save(image, "webp", quality=50)
-                for suffix, data in (("webp", image.getvalue()), ("txt", f"drawing {number}".encode())):
-                    member = tarfile.TarInfo(f"{number:06d}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                number += 1
+        members = []
+        for _ in range(size):
+            image = io.BytesIO()
+            pixels = rng.integers(0, 255, (side, side, 3), np.uint8)
+            Image.fromarray(pixels).save(image, "webp", quality=50)
+            members += [
+                (f"{number:06d}.webp", image.getvalue()),
+                (f"{number:06d}.txt", f"drawing {number}".encode()),
+            ]
+            number += 1
+        write_tar(folder / f"{shard:05d}.tar", members)
     return f"{folder}/{{00000..{len(sizes) - 1:05d}}}.tar"
 
 

@@ -24,7 +24,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.project import Project
 from lab import still_there
-from test_testbed import write_photos
+from make_benchmark import write_photos
 
 
 def _scores(rows: list[tuple[str, float, int, int, float]]) -> pl.DataFrame:

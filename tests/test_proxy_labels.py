@@ -14,13 +14,10 @@ from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.proxy.labels import label_by_clusters, label_by_prompts, label_pool, members
 from clipcov_pipeline.proxy.vectors import Vectors, make_rows
+from dense import unit
 from make_shards import sample_members, write_tar
 
 TABLE, DIM = "embeddings_test", 16
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def uid(*parts: object) -> str:

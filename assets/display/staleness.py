@@ -5,7 +5,7 @@ An observation is written when what it says has changed, never for what is as it
 
 import dagster as dg
 
-from assets.steps.preview import cell
+from assets.display.preview import cell
 from clipcov_pipeline.experiment.digests import digest_of
 from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.stages import STAGES

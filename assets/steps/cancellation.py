@@ -10,7 +10,7 @@ import dagster as dg
 CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
-# longer than a training is given to end after its own interruption (train_server.TERMINATION_SECONDS)
+# longer than a training is given to end after its own interruption (training.server.TERMINATION_SECONDS)
 LOOK_SECONDS = 30.0
 
 

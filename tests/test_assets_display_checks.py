@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 from dagster import AssetCheckKey, AssetKey
 
-from assets.checks import report_checks
+from assets.display.asset_checks import report_checks
 from assets.running.execution import execute
 from assets.running.run import run_plan
 from clipcov_pipeline.experiment.checks import CHECKS, evaluate_checks

@@ -12,8 +12,7 @@ from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of
 from clipcov_pipeline.report.lineage import as_text, key_of, trace
-from lab import Lab
-from test_verify import record_of
+from lab import Lab, record_of
 
 pytestmark = pytest.mark.slow
 

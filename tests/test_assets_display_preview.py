@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 from PIL import Image
 
-from assets.steps.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown, table_metadata
+from assets.display.preview import COLUMN_SCHEMA, ROW_COUNT, columns, image, markdown, table_metadata
 
 
 def test_table_metadata_of_a_file_counts_all_rows_and_shows_the_first(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from assets.mlflow_runs.tracking import Tracking
-from assets.running.orphans import LAUNCHED_TAG, PROCESS_TAG, close_orphans, process_tag, times_closed
 from assets.running.ui import claim_ui
+from assets.steps.orphans import LAUNCHED_TAG, PROCESS_TAG, close_orphans, process_tag, times_closed
 from lab import Lab
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from clipcov_pipeline.experiment.store import Record, Store
 from clipcov_pipeline.experiment.verify import Report, _rows_problems, verify
 from clipcov_pipeline.proxy.vectors import Vectors, digest_of_rows, make_rows
 from clipcov_pipeline.report.lineage import trace
-from lab import SELECTION, Lab
+from lab import SELECTION, Lab, record_of
 
 ABOUT: dict[str, Any] = {"code_version": "1", "params": {}, "sources": {}, "inputs": {}}
 
@@ -40,12 +40,6 @@ def run_command(lab: Lab, *arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(cli, [*arguments, "--config", str(lab.yaml)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
-
-
-def record_of(lab: Lab, name: str) -> Record:
-    record = lab.plan().by_name[name].record
-    assert record is not None
-    return record
 
 
 def folder_of(lab: Lab, name: str) -> Path:

@@ -6,8 +6,8 @@ import time
 import dagster as dg
 import pytest
 
-from assets.running import cancellation
-from assets.running.cancellation import cancellable
+from assets.steps import cancellation
+from assets.steps.cancellation import cancellable
 
 RETRIES = dg.RetryPolicy(max_retries=2)
 

@@ -18,8 +18,7 @@ from clipcov_pipeline.experiment import gc, sizes
 from clipcov_pipeline.experiment.store import Store, is_being_written
 from clipcov_pipeline.experiment.verify import verify
 from clipcov_pipeline.proxy.vectors import Vectors, make_rows
-from lab import SELECTION, Lab, copy_samples
-from test_verify import record_of
+from lab import SELECTION, Lab, copy_samples, record_of
 
 
 def all_items(lab: Lab, keep: int) -> list[gc.Item]:
