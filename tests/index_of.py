@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clipcov_pipeline.training.training_index import short_hash, write_training_index
+from clipcov_pipeline.pool.places import short_hash
+from clipcov_pipeline.proxy.models import register_model_configs
+from clipcov_pipeline.training.index_loader import IndexData, data_from_index
+from clipcov_pipeline.training.training_index import write_training_index
+from make_training import parsed, spec_for
 
 
 def columns_of(tars: Iterable[Path | str], version: Mapping[str, str] | None = None, url: str = "{}") -> dict:
@@ -49,3 +53,41 @@ def write_index(path: Path, columns: dict, rows: Iterable[int] | None = None, **
 
 def _hash(data: bytes) -> int:
     return short_hash(hashlib.sha256(data).hexdigest())
+
+
+def index_spec(tmp_path, index, **changes):
+    settings = {"n_samples": 48, "batch_size": 16, "samples_seen": 96, "num_checkpoints": 2, "workers": 0}
+    return spec_for(tmp_path, **{**settings, "index": index, "train_data": "", **changes})
+
+
+class Data:
+    """open_clip_train's training data of a spec, as its own `main` asks for it."""
+
+    def __init__(self, spec, *, rank=0, gpus=1, epoch=0, preprocess=None, kept_bytes=2**28):
+        from open_clip import create_model_and_transforms, get_tokenizer
+        from open_clip_train import main
+
+        register_model_configs()
+        args = parsed(spec, gpus)
+        args.rank = rank
+        if preprocess is None:
+            _, preprocess, _ = create_model_and_transforms(spec.model)
+        settings = IndexData(
+            spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, kept_bytes=kept_bytes
+        )
+        with data_from_index(settings):
+            tokenizer = get_tokenizer(spec.model)
+            self.info = main.get_data(args, (preprocess, preprocess), epoch=epoch, tokenizer=tokenizer)[
+                "train"
+            ]
+
+    def epoch(self, number):
+        self.info.set_epoch(number)
+        return list(self.info.dataloader)
+
+
+def same(left, right):
+    assert len(left) == len(right) > 0
+    for (images, texts), (other_images, other_texts) in zip(left, right, strict=True):
+        assert images.equal(other_images)
+        assert texts.equal(other_texts)

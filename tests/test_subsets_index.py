@@ -108,11 +108,11 @@ def test_of_two_shards_with_one_uid_the_labelled_one_is_taken(pool: list[Shard])
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
-        ([1.0, -1.0], r"weight: found -1.0 \(1 such\), expected numbers of at least 0"),
-        ([float("nan"), 1.0], "weight: found nan"),
-        ([float("inf"), 1.0], "weight: found inf"),
-        ([None, 1.0], "weight: found None"),
-        ([0.0, 0.0], "weight: found 2 weights of 0, expected at least one above"),
+        ([1.0, -1.0], r"subset: found the weight -1 in row 1 \(1 such rows\), expected finite numbers"),
+        ([float("nan"), 1.0], "found the weight nan in row 0"),
+        ([float("inf"), 1.0], "found the weight inf"),
+        ([None, 1.0], "found the weight nan in row 0"),
+        ([0.0, 0.0], "subset: found 2 weights of 0, expected at least one above"),
     ],
 )
 def test_weights_that_nobody_can_draw_by(pool: list[Shard], weight: list[float], says: str) -> None:

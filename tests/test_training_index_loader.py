@@ -12,11 +12,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from clipcov_pipeline import train
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.proxy.models import register_model_configs
+from clipcov_pipeline.training.command import shard_list
 from clipcov_pipeline.training.index_loader import IndexData, data_from_index
-from index_of import columns_of, write_index
-from test_train import parsed, spec_for, threads, write_shards  # noqa: F401 (a fixture)
+from clipcov_pipeline.training.launch import launch
+from clipcov_pipeline.training.result import digest_of_weights, finish
+from clipcov_pipeline.training.spec import CHECKPOINT, from_json, steps, to_json
+from index_of import Data, columns_of, index_spec, same, write_index
+from make_training import parsed, spec_for, threads, write_shards  # noqa: F401 (a fixture)
 
 
 @pytest.fixture
@@ -24,46 +28,6 @@ def tars(tmp_path) -> list[Path]:
     (tmp_path / "pool").mkdir()
     write_shards(tmp_path / "pool", [20, 12, 16])
     return sorted((tmp_path / "pool").glob("*.tar"))
-
-
-def index_spec(tmp_path, index, **changes):
-    settings = {"n_samples": 48, "batch_size": 16, "samples_seen": 96, "num_checkpoints": 2, "workers": 0}
-    return spec_for(tmp_path, **{**settings, "index": index, "train_data": "", **changes})
-
-
-class Data:
-    """open_clip_train's training data of a spec, as its own `main` asks for it."""
-
-    def __init__(self, spec, *, rank=0, gpus=1, epoch=0, preprocess=None, kept_bytes=2**28):
-        from open_clip import create_model_and_transforms, get_tokenizer
-        from open_clip_train import main
-
-        from clipcov_pipeline.embed import register_model_configs
-
-        register_model_configs()
-        args = parsed(spec, gpus)
-        args.rank = rank
-        if preprocess is None:
-            _, preprocess, _ = create_model_and_transforms(spec.model)
-        settings = IndexData(
-            spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, kept_bytes=kept_bytes
-        )
-        with data_from_index(settings):
-            tokenizer = get_tokenizer(spec.model)
-            self.info = main.get_data(args, (preprocess, preprocess), epoch=epoch, tokenizer=tokenizer)[
-                "train"
-            ]
-
-    def epoch(self, number):
-        self.info.set_epoch(number)
-        return list(self.info.dataloader)
-
-
-def same(left, right):
-    assert len(left) == len(right) > 0
-    for (images, texts), (other_images, other_texts) in zip(left, right, strict=True):
-        assert images.equal(other_images)
-        assert texts.equal(other_texts)
 
 
 @pytest.mark.parametrize("change", [{"workers": 1}, {"workers": 2}, {"kept_bytes": 0}])
@@ -83,9 +47,9 @@ def test_images_and_tokens_are_those_of_open_clip_train(tmp_path, tars):
 
     spec = index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns_of(tars)), samples_seen=48)
     spec = dataclasses.replace(spec, num_checkpoints=1)
-    train.register_model_configs()
+    register_model_configs()
     _, _, preprocess = create_model_and_transforms(spec.model)
-    args = parsed(dataclasses.replace(spec, index=None, train_data=train.shard_list(tars), workers=0))
+    args = parsed(dataclasses.replace(spec, index=None, train_data=shard_list(tars), workers=0))
     wds = get_wds_dataset(args, preprocess, is_train=True, tokenizer=get_tokenizer(spec.model)).dataloader
 
     def rows(batches):
@@ -129,21 +93,21 @@ def test_an_epoch_goes_on_in_the_middle_of_a_pass(tmp_path, tars):
 def weights_of(spec):
     import torch
 
-    path = spec.folder / "checkpoints" / f"epoch_{train.steps(spec).virtual_epochs}.pt"
-    return train.digest_of_weights(torch.load(path, weights_only=True)["state_dict"])
+    path = spec.folder / "checkpoints" / f"epoch_{steps(spec).virtual_epochs}.pt"
+    return digest_of_weights(torch.load(path, weights_only=True)["state_dict"])
 
 
 def test_two_runs_and_a_resumed_one_end_with_the_same_weights(tmp_path, tars):
     columns = columns_of(tars)
     spec = index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns), workers=1)
-    train.launch(spec)
-    record = train.finish(spec, tmp_path / "out")
+    launch(spec)
+    record = finish(spec, tmp_path / "out")
     assert record["seen"] == {"samples": 96, "distinct": 48, "rows": 48, "repeated": 0, "most": 2}
     assert pl.read_parquet(tmp_path / "out" / "seen.parquet").sort("uid")["uid"].to_list() == sorted(
         columns["uid"]
     )
     again = dataclasses.replace(spec, name="again")
-    train.launch(again)
+    launch(again)
     stopped = dataclasses.replace(spec, name="stopped", workers=0)
 
     def stop_in_the_second_epoch(point):
@@ -151,16 +115,11 @@ def test_two_runs_and_a_resumed_one_end_with_the_same_weights(tmp_path, tars):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train.launch(stopped, stop_in_the_second_epoch)
-    train.launch(stopped)
+        launch(stopped, stop_in_the_second_epoch)
+    launch(stopped)
     assert weights_of(spec) == weights_of(again) == weights_of(stopped)
-    files = [
-        train.finish(s, tmp_path / s.name) and (tmp_path / s.name / train.CHECKPOINT)
-        for s in (again, stopped)
-    ]
-    assert (
-        files[0].read_bytes() == files[1].read_bytes() == (tmp_path / "out" / train.CHECKPOINT).read_bytes()
-    )
+    files = [finish(s, tmp_path / s.name) and (tmp_path / s.name / CHECKPOINT) for s in (again, stopped)]
+    assert files[0].read_bytes() == files[1].read_bytes() == (tmp_path / "out" / CHECKPOINT).read_bytes()
 
 
 def test_weights_repeat_samples_and_no_batch_holds_one_twice(tmp_path, tars):
@@ -168,17 +127,17 @@ def test_weights_repeat_samples_and_no_batch_holds_one_twice(tmp_path, tars):
     weight[:6] = 3
     index = write_index(tmp_path / "index.parquet", columns_of(tars), weight=weight)
     spec = index_spec(tmp_path, index, n_samples=60, samples_seen=60, batch_size=15, num_checkpoints=1)
-    train.launch(spec)
-    seen = train.finish(spec, tmp_path / "out")["seen"]
+    launch(spec)
+    seen = finish(spec, tmp_path / "out")["seen"]
     assert seen == {"samples": 60, "distinct": 48, "rows": 48, "repeated": 0, "most": 3}
 
 
 def test_fresh_draws_fill_each_quota(tmp_path, tars):
     index = write_index(tmp_path / "index.parquet", columns_of(tars), latent_class=np.repeat([0, 1], 24))
     spec = index_spec(tmp_path, index, n_samples=16, quota=(12, 4), samples_seen=32)
-    assert train.from_json(train.to_json(spec)) == spec
-    train.launch(spec)
-    assert train.finish(spec, tmp_path / "out")["seen"]["samples"] == 32
+    assert from_json(to_json(spec)) == spec
+    launch(spec)
+    assert finish(spec, tmp_path / "out")["seen"]["samples"] == 32
     uids = columns_of(tars)["uid"]
     times = dict(pl.read_parquet(tmp_path / "out" / "seen.parquet").iter_rows())
     assert sum(times.get(uid, 0) for uid in uids[:24]) == 24
@@ -218,7 +177,7 @@ def test_a_changed_shard_ends_the_training_with_both_tokens(tmp_path, tars, work
     spec = index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns_of(tars)), workers=workers)
     damage(tars[1])
     with pytest.raises(InputError, match=f"shard {tars[1]} .*({says})") as error:
-        train.launch(spec)
+        launch(spec)
     assert "\n" not in str(error.value)
 
 
@@ -231,18 +190,18 @@ def test_a_shard_cut_short_under_its_own_token(tmp_path, tars):
         for shard, old in zip(columns["shard"], columns["shard_version"], strict=True)
     ]
     with pytest.raises(InputError, match=r"it ends before byte \d+"):
-        train.launch(index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns)))
+        launch(index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns)))
 
 
 def test_a_changed_shard_found_by_a_process_of_its_own(tmp_path, tars):
     """The command ends with a code other than 0, and says why in one line."""
     spec = index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns_of(tars)), workers=1)
     os.utime(tars[2], (1, 1))
-    (tmp_path / "spec.json").write_text(train.to_json(spec))
+    (tmp_path / "spec.json").write_text(to_json(spec))
     argv = [
         sys.executable,
         "-m",
-        "clipcov_pipeline.train",
+        "clipcov_pipeline.training.launch",
         str(tmp_path / "spec.json"),
         str(tmp_path / "out"),
     ]
@@ -255,10 +214,10 @@ def test_a_changed_shard_found_by_a_process_of_its_own(tmp_path, tars):
 def test_a_run_is_continued_with_its_own_subset_only(tmp_path, tars):
     columns = columns_of(tars)
     spec = index_spec(tmp_path, write_index(tmp_path / "index.parquet", columns))
-    train.launch(spec)
+    launch(spec)
     moved = write_index(tmp_path / "moved.parquet", columns)
-    train.launch(dataclasses.replace(spec, index=moved))
+    launch(dataclasses.replace(spec, index=moved))
     other = write_index(tmp_path / "other.parquet", columns, range(47, -1, -1))
     with pytest.raises(InputError, match="train_data = 'index of digest"):
-        train.launch(dataclasses.replace(spec, index=other))
+        launch(dataclasses.replace(spec, index=other))
     assert json.loads((spec.folder / "spec.json").read_text())["train_data"].startswith("index of digest")

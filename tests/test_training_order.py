@@ -91,7 +91,7 @@ def test_a_batch_larger_than_a_pass_is_refused():
 def test_weighted_draws_are_the_floor_or_ceiling_of_their_share(weight, seed, number):
     weight = np.asarray(weight)
     if not weight.sum():
-        with pytest.raises(InputError, match=r"all .* weights are 0"):
+        with pytest.raises(InputError, match="weights of 0, expected at least one above"):
             Weighted(weight, seed)
         return
     draws = Weighted(weight, seed)
@@ -117,7 +117,7 @@ def test_the_mean_over_passes_is_the_weight():
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
-        ([1, -1], "weight of row 1 is -1"),
+        ([1, -1], "found the weight -1 in row 1"),
         ([np.nan, 1], "row 0 is nan"),
         ([np.inf, 1], "is inf"),
         ([0, 0], "all 2"),

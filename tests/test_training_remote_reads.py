@@ -5,16 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from index_of import Data, index_spec, same
 
-from clipcov_pipeline import shards, train
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool import listing
 from clipcov_pipeline.training import remote_reads
+from clipcov_pipeline.training.launch import launch
 from clipcov_pipeline.training.remote_reads import bytes_fetched, fetched_into, wanted_ranges
 from clipcov_pipeline.training.training_index import read_training_index
 from index_of import columns_of, write_index
+from make_training import threads, write_shards  # noqa: F401 (a fixture)
 from range_server import serve
-from test_index_loader import Data, index_spec, same
-from test_train import threads, write_shards  # noqa: F401 (a fixture)
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def pool(tmp_path) -> Path:
 
 
 def remote_columns(pool, url):
-    """An index of the pool behind a web server, with the tokens that `shards.scan` gives."""
+    """An index of the pool behind a web server, with the tokens that `listing.scan` gives."""
     tars = sorted(pool.glob("*.tar"))
-    found = shards.scan(f"{url}/{{00000..{len(tars) - 1:05d}}}.tar")
+    found = listing.scan(f"{url}/{{00000..{len(tars) - 1:05d}}}.tar")
     versions = {shard.url.rpartition("/")[2]: shard.version for shard in found}
     return columns_of(tars, versions, url + "/{}")
 
@@ -106,7 +107,7 @@ def test_a_changed_remote_shard_ends_the_training(tmp_path, pool, monkeypatch, w
         )  # fmt: skip
         change(pool / "00001.tar", sent)
         with pytest.raises(InputError, match=rf"shard {url}/0000[01]\.tar .*{says}"):
-            train.launch(spec)
+            launch(spec)
 
 
 def test_a_remote_shard_needs_a_folder_with_room(tmp_path, pool):

@@ -6,6 +6,7 @@ Nothing is copied to train on it: the training reads each sample at its place in
 from collections.abc import Iterable
 from hashlib import sha256
 
+import numpy as np
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
@@ -36,7 +37,7 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
     """
     weight = pl.col("weight") if "weight" in chosen.columns else pl.lit(1.0)
     rows = chosen.with_columns(weight=weight.cast(pl.Float64))
-    check_weights(rows["weight"])
+    check_weights(rows["weight"].to_numpy(), "subset")
     rows = rows.join(members.select("uid", "shard"), on="uid", how="left", maintain_order="left")
     rows = rows.join(places, on=("shard", "uid"), how="left", maintain_order="left")
     lost = rows.filter(pl.any_horizontal(pl.col("image_offset", "caption_offset").is_null()))
@@ -49,17 +50,21 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
     return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()).sort("rank")
 
 
-def check_weights(weight: pl.Series) -> None:
-    """Look whether samples can be drawn by these weights.
+def check_weights(weight: np.ndarray, where: str) -> None:
+    """Look whether samples can be drawn by these weights, float [n]; ``where`` begins the line.
 
     Raises:
-        InputError: a weight that is negative, NaN, infinite or missing, or none above 0.
+        InputError: a weight that is negative, NaN (or missing) or infinite, or none above 0.
     """
-    bad = weight.filter(~(weight.is_finite() & (weight >= 0)).fill_null(False))
-    if len(bad):
-        raise InputError(f"weight: found {bad[0]} ({len(bad)} such), expected numbers of at least 0")
-    if not (weight > 0).any():
-        raise InputError(f"weight: found {len(weight)} weights of 0, expected at least one above")
+    bad = ~np.isfinite(weight) | (weight < 0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"{where}: found the weight {weight[row]:g} in row {row} ({int(bad.sum())} such rows), expected"
+            " finite numbers of at least 0"
+        )
+    if not weight.any():
+        raise InputError(f"{where}: found {len(weight)} weights of 0, expected at least one above")
 
 
 def samples_digest(index: pl.DataFrame) -> str:

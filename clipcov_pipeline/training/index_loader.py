@@ -213,9 +213,9 @@ class IndexLoader:
         self.num_samples = batches.steps.per_epoch * batches.steps.batch_size
         self._loader = torch.utils.data.DataLoader(
             samples,
-            batch_sampler=batches,
+            batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(seed),  # it draws from the training's own otherwise
         )

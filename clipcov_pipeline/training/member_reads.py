@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.training.training_index import TrainingIndex, short_hash
+from clipcov_pipeline.pool.places import short_hash
+from clipcov_pipeline.training.training_index import TrainingIndex
 
 HEADER = 512  # bytes of a tar header, right before its member's content
 MOST_OPEN = 64  # shards that a process keeps open; a file descriptor each

@@ -120,7 +120,7 @@ def fetch_shard(index: TrainingIndex, shard: int, file: Path, storage_options: M
     """
     from fsspec.core import url_to_fs
 
-    from clipcov_pipeline.shards import _change_token
+    from clipcov_pipeline.pool.listing import change_token
 
     url = index.shards[shard]
     filesystem, path = url_to_fs(url, **storage_options)
@@ -129,7 +129,7 @@ def fetch_shard(index: TrainingIndex, shard: int, file: Path, storage_options: M
         info = filesystem.info(path)
     except FileNotFoundError:
         raise gone(index, shard) from None
-    if (token := _change_token(info)) != index.versions[shard]:
+    if (token := change_token(info)) != index.versions[shard]:
         raise changed(index, shard, token)
     ranges, used = wanted_ranges(index, shard)
     size = info.get("size") or int(ranges[-1, 1])

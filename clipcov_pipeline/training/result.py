@@ -119,7 +119,7 @@ def _seen(spec: TrainSpec, out: Path) -> dict[str, Any]:
     from clipcov_pipeline.training.training_index import read_training_index
 
     index = read_training_index(spec.index)
-    seen = write_seen_table(out / "seen.parquet", spec.folder / SEEN, index.uids())
+    seen = write_seen_table(out / "seen.parquet", spec.folder / SEEN, index.uids().tolist())
     fetched = bytes_fetched(fetched_into(index, spec.cache)) if spec.cache else []
     return {
         "seen": seen,

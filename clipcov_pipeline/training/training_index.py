@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.subsets.index import check_weights
 
 # parquet column -> numpy dtype in memory; strings are kept as codes of a short list
 PLACES = {
@@ -40,8 +41,8 @@ class TrainingIndex:
         extensions: suffixes of images without the dot; image_ext: int8 [n], which of them.
         image_offset, caption_offset: int64 [n], bytes from the shard's start to the member's content.
         image_size, caption_size: int32 [n], bytes.
-        caption_hash, image_hash: int64 [n], `short_hash` of the stripped caption and of the image file;
-            None where the file has no such column.
+        caption_hash, image_hash: int64 [n], `places.short_hash` of the stripped caption and of the image
+            file; None where the file has no such column.
         weight: float64 [n], how often a sample is drawn relative to others; None: all alike.
         latent_class: int32 [n], for fresh draws; None where the file has none.
     """
@@ -76,16 +77,11 @@ class TrainingIndex:
         return pq.read_table(self.path, columns=["uid"])["uid"].to_numpy()
 
 
-def short_hash(sha256_hex: str) -> int:
-    """The first 64 bits of a sha256 as a signed integer: equal content has equal ones."""
-    return int.from_bytes(bytes.fromhex(sha256_hex[:16]), "big", signed=True)
-
-
 def write_training_index(path: str | Path, columns: Mapping[str, Any]) -> None:
     """Write an index; rows in the order given, which a training's order does not depend on but for its seed.
 
     columns: name -> ``n`` values. `REQUIRED`, and where known ``caption_hash``, ``image_hash`` (int64,
-    `short_hash`), ``weight`` (float) and ``latent_class`` (integer); ``shard`` is a path or URL and
+    `places.short_hash`), ``weight`` (float) and ``latent_class`` (integer); ``shard`` is a path or URL,
     ``shard_version`` its `Shard.version`. Others are written as they are.
 
     Raises:
@@ -106,9 +102,8 @@ def write_training_index(path: str | Path, columns: Mapping[str, Any]) -> None:
     if "weight" in columns:
         check_weights(np.asarray(table["weight"].to_numpy(), np.float64), f"training index {path}")
     temporary = Path(path).with_name(f".{Path(path).name}.part")
-    pq.write_table(
-        table, temporary, compression="zstd", use_dictionary=["shard", "shard_version", "image_ext"]
-    )
+    coded: Any = ["shard", "shard_version", "image_ext"]  # declared a bool
+    pq.write_table(table, temporary, compression="zstd", use_dictionary=coded)
     temporary.replace(path)
 
 
@@ -157,19 +152,6 @@ def digest_of_index(path: str | Path) -> str:
             for name in names[1:]:
                 digest.update(np.asarray(batch[name].to_numpy(), np.float64).tobytes())
     return digest.hexdigest()
-
-
-def check_weights(weight: npt.NDArray[np.float64], where: str) -> None:
-    """Raise InputError for weights that are negative, not finite or all zero; ``where`` begins the line."""
-    bad = ~np.isfinite(weight) | (weight < 0)
-    if bad.any():
-        row = int(bad.argmax())
-        raise InputError(
-            f"{where}: the weight of row {row} is {weight[row]:g} ({int(bad.sum())} such rows); give a finite"
-            " number, 0 or more"
-        )
-    if not weight.any():
-        raise InputError(f"{where}: all {len(weight)} weights are 0; give at least one above 0")
 
 
 def _check_columns(path: str | Path, names: Sequence[str]) -> None:
