@@ -17,7 +17,7 @@ from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.world import checkpoint_path
-from clipcov_pipeline.pool.columns import pool_keys
+from clipcov_pipeline.pool.manifest import pool_keys
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.report.plots import plot_learning_curve
 from clipcov_pipeline.subsets.files import write_subset_tars

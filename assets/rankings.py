@@ -14,7 +14,8 @@ from assets.steps.materialize import Events, Metadata, materialize_partitions
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.pool.columns import with_early_similarity, with_image_hash
+from clipcov_pipeline.pool.manifest import with_image_hash
+from clipcov_pipeline.proxy.embeddings import with_early_similarity
 from clipcov_pipeline.selection import Pool, columns_read, rank, reads_captions
 from clipcov_pipeline.selection.external import listed
 

@@ -19,16 +19,16 @@ from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.validation import held_out_rows
 from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
 from clipcov_pipeline.evaluation.neighbours import nearest
-from clipcov_pipeline.evaluation.pairs import EmbeddedPairs, evaluate_shards
+from clipcov_pipeline.evaluation.pairs import EmbeddedPairs, embed_pairs, evaluate_pairs
 from clipcov_pipeline.evaluation.splits import DecodedImages, kept_bytes
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS, HOLDOUT
 from clipcov_pipeline.experiment.store import Record
-from clipcov_pipeline.pool.columns import evenly
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.proxy.prompts import class_embeddings
@@ -121,12 +121,11 @@ def _evaluate(
     if name == HOLDOUT:
         held_out = held_out_rows(task, HOLDOUT_PAIRS)
         manifest = held_out[evenly(held_out.height, HOLDOUT_PAIRS)]
+        storage = dict(task.config.shards.storage_options)
+        pairs = embed_pairs(encoder, task.project.world.shards, manifest, storage_options=storage)
+        on_pairs(pairs)
         # boilerplate captions and copied images have no single right answer
-        return evaluate_shards(
-            encoder, task.project.world.shards, manifest,
-            dataset=HOLDOUT, model=model, pretrained=recipe, unique=True,
-            storage_options=dict(task.config.shards.storage_options), on_pairs=on_pairs,
-        )  # fmt: skip
+        return evaluate_pairs(encoder, pairs, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True)
     chosen = settings.sets[name]
     shards = list(task.project.world.evaluation_shards[name])
     if chosen.benchmark is not None:
@@ -142,12 +141,17 @@ def _evaluate(
         )  # fmt: skip
     options = json.dumps(dict(chosen.storage_options))
     manifest = pl.concat([_manifest(s, task.config.shards.max_image_pixels, options) for s in shards])
-    return evaluate_shards(
-        encoder, shards, manifest, dataset=name, model=model, pretrained=recipe,
-        tasks=chosen.tasks, templates=chosen.templates or ("{}",),
-        storage_options=dict(chosen.storage_options),
-        on_pairs=on_pairs,
-    )  # fmt: skip
+    pairs = embed_pairs(encoder, shards, manifest, storage_options=dict(chosen.storage_options))
+    on_pairs(pairs)
+    return evaluate_pairs(
+        encoder,
+        pairs,
+        dataset=name,
+        model=model,
+        pretrained=recipe,
+        tasks=chosen.tasks,
+        templates=chosen.templates or ("{}",),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -12,8 +12,8 @@ from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.world import latent_class_names
-from clipcov_pipeline.report.gallery import Gallery, with_pictures
-from clipcov_pipeline.report.subset_gallery import subset_gallery, with_captions
+from clipcov_pipeline.report.gallery import Gallery, with_captions, with_pictures
+from clipcov_pipeline.report.subset_gallery import subset_gallery
 
 
 @dg.asset(

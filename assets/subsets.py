@@ -15,7 +15,7 @@ from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.pool.columns import keys_by_shard
+from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.selection import budget_count
 from clipcov_pipeline.subsets.files import (

@@ -20,7 +20,7 @@ from clipcov_pipeline.evaluation.metrics import (
     zero_shot_chance_level,
     zero_shot_metrics,
 )
-from clipcov_pipeline.evaluation.pairs import embed_pairs, evaluate_names, evaluate_retrieval, evaluate_shards
+from clipcov_pipeline.evaluation.pairs import embed_pairs, evaluate_names, evaluate_pairs, evaluate_retrieval
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.pool.manifest import read_shard
 from make_shards import image_bytes, tar_bytes, write_tar
@@ -247,17 +247,11 @@ def evaluation_set(tmp_path):
 NAMED: Any = {"dataset": "set", "model": "pixels", "pretrained": "none"}
 
 
-def test_evaluate_shards_reads_each_image_once_and_counts_the_damaged(evaluation_set):
+def test_evaluation_reads_each_image_once_and_counts_the_damaged(evaluation_set):
     shards, manifest = evaluation_set
     steps: list[int] = []
-    retrieval, names = evaluate_shards(
-        PixelEncoder(),
-        shards,
-        manifest,
-        **NAMED,
-        tasks=("retrieval", "zeroshot_names"),
-        progress=steps.append,
-    )
+    pairs = embed_pairs(PixelEncoder(), shards, manifest, progress=steps.append)
+    retrieval, names = evaluate_pairs(PixelEncoder(), pairs, **NAMED, tasks=("retrieval", "zeroshot_names"))
     assert steps == list(range(1, 13))
     assert (retrieval["task"], names["task"]) == ("zeroshot_retrieval", "zeroshot_classification")
     for made in (retrieval, names):

@@ -8,10 +8,9 @@ import polars as pl
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.columns import good_samples, keys_by_shard, pool_keys
 from clipcov_pipeline.pool.holdout import is_held_out, split_holdout
 from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.pool.manifest import good_samples, keys_by_shard, pool_keys, read_shard
 from clipcov_pipeline.proxy.labels import label_by_clusters, label_by_prompts, label_pool, members
 from clipcov_pipeline.proxy.vectors import Vectors, make_rows
 from dense import unit

@@ -10,10 +10,10 @@ import pytest
 
 from clipcov_pipeline.evaluation.neighbours import fixed_queries, nearest
 from clipcov_pipeline.evaluation.pairs import EmbeddedPairs
-from clipcov_pipeline.pool.columns import evenly
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.pool.samples import read_images
+from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.report.checkpoint_gallery import checkpoint_gallery, shared_neighbours
 from clipcov_pipeline.report.drawing import write_page, write_sheet
 from clipcov_pipeline.report.gallery import (
@@ -23,10 +23,11 @@ from clipcov_pipeline.report.gallery import (
     Section,
     Tile,
     read_gallery,
+    with_captions,
     with_pictures,
     write_gallery,
 )
-from clipcov_pipeline.report.subset_gallery import redundant_pairs, subset_gallery, with_captions
+from clipcov_pipeline.report.subset_gallery import redundant_pairs, subset_gallery
 from clipcov_pipeline.report.thumbnails import thumbnails
 from clipcov_pipeline.selection import Pool
 from lab import Lab

@@ -15,7 +15,6 @@ import pytest
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.proxy.models import register_model_configs
 from clipcov_pipeline.training.command import shard_list
-from clipcov_pipeline.training.index_loader import IndexData, data_from_index
 from clipcov_pipeline.training.launch import launch
 from clipcov_pipeline.training.result import digest_of_weights, finish
 from clipcov_pipeline.training.spec import CHECKPOINT, from_json, steps, to_json

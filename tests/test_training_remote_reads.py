@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_of import Data, index_spec, same
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool import listing
@@ -13,7 +12,7 @@ from clipcov_pipeline.training import remote_reads
 from clipcov_pipeline.training.launch import launch
 from clipcov_pipeline.training.remote_reads import bytes_fetched, fetched_into, wanted_ranges
 from clipcov_pipeline.training.training_index import read_training_index
-from index_of import columns_of, write_index
+from index_of import Data, columns_of, index_spec, same, write_index
 from make_training import threads, write_shards  # noqa: F401 (a fixture)
 from range_server import serve
 

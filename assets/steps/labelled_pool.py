@@ -3,6 +3,7 @@
 import polars as pl
 
 from clipcov_pipeline.experiment.project import Task
+from clipcov_pipeline.pool.manifest import with_image_hash
 from clipcov_pipeline.selection import Pool
 
 
@@ -17,8 +18,9 @@ class LabelledPool:
         labels = task.record("pseudo_labels")
         if labels.fingerprint not in self._read:
             members = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
-            columns = members.with_columns(image_hash=pl.col("image_sha256").hash())
             table = task.project.vectors.open(labels.stats["table"], labels.stats["version"])
-            pool = Pool.from_lance(table, columns, captions=True, scratch_dir=task.project.scratch)
+            pool = Pool.from_lance(
+                table, with_image_hash(members), captions=True, scratch_dir=task.project.scratch
+            )
             self._read = {labels.fingerprint: (pool, members)}
         return self._read[labels.fingerprint]

@@ -9,7 +9,7 @@ import polars as pl
 
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.world import checkpoint_path
-from clipcov_pipeline.pool.columns import good_samples
+from clipcov_pipeline.pool.manifest import good_samples
 from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.proxy.embeddings import Embedded, embed_samples

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from clipcov_pipeline.experiment.project import Task
-from clipcov_pipeline.pool.columns import good_samples, keys_by_shard
+from clipcov_pipeline.pool.manifest import good_samples, keys_by_shard
 from clipcov_pipeline.subsets.files import write_subset_tars
 
 SAMPLES = 256

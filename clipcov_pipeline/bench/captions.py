@@ -30,19 +30,51 @@ TEMPLATES = (
 )
 
 ADJECTIVES = (
-    "small", "large", "old", "new", "white", "dark", "red", "brown", "quiet", "pretty", "strange", "fine",
-)  # fmt: skip
+    "small",
+    "large",
+    "old",
+    "new",
+    "white",
+    "dark",
+    "red",
+    "brown",
+    "quiet",
+    "pretty",
+    "strange",
+    "fine",
+)
 
 SCENES = (
-    "in the morning", "at dusk", "on a sunny day", "in winter", "near the road", "by the water", "outside",
-    "in the city", "in the country", "at home", "in the fog", "on holiday",
-)  # fmt: skip
+    "in the morning",
+    "at dusk",
+    "on a sunny day",
+    "in winter",
+    "near the road",
+    "by the water",
+    "outside",
+    "in the city",
+    "in the country",
+    "at home",
+    "in the fog",
+    "on holiday",
+)
 
 GENERIC = (
-    "IMG_{number}", "DSC0{number}.JPG", "untitled", "click to enlarge", "image", "photo {number}",
-    "view larger image", "thumbnail", "no description available", "free download", "picture of the day",
-    "file {number}", "share this post", "gallery {number}",
-)  # fmt: skip
+    "IMG_{number}",
+    "DSC0{number}.JPG",
+    "untitled",
+    "click to enlarge",
+    "image",
+    "photo {number}",
+    "view larger image",
+    "thumbnail",
+    "no description available",
+    "free download",
+    "picture of the day",
+    "file {number}",
+    "share this post",
+    "gallery {number}",
+)
 
 
 def choose_caption(

@@ -21,6 +21,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.store import Record
 
 PRIMARY = "photos/acc1"
 
@@ -66,7 +67,7 @@ _TRAINING = {"lr": 0.002, "warmup": 20}
 
 
 def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[str, dict[str, Any]]:
-    """The arms' labels and parameters; the default matrix for no labels.
+    """Return the arms' labels and parameters; the default matrix for no labels.
 
     Args:
         early_proxy: whether the proxy is trained here, so that an early checkpoint of it is at hand: C-RHO
@@ -78,8 +79,10 @@ def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[s
     known = MATRIX | FURTHER
     if not early_proxy:
         if "c_rho" in labels:
-            raise InputError("--methods: found c_rho, expected another beside --proxy-pretrained: it needs an"
-                             " early checkpoint of the proxy")  # fmt: skip
+            raise InputError(
+                "--methods: found c_rho, expected another beside --proxy-pretrained: it needs an early"
+                " checkpoint of the proxy"
+            )
         known.pop("c_rho")
     for label in labels:
         if label not in known:
@@ -88,17 +91,16 @@ def matrix_methods(labels: Sequence[str], *, early_proxy: bool = True) -> dict[s
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """What is trained and compared on every draw of the pool.
+class Arms:
+    """The trainings that are compared.
 
     Attributes:
-        methods: label -> parameters; fractions, seeds: as in the YAML.
-        samples_seen, batch_size: of each arm; proxy_samples_seen, proxy_batch_size: of the proxy.
-        crop_scale: least area of the arms' random crop, as a share of the photo.
-        model: of the arms and the proxy.
+        methods: label -> parameters, as `matrix_methods` gives them.
+        fractions, seeds: every method is trained at every fraction with every seed.
+        samples_seen, batch_size: of every arm.
+        crop_scale: least area of the random crop, as a share of the photo.
+        model: an open_clip architecture, the proxy's too.
         pretrained: weights that every arm starts from (fine-tuning); None to train from scratch.
-        jobs: trainings side by side. A training of one has a data-loading process beside it, one of several
-            decodes its images itself.
     """
 
     methods: Mapping[str, dict[str, Any]]
@@ -107,11 +109,22 @@ class Matrix:
     samples_seen: int
     batch_size: int
     crop_scale: float
-    proxy_samples_seen: int
-    proxy_batch_size: int
     model: str
     pretrained: Path | None = None
-    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The model that selection looks through.
+
+    Attributes:
+        samples_seen, batch_size: of its training on the pool.
+        pretrained: its weights (such as those of an arm of a first round); it is then not trained.
+    """
+
+    samples_seen: int
+    batch_size: int
+    pretrained: Path | None = None
 
 
 def prepare(
@@ -119,13 +132,20 @@ def prepare(
     test_images: Path | None,
     folder: Path,
     rule: Rule,
-    matrix: Matrix,
-    proxy_pretrained: Path | None = None,
+    arms: Arms,
+    proxy: Proxy,
+    jobs: int = 1,
 ) -> Path:
     """Plant the pool and write the experiment; return the path of its YAML.
 
-    ``proxy_pretrained``: the proxy's weights (such as those of an arm of a first round); None to train it on
-    the pool.
+    Args:
+        images, test_images: as `plant`.
+        folder: of the experiment.
+        rule: by which the pool is planted.
+        arms: the trainings.
+        proxy: the model that selects.
+        jobs: trainings side by side. A training of one has a data-loading process beside it, one of several
+            decodes its images itself.
 
     Raises:
         InputError: as `plant`.
@@ -134,15 +154,15 @@ def prepare(
     settings = {
         "name": f"quality-draw{rule.draw}",
         "shards": {"source": "pool"},
-        "proxy": _proxy(matrix, proxy_pretrained),
+        "proxy": {"model": arms.model} | _proxy_settings(proxy),
         "labels": {"latent_classes": "prompts", "class_names": "classnames.txt", "templates": list(PROMPTS)},
         "select": {
-            "fractions": list(matrix.fractions),
-            "methods": {label: dict(params) for label, params in matrix.methods.items()},
+            "fractions": list(arms.fractions),
+            "methods": {label: dict(params) for label, params in arms.methods.items()},
         },
-        "train": _arms(matrix),
-        "evaluate": _evaluation(),
-        "automation": {"pools": {"gpu": matrix.jobs}},
+        "train": _train_settings(arms, workers=1 if jobs == 1 else 0),
+        "evaluate": _evaluate_settings(),
+        "automation": {"pools": {"gpu": jobs}},
         # a benchmark measures every arm, whatever its subset looks like
         "diagnostics": {
             "tsne_samples": 2000,  # a map of ten classes; the default's 5000 take most of a minute
@@ -156,41 +176,41 @@ def prepare(
     return path
 
 
-def _proxy(matrix: Matrix, pretrained: Path | None) -> dict[str, Any]:
-    if pretrained is not None:
-        return {"model": matrix.model, "pretrained": str(pretrained.resolve())}
-    lengths = {"batch_size": matrix.proxy_batch_size, "samples_seen": matrix.proxy_samples_seen}
-    return {"model": matrix.model, "train": {**_TRAINING, **lengths, "num_checkpoints": 4}}
+def _proxy_settings(proxy: Proxy) -> dict[str, Any]:
+    if proxy.pretrained is not None:
+        return {"pretrained": str(proxy.pretrained.resolve())}
+    own = {"batch_size": proxy.batch_size, "samples_seen": proxy.samples_seen, "num_checkpoints": 4}
+    return {"train": {**_TRAINING, **own}}
 
 
-def _arms(matrix: Matrix) -> dict[str, Any]:
-    return {
+def _train_settings(arms: Arms, workers: int) -> dict[str, Any]:
+    settings = {
         **_TRAINING,
-        "batch_size": matrix.batch_size,
-        "aug_cfg": {"scale": [matrix.crop_scale, 1.0]},
-        "model": matrix.model,
-        "samples_seen": matrix.samples_seen,
+        "batch_size": arms.batch_size,
+        "aug_cfg": {"scale": [arms.crop_scale, 1.0]},
+        "model": arms.model,
+        "samples_seen": arms.samples_seen,
         "num_checkpoints": 1,
-        "workers": 1 if matrix.jobs == 1 else 0,
-        "seeds": list(matrix.seeds),
-        **({} if matrix.pretrained is None else {"pretrained": str(matrix.pretrained.resolve())}),
+        "workers": workers,
+        "seeds": list(arms.seeds),
     }
+    return settings if arms.pretrained is None else settings | {"pretrained": str(arms.pretrained.resolve())}
 
 
-def _evaluation() -> dict[str, Any]:
-    benchmarks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
-    benchmarks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
-    folders = {name: {"benchmark": f"eval/{name}", "tasks": tasks} for name, tasks in benchmarks.items()}
+def _evaluate_settings() -> dict[str, Any]:
+    tasks = {"photos": ["zeroshot_classification", "linear_probe", "knn"]}
+    tasks |= {shift: ["zeroshot_classification"] for shift in SHIFTS}
+    sets: dict[str, Any] = {name: {"benchmark": f"eval/{name}", "tasks": of} for name, of in tasks.items()}
     return {
         "holdout_fraction": 0.0,
-        "sets": {**folders, "captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
+        "sets": sets | {"captions": {"shards": "eval/captions", "tasks": ["retrieval"]}},
         "suites": {"shifted": {"sets": list(SHIFTS), "metric": "acc1"}},
         "primary_metric": PRIMARY,
     }
 
 
 def truth_of_subsets(project: Project) -> pl.DataFrame:
-    """How good each subset is by the planted truth; reads what is built.
+    """Return how good each subset is by the planted truth; reads what is built.
 
     Returns:
         one row a subset: method, fraction, samples, precision (share of captions that name the image's
@@ -200,37 +220,35 @@ def truth_of_subsets(project: Project) -> pl.DataFrame:
     """
     assert project.config.path is not None
     truth = pl.read_parquet(project.config.path.parent / "truth.parquet")
-    n_classes = truth["class_name"].n_unique()
-    rows = []
-    for method, fraction, subset in dict.fromkeys(
-        (r.method, r.fraction, r.subset) for r in recipes(project.config)
-    ):
-        record = project.store.current("subsets", subset)
-        if record is None:
-            continue
-        chosen = pl.read_parquet(project.store.folder(record) / "subset.parquet").select("uid")
-        chosen = chosen.join(truth, on="uid", how="inner")
-        share = chosen["class_name"].value_counts()["count"].to_numpy() / chosen.height
-        diagnosed = project.store.current("subset_diagnostics", subset)
-        covariance = diagnosed.stats if diagnosed is not None else {}
-        known = 1.0 if method == FULL else None
-        rows.append(
-            {
-                "method": method,
-                "fraction": fraction,
-                "samples": chosen.height,
-                "precision": float(chosen["right_class"].to_numpy().mean()),
-                "class_balance": float(-(share * np.log(share)).sum() / np.log(n_classes)),
-                "distinct_sources": chosen["source"].n_unique() / chosen.height,
-                "alignment": covariance.get("alignment", known),
-                "scale": covariance.get("scale", known),
-            }
-        )
+    subsets = dict.fromkeys((r.method, r.fraction, r.subset) for r in recipes(project.config))
+    rows = [
+        {"method": method, "fraction": fraction, **_truth_of(project, record, truth, method == FULL)}
+        for method, fraction, subset in subsets
+        if (record := project.store.current("subsets", subset)) is not None
+    ]
     return pl.DataFrame(rows)
 
 
+def _truth_of(project: Project, record: Record, truth: pl.DataFrame, is_full: bool) -> dict[str, Any]:
+    n_classes = truth["class_name"].n_unique()
+    chosen = pl.read_parquet(project.store.folder(record) / "subset.parquet").select("uid")
+    chosen = chosen.join(truth, on="uid", how="inner")
+    share = chosen["class_name"].value_counts()["count"].to_numpy() / chosen.height
+    diagnosed = project.store.current("subset_diagnostics", record.partition)
+    covariance = diagnosed.stats if diagnosed is not None else {}
+    known = 1.0 if is_full else None
+    return {
+        "samples": chosen.height,
+        "precision": float(chosen["right_class"].to_numpy().mean()),
+        "class_balance": float(-(share * np.log(share)).sum() / np.log(n_classes)),
+        "distinct_sources": chosen["source"].n_unique() / chosen.height,
+        "alignment": covariance.get("alignment", known),
+        "scale": covariance.get("scale", known),
+    }
+
+
 def covariance_and_accuracy(scores: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
-    """Every subset with its mean primary metric beside what its cross-covariance looks like.
+    """Return every subset with its mean primary metric beside what its cross-covariance looks like.
 
     Returns:
         one row a draw, method and fraction (the full pool left out): draw, method, fraction, accuracy
@@ -246,7 +264,7 @@ def covariance_and_accuracy(scores: pl.DataFrame, truth: pl.DataFrame) -> pl.Dat
 
 
 def rank_correlations(subsets: pl.DataFrame) -> pl.DataFrame:
-    """Spearman correlations over the subsets of one fraction and draw, averaged over the draws.
+    """Return Spearman correlations over the subsets of one fraction and draw, averaged over the draws.
 
     Args:
         subsets: as `covariance_and_accuracy` gives them.
@@ -265,7 +283,7 @@ def rank_correlations(subsets: pl.DataFrame) -> pl.DataFrame:
 
 
 def seconds_of_arms(project: Project) -> pl.DataFrame:
-    """What every arm took; reads what is built.
+    """Return what every arm took; reads what is built.
 
     Returns:
         one row an arm: method, fraction, seed, and seconds: selection (the ranking, made once for all

@@ -64,14 +64,6 @@ def summary(scores: pl.DataFrame, metric: str = PRIMARY) -> pl.DataFrame:
     )
 
 
-def to_json(scores: pl.DataFrame, truth: pl.DataFrame, seconds: pl.DataFrame) -> str:
-    """Return all numbers as JSON: a summary of every metric, and the three tables that `collect` gives."""
-    metrics = scores["metric"].unique(maintain_order=True)
-    board = pl.concat([summary(scores, metric).with_columns(metric=pl.lit(metric)) for metric in metrics])
-    tables = {"summary": board, "truth": truth, "scores": scores, "seconds": seconds}
-    return json.dumps({name: table.to_dicts() for name, table in tables.items()}, indent=1) + "\n"
-
-
 def to_text(scores: pl.DataFrame, truth: pl.DataFrame, seconds: pl.DataFrame) -> str:
     """The result as plain text: every metric's table, the truth of the subsets, and what it all took.
 

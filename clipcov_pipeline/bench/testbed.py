@@ -103,8 +103,10 @@ def plan_samples(available: dict[str, int], rule: Rule, rng: np.random.Generator
     for (name, index), kind in zip(chosen, kinds, strict=True):
         caption, caption_class = choose_caption(str(kind), name, names, rng)
         source = f"{name}/{index}"
-        samples.append({"class_name": name, "index": index, "source": source, "is_duplicate": False}
-                       | {"kind": str(kind), "caption": caption, "caption_class": caption_class})  # fmt: skip
+        samples.append(
+            {"class_name": name, "index": index, "source": source, "is_duplicate": False}
+            | {"kind": str(kind), "caption": caption, "caption_class": caption_class}
+        )
     copied = rng.permutation(len(samples))[: round(rule.duplicates * len(samples))]
     for place, original in enumerate(copied):
         copy = {**samples[original], "is_duplicate": True}

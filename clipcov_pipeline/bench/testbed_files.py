@@ -13,8 +13,9 @@ import numpy as np
 from clipcov_pipeline.bench.captions import PROMPTS, faithful_caption, spoken
 from clipcov_pipeline.bench.testbed_rule import SHIFTS, Rule
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.tars import IMAGE_EXTENSIONS
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {*(f".{extension}" for extension in IMAGE_EXTENSIONS), ".bmp"}
 
 MARKER = "testbed.json"
 
@@ -165,8 +166,11 @@ def _distinct_captions(classes: Sequence[str], rng: np.random.Generator) -> list
     for name in classes:
         caption = faithful_caption(name, rng)
         while caption in captions:
-            caption = f"{faithful_caption(name, rng)} {rng.integers(1000)}" if len(captions) > 5000 else (
-                faithful_caption(name, rng))  # fmt: skip
+            caption = (
+                f"{faithful_caption(name, rng)} {rng.integers(1000)}"
+                if len(captions) > 5000
+                else (faithful_caption(name, rng))
+            )
         captions[caption] = None
     return list(captions)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,35 @@ def command() -> None:
     help="apricot and submodlib on one class (the extra `peers`).",
 )
 @click.option(
-    "--scratch-dir", "folder", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
 )
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
-def selection(json_path: Path | None, **options: Any) -> None:
+def selection(
+    pairs: int, classes: int, dim: int, scratch_dir: Path | None, json_path: Path | None, **how: Any
+) -> None:
     """Speed of the selection on synthetic CLIP-like embeddings: a table, and JSON on request.
 
     Scratch files (2 KB a pair at 512 dimensions) are removed at the end.
     """
     from clipcov_pipeline.bench.selection_speed import run_benchmark, table
 
-    found = run_benchmark(**options, say=lambda line: click.echo(line, err=True))
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    found = run_benchmark(pairs, classes, dim, folder=scratch_dir, say=say, **how)
     click.echo(table(found))
     text = json.dumps(found, indent=2) + "\n"
     if json_path is None:
         click.echo(text, nl=False)
     else:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(text)
+        _write(json_path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 @command.command()
@@ -71,14 +81,16 @@ def selection(json_path: Path | None, **options: Any) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @click.option(
-    "--scratch-dir", "folder", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diagnostics(as_json: bool, **options: Any) -> None:
+def diagnostics(
+    pairs: int, classes: int, dim: int, scratch_dir: Path | None, as_json: bool, **how: Any
+) -> None:
     """Seconds and anonymous memory of one subset's diagnostics on synthetic CLIP-like embeddings."""
     from clipcov_pipeline.bench.diagnostics_speed import as_text, bench_diagnostics
 
-    found = bench_diagnostics(**options)
+    found = bench_diagnostics(pairs, classes, dim, folder=scratch_dir, **how)
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
@@ -119,11 +131,46 @@ def _numbers(kind: type) -> Any:
     return read
 
 
+@dataclass(frozen=True)
+class _Quality:
+    """The options of ``clipcov bench quality``."""
+
+    images: Path
+    test_images: Path | None
+    out: Path
+    methods: str | None
+    fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    draws: tuple[int, ...]
+    samples_seen: int
+    batch_size: int
+    crop_scale: float
+    proxy_samples_seen: int
+    proxy_batch_size: int
+    model: str
+    pretrained: Path | None
+    proxy_pretrained: tuple[Path, ...]
+    noise: float
+    largest: int
+    imbalance: float
+    duplicates: float
+    jobs: int
+    prepare: bool
+    json_path: Path | None
+
+
 @command.command()
-@click.option("--images", required=True, type=click.Path(path_type=Path, file_okay=False),
-              help="ImageFolder: a folder of photos a class (or train/ and test/ with these).")  # fmt: skip
-@click.option("--test-images", type=click.Path(path_type=Path, file_okay=False),
-              help="Test photos by class; default: DIR/test, else a fifth of each class.")  # fmt: skip
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="ImageFolder: a folder of photos a class (or train/ and test/ with these).",
+)
+@click.option(
+    "--test-images",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Test photos by class; default: DIR/test, else a fifth of each class.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quality"), show_default=True)
 @click.option("--methods", help="Labels with commas between; default: the matrix of eight.")
 @click.option("--fractions", default="0.05,0.1,0.25", show_default=True, callback=_numbers(float))
@@ -134,67 +181,122 @@ def _numbers(kind: type) -> Any:
 )
 @click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
 # a subset of 5 % is seen forty times: with open_clip's own crop of 0.9 it is learnt by heart
-@click.option("--crop-scale", type=click.FloatRange(0, 1, min_open=True), default=0.4, show_default=True,
-              help="Least area of the arms' random crop; open_clip's own is 0.9.")  # fmt: skip
+@click.option(
+    "--crop-scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Least area of the arms' random crop; open_clip's own is 0.9.",
+)
 @click.option("--proxy-samples-seen", type=click.IntRange(1), default=204_800, show_default=True)
 @click.option("--proxy-batch-size", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
-@click.option("--pretrained", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.")  # fmt: skip
-@click.option("--proxy-pretrained", multiple=True,
-              type=click.Path(path_type=Path, dir_okay=False, exists=True),
-              help="Second round: an arm's weights as the proxy's; once a draw.")  # fmt: skip
-@click.option("--noise", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of captions that are not faithful.")  # fmt: skip
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Fine-tune: weights that every arm starts from, such as a full-pool arm's.",
+)
+@click.option(
+    "--proxy-pretrained",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Second round: an arm's weights as the proxy's; once a draw.",
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of captions that are not faithful.",
+)
 @click.option("--largest", type=click.IntRange(1), default=5000, show_default=True, help="Largest class.")
 @click.option("--imbalance", type=click.FloatRange(1), default=10.0, show_default=True)
-@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.25, show_default=True,
-              help="Near-duplicates, as a share of the photos.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Trainings side by side (automation.pools.gpu of the experiments).")  # fmt: skip
+@click.option(
+    "--duplicates",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Near-duplicates, as a share of the photos.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Trainings side by side (automation.pools.gpu of the experiments).",
+)
 @click.option("--prepare", is_flag=True, help="Plant the pools and write the experiments, run nothing.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
 )
-def quality(out: Path, draws: tuple[int, ...], prepare: bool, json_path: Path | None, **options: Any) -> None:
+def quality(**options: Any) -> None:
     """Does the subset train a better CLIP? Methods compared on labelled photos made into a web-like pool.
 
     Every draw of the pool is an ordinary experiment, OUT/drawN/experiment.yaml. Run again after a stop:
     what is finished is kept.
     """
-    from clipcov_pipeline.bench import quality as bench_quality
-    from clipcov_pipeline.bench import quality_tables
-
-    paths = _prepared(out, draws, options)
+    given = _Quality(**options)
+    paths = _prepare(given)
     for path in paths:
         click.echo(f"experiment: {path}", err=True)
-    if prepare:
+    if given.prepare:
         return
     codes = [_run_experiment(path) for path in paths]
     if code := next(filter(None, codes), 0):  # below 0 where a signal ended the run
         sys.exit(code)
-    scores, truth, seconds = quality_tables.collect(paths)
-    click.echo(quality_tables.to_text(scores, truth, seconds))
-    quality_tables.plot_covariance(scores, truth, out / bench_quality.SCATTER)
-    click.echo(f"\nevery subset over alignment and scale: {out / bench_quality.SCATTER}", err=True)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(quality_tables.to_json(scores, truth, seconds))
+    _show(given, paths)
 
 
-def _prepared(out: Path, draws: Sequence[int], options: dict[str, Any]) -> list[Path]:
-    """Plant every draw of the pool and write its experiment; the YAMLs."""
-    from clipcov_pipeline.bench.quality import Matrix, matrix_methods, prepare
+def _prepare(given: _Quality) -> list[Path]:
+    """Plant every draw and write its experiment; the paths of these."""
+    from clipcov_pipeline.bench.quality import Arms, Proxy, matrix_methods, prepare
     from clipcov_pipeline.bench.testbed_rule import Rule
 
-    proxies = options.pop("proxy_pretrained") or [None] * len(draws)
-    if len(proxies) != len(draws):
-        raise InputError(f"--proxy-pretrained: found {len(proxies)} files, expected {len(draws)}, one a draw")
-    images, test_images, methods = (options.pop(name) for name in ("images", "test_images", "methods"))
-    rule = {name: options.pop(name) for name in ("largest", "imbalance", "noise", "duplicates")}
-    labels = methods.split(",") if methods else ()
-    matrix = Matrix(matrix_methods(labels, early_proxy=proxies[0] is None), **options)
+    proxies = given.proxy_pretrained or (None,) * len(given.draws)
+    if len(proxies) != len(given.draws):
+        raise InputError(
+            f"--proxy-pretrained: found {len(proxies)} files, expected {len(given.draws)}, one a draw"
+        )
+    labels = given.methods.split(",") if given.methods else ()
+    arms = Arms(
+        methods=matrix_methods(labels, early_proxy=not given.proxy_pretrained),
+        fractions=given.fractions,
+        seeds=given.seeds,
+        samples_seen=given.samples_seen,
+        batch_size=given.batch_size,
+        crop_scale=given.crop_scale,
+        model=given.model,
+        pretrained=given.pretrained,
+    )
+    planting = {name: getattr(given, name) for name in ("largest", "imbalance", "noise", "duplicates")}
     return [
-        prepare(images, test_images, out / f"draw{draw}", Rule(draw=draw, **rule), matrix, proxy)
-        for draw, proxy in zip(draws, proxies, strict=True)
+        prepare(
+            given.images,
+            given.test_images,
+            given.out / f"draw{draw}",
+            Rule(draw=draw, **planting),
+            arms,
+            Proxy(given.proxy_samples_seen, given.proxy_batch_size, weights),
+            given.jobs,
+        )
+        for draw, weights in zip(given.draws, proxies, strict=True)
     ]
+
+
+def _show(given: _Quality, paths: Sequence[Path]) -> None:
+    """Print, draw and write what all draws have given."""
+    import polars as pl
+
+    from clipcov_pipeline.bench.quality import SCATTER
+    from clipcov_pipeline.bench.quality_tables import collect, plot_covariance, summary, to_text
+
+    scores, truth, seconds = collect(paths)
+    click.echo(to_text(scores, truth, seconds))
+    plot_covariance(scores, truth, given.out / SCATTER)
+    click.echo(f"\nevery subset over alignment and scale: {given.out / SCATTER}", err=True)
+    if given.json_path is not None:
+        metrics = scores["metric"].unique(maintain_order=True)
+        board = pl.concat([summary(scores, m).with_columns(metric=pl.lit(m)) for m in metrics])
+        tables = {"summary": board, "truth": truth, "scores": scores, "seconds": seconds}
+        found = {name: table.to_dicts() for name, table in tables.items()}
+        _write(given.json_path, json.dumps(found, indent=1) + "\n")

@@ -33,10 +33,10 @@ def command(subset: str, out: Path, rejected: int, config: str | None) -> None:
 
     searcher = Searcher.open(Project.open(config))
     with tqdm(unit=" samples", disable=not sys.stderr.isatty()) as bar:
+        names = latent_class_names(searcher.project.config)
         exported = export_fiftyone(
-            searcher, subset, out, rejected=rejected,
-            class_names=latent_class_names(searcher.project.config), progress=bar.update,
-        )  # fmt: skip
+            searcher, subset, out, rejected=rejected, class_names=names, progress=bar.update
+        )
     for reason, count in exported.missing.items():
         click.echo(f"left out {count:,}: {reason}", err=True)
     click.echo(f"{exported.samples:,} samples written to {out}")

@@ -36,12 +36,7 @@ from clipcov_pipeline.experiment.project import Project
     "--html", type=click.Path(path_type=Path), help="Also write the hits with pictures to this file."
 )
 def command(
-    text: str | None,
-    image: Path | None,
-    config: str | None,
-    as_json: bool,
-    html: Path | None,
-    **options: Any,
+    text: str | None, image: Path | None, config: str | None, as_json: bool, html: Path | None, **how: Any
 ) -> None:
     """Find the samples nearest to TEXT, or to an image, by the proxy's embeddings.
 
@@ -56,7 +51,7 @@ def command(
     searcher = search.Searcher.open(project)
     encoder = searcher.encoder()
     query = search.image_query(encoder, image) if image else search.text_query(encoder, str(text))
-    hits = search.search(searcher, query, **options, report=lambda line: click.echo(line, err=True))
+    hits = search.search(searcher, query, report=lambda line: click.echo(line, err=True), **how)
     click.echo(json.dumps(search.as_json(hits)) if as_json else search.as_text(hits))
     if html is not None:
         from clipcov_pipeline.report.drawing import write_page

@@ -1,4 +1,4 @@
-"""Evaluation sets in CLIP_benchmark's `webdataset` layout: listing them, reading them, scoring a checkpoint.
+"""Scores a checkpoint on an evaluation folder in CLIP_benchmark's `webdataset` layout.
 
 A folder holds `SPLIT/nshards.txt`, `SPLIT/0.tar`, ... with an image and `KEY.cls` (class index) or `KEY.txt`
 (captions, one a line) a sample, and `classnames.txt` and `zeroshot_classification_templates.txt` (`{c}` is
@@ -38,6 +38,7 @@ from clipcov_pipeline.evaluation.splits import (
     draw,
     embed_split,
 )
+from clipcov_pipeline.evaluation.tasks import METRICS
 from clipcov_pipeline.pool.listing import Shard
 
 
@@ -112,63 +113,98 @@ def evaluate_folder(
     Raises:
         InputError: nothing readable, labels or captions missing, a label without a class name.
     """
+    splits = _embed_splits(encoder, chosen, decoded)
+    named = {"dataset": chosen.name, "model": model, "pretrained": pretrained}
+    return [
+        _retrieval(encoder, chosen, splits.test, named)
+        if task == "retrieval"
+        else _classification(task, chosen, splits, classifier, named)
+        for task in chosen.settings.tasks
+    ]
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """A folder as one checkpoint embeds it; train and valid are None where nothing learns from them."""
+
+    test: EmbeddedSplit
+    train: EmbeddedSplit | None = None
+    valid: EmbeddedSplit | None = None
+
+
+def _embed_splits(encoder: FolderEncoder, chosen: FolderSet, decoded: DecodedImages) -> _Splits:
     settings = chosen.settings
     test = embed_split(encoder, _of_split(chosen.shards, settings.split), decoded)
-    named = {"dataset": chosen.name, "model": model, "pretrained": pretrained}
-    train = valid = None
-    if settings.reads_train:
-        drawn = {shard for shard, _ in chosen.drawn or ()}
-        train = embed_split(encoder, _of_split(chosen.shards, TRAIN_SPLIT), decoded, chosen.drawn)
-        for split in VALID_SPLITS:
-            found = [] if split == settings.split else _of_split(chosen.shards, split)
-            if any(shard.name in drawn for shard in found):  # none is where it has no labels
-                valid = embed_split(encoder, found, decoded, chosen.drawn)
-    records = []
-    for task in settings.tasks:
-        if task == "retrieval":
-            records.append(_retrieval(encoder, chosen, test, named))
-            continue
-        rows = np.flatnonzero(test.labels != NO_LABEL)
-        if not len(rows):
-            raise InputError(f"evaluate.sets.{chosen.name}: no image has a .cls member with a class index")
-        targets = test.labels[rows]
-        n_classes = _n_classes(chosen, [test, *([train] if train else []), *([valid] if valid else [])])
-        common: dict[str, Any] = {
-            "n_classes": n_classes,
-            "n_damaged": len(test.damaged) + len(test.labels) - len(rows),
-            "damaged": test.damaged[:5],
-            "n_without_embedding": test.n_without_embedding,
-        }
-        images = test.image_embedding[rows]
-        chance = zero_shot_chance_level(n_classes)
-        if task == "zeroshot_classification":
-            assert chosen.class_names is not None
-            assert chosen.templates is not None
-            metrics = zero_shot_metrics(images, classifier(chosen.class_names, chosen.templates), targets)
-            where = "folder" if settings.templates is None else "yaml"
-            common |= {"n_templates": len(chosen.templates), "templates_from": where}
-        else:
-            assert train is not None
-            scores, details = _trained(task, chosen.name, train, valid, images, n_classes)
-            metrics, common = classification_metrics(scores, targets), {**common, **details}
-            short = "lp" if task == "linear_probe" else "knn"
-            kept = metrics if task == "linear_probe" else ("acc1",)
-            metrics, chance = ({f"{short}_{m}": values[m] for m in kept} for values in (metrics, chance))
-        records.append(
-            record(task=task, metrics=metrics, n_samples=len(rows), chance=chance, **named, **common)
-        )
-    return records
+    if not settings.reads_train:
+        return _Splits(test)
+    drawn, valid = {shard for shard, _ in chosen.drawn or ()}, None
+    train = embed_split(encoder, _of_split(chosen.shards, TRAIN_SPLIT), decoded, chosen.drawn)
+    for split in VALID_SPLITS:
+        found = [] if split == settings.split else _of_split(chosen.shards, split)
+        if any(shard.name in drawn for shard in found):  # none is where it has no labels
+            valid = embed_split(encoder, found, decoded, chosen.drawn)
+    return _Splits(test, train, valid)
+
+
+def _classification(
+    task: str,
+    chosen: FolderSet,
+    splits: _Splits,
+    classifier: Callable[[Sequence[str], Sequence[str]], np.ndarray],
+    named: Mapping[str, str],
+) -> dict[str, Any]:
+    """Record of a task that asks for the class of every image that has one."""
+    test = splits.test
+    rows = np.flatnonzero(test.labels != NO_LABEL)
+    if not len(rows):
+        raise InputError(f"evaluate.sets.{chosen.name}: no image has a .cls member with a class index")
+    images, targets, n_classes = test.image_embedding[rows], test.labels[rows], _n_classes(chosen, splits)
+    if task == "zeroshot_classification":
+        metrics, details = _zero_shot(chosen, images, targets, classifier)
+    else:
+        scores, details = _trained(task, chosen.name, splits, images, n_classes)
+        metrics = classification_metrics(scores, targets)
+    chance = zero_shot_chance_level(n_classes)
+    return record(
+        task=task,
+        metrics=_task_metrics(task, metrics),
+        n_samples=len(rows),
+        chance=_task_metrics(task, chance),
+        **named,
+        n_classes=n_classes,
+        n_damaged=len(test.damaged) + len(test.labels) - len(rows),
+        damaged=test.damaged[:5],
+        n_without_embedding=test.n_without_embedding,
+        **details,
+    )
+
+
+def _task_metrics(task: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the accuracies that a task gives, by its names for them (``lp_acc1``, ``knn_acc1``)."""
+    prefix = {"linear_probe": "lp_", "knn": "knn_"}.get(task, "")
+    return {name: values[name.removeprefix(prefix)] for name in METRICS[task]}
+
+
+def _zero_shot(
+    chosen: FolderSet,
+    images: np.ndarray,
+    targets: np.ndarray,
+    classifier: Callable[[Sequence[str], Sequence[str]], np.ndarray],
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Accuracies of a classifier made of the class names, and fields of the record."""
+    assert chosen.class_names is not None
+    assert chosen.templates is not None
+    metrics = zero_shot_metrics(images, classifier(chosen.class_names, chosen.templates), targets)
+    where = "folder" if chosen.settings.templates is None else "yaml"
+    return metrics, {"n_templates": len(chosen.templates), "templates_from": where}
 
 
 def _trained(
-    task: str,
-    name: str,
-    train: EmbeddedSplit,
-    valid: EmbeddedSplit | None,
-    images: np.ndarray,
-    n_classes: int,
-) -> tuple[np.ndarray, Mapping[str, Any]]:
+    task: str, name: str, splits: _Splits, images: np.ndarray, n_classes: int
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Scores float [n, n_classes] of a classifier that learns from train, and fields of the record."""
+    train, valid = splits.train, splits.valid
+    assert train is not None
     counts = {"n_train": len(train.labels), "n_train_damaged": len(train.damaged)}
     if task == "knn":
         scores = knn_scores(train.image_embedding, train.labels, images, n_classes)
@@ -195,8 +231,9 @@ def _trained(
     }
 
 
-def _n_classes(chosen: FolderSet, splits: Sequence[EmbeddedSplit]) -> int:
-    highest = max(int(split.labels.max(initial=0)) for split in splits)
+def _n_classes(chosen: FolderSet, splits: _Splits) -> int:
+    found = (split for split in (splits.test, splits.train, splits.valid) if split is not None)
+    highest = max(int(split.labels.max(initial=0)) for split in found)
     if chosen.class_names is None:
         return highest + 1
     if highest >= len(chosen.class_names):

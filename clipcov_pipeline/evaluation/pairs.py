@@ -1,11 +1,13 @@
-"""Scores of a checkpoint on image-caption pairs, defined and recorded as CLIP_benchmark does.
+"""Image-caption pairs as an evaluation set: embedding them, retrieval among them, their captions as classes.
+
+Scores are defined and recorded as CLIP_benchmark does.
 
 Everything is counted so that a tie never helps: a wrong answer as similar as the right one ranks before it,
 where CLIP_benchmark's `topk` leaves the order of ties to chance. A collapsed model, which embeds all alike,
 thus scores 0. A row of NaN (a model that diverged) is a miss and stays in the denominator.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,17 +24,15 @@ from clipcov_pipeline.evaluation.metrics import (
 )
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
-from clipcov_pipeline.proxy.prompts import class_embeddings
+from clipcov_pipeline.proxy.prompts import TextEncoder, class_embeddings
 
 
-class PairEncoder(Protocol):
-    """What evaluation needs of a model; `embed.Encoder` is one. Rows are float32 [n, d], unit norm or NaN."""
+class PairEncoder(TextEncoder, Protocol):
+    """What is needed of an `Encoder` to embed pairs; rows are float32 [n, d], of unit norm or NaN."""
 
     def encode_images(
         self, images: Iterable[Any], progress: Callable[[int], None] | None = None
     ) -> np.ndarray: ...
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,23 @@ def embed_pairs(
     `progress` is handed to the encoder. Raises InputError where no pair is readable, or a shard no longer
     holds what the manifest says.
     """
+    by_shard = _readable_by_shard(manifest, shards)
+    rows = pl.concat(by_shard.values())
+    captions = rows["caption"].to_list()
+    return EmbeddedPairs(
+        uids=rows["uid"].to_list(),
+        captions=captions,
+        image_sha256=rows["image_sha256"].to_list(),
+        image_embedding=encoder.encode_images(_images(shards, by_shard, storage_options), progress),
+        text_embedding=encoder.encode_texts(captions),
+        n_damaged=manifest.height - rows.height,
+        shards=rows["shard"].to_list(),
+        keys=rows["key"].to_list(),
+    )
+
+
+def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[str, pl.DataFrame]:
+    """Return the `ok` rows of a manifest by shard, in the order of the shards and of each tar."""
     good = manifest.filter(pl.col("status") == SampleStatus.ok)
     if good.is_empty():
         raise InputError(
@@ -84,68 +101,55 @@ def embed_pairs(
     if sum(rows.height for rows in by_shard.values()) != good.height:
         absent = sorted(set(good["shard"]) - {shard.name for shard in shards})
         raise InputError(f"evaluation set: shard {absent[0]} of the manifest is gone; read the shards again")
-
-    def images() -> Iterator[bytes]:
-        for shard in shards:
-            if shard.name not in by_shard:
-                continue
-            expected = by_shard[shard.name]["key"].to_list()
-            n_read = 0
-            for sample, key in zip(
-                iter_samples(shard, set(expected), storage_options), expected, strict=False
-            ):
-                if sample.key != key:
-                    break
-                n_read += 1
-                yield sample.image
-            if n_read != len(expected):
-                raise InputError(
-                    f"evaluation set: shard {shard.name} no longer holds sample {expected[n_read]!r}; "
-                    "it changed: read the shards again"
-                )
-
-    rows = pl.concat(by_shard.values())
-    captions = rows["caption"].to_list()
-    return EmbeddedPairs(
-        uids=rows["uid"].to_list(),
-        captions=captions,
-        image_sha256=rows["image_sha256"].to_list(),
-        image_embedding=encoder.encode_images(images(), progress),
-        text_embedding=encoder.encode_texts(captions),
-        n_damaged=manifest.height - good.height,
-        shards=rows["shard"].to_list(),
-        keys=rows["key"].to_list(),
-    )
+    return by_shard
 
 
-def evaluate_shards(
+def _images(
+    shards: Sequence[Shard], by_shard: Mapping[str, pl.DataFrame], storage_options: dict | None
+) -> Iterator[bytes]:
+    """Yield the images of these rows; a shard that lost or reordered one has changed since its manifest."""
+    for shard in shards:
+        if shard.name not in by_shard:
+            continue
+        expected = by_shard[shard.name]["key"].to_list()
+        n_read = 0
+        samples = iter_samples(shard, set(expected), storage_options)
+        for sample, key in zip(samples, expected, strict=False):
+            if sample.key != key:
+                break
+            n_read += 1
+            yield sample.image
+        if n_read != len(expected):
+            raise InputError(
+                f"evaluation set: shard {shard.name} no longer holds sample {expected[n_read]!r}; "
+                "it changed: read the shards again"
+            )
+
+
+def evaluate_pairs(
     encoder: PairEncoder,
-    shards: Sequence[Shard],
-    manifest: pl.DataFrame,
+    pairs: EmbeddedPairs,
     *,
     dataset: str,
     model: str,
     pretrained: str,
     tasks: Sequence[str] = ("retrieval",),
     templates: Sequence[str] = ("{}",),
-    ks: Sequence[int] = (1, 5, 10),
     unique: bool = False,
-    storage_options: dict | None = None,
-    progress: Callable[[int], None] | None = None,
-    on_pairs: Callable[[EmbeddedPairs], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
 
-    Every image is read and embedded once; `on_pairs` is given the embedded pairs. tasks: `retrieval`,
-    `zeroshot_names`. Other arguments as `embed_pairs`, `evaluate_retrieval` and `evaluate_names`, which also
-    say what is raised.
+    Args:
+        encoder: the checkpoint's.
+        pairs: the set as that encoder embeds it.
+        dataset, model, pretrained: for the records.
+        tasks: `retrieval`, `zeroshot_names`.
+        templates: as `evaluate_names`, which also says what is raised.
+        unique: as `evaluate_retrieval`.
     """
-    pairs = embed_pairs(encoder, shards, manifest, storage_options=storage_options, progress=progress)
-    if on_pairs is not None:
-        on_pairs(pairs)
-    named = {"dataset": dataset, "model": model, "pretrained": pretrained}
+    named: dict[str, Any] = {"dataset": dataset, "model": model, "pretrained": pretrained}
     return [
-        evaluate_retrieval(pairs, **named, ks=ks, unique=unique)
+        evaluate_retrieval(pairs, **named, unique=unique)
         if task == "retrieval"
         else evaluate_names(encoder, pairs, **named, templates=templates)
         for task in tasks

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,46 +73,86 @@ def linear_probe(
     Raises:
         ValueError: fewer than two classes to learn.
     """
-    train, train_labels = _finite(train, train_labels)
-    if valid is None or valid_labels is None:
-        held = np.zeros(len(train), bool)
-        held[stratified(train_labels, round(HELD_PART * len(train)), seed)] = True
-        if len(np.unique(train_labels[~held])) < len(np.unique(train_labels)):
-            held &= ~_last_of_class(train_labels, held)
-        valid, valid_labels = train[held], train_labels[held]
-        part, part_labels = train[~held], train_labels[~held]
-    else:
-        valid, valid_labels = _finite(valid, valid_labels)
-        part, part_labels = train, train_labels
-        train, train_labels = np.concatenate([train, valid]), np.concatenate([train_labels, valid_labels])
-    if len(np.unique(part_labels)) < 2:
-        raise ValueError(f"{len(part)} train samples of {len(np.unique(part_labels))} classes")
-    centre = part.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.float32(max(float(np.sqrt(np.mean((part - centre) ** 2))), 1e-12))
-
-    def features(rows: np.ndarray) -> np.ndarray:
-        return (rows.astype(np.float32) - centre) / scale
-
-    accuracy: dict[float, float] = {}
-    model, x, v = None, features(part), features(valid)
-    for c in C_VALUES:
-        model = _fit(x, part_labels, c, model)
-        accuracy[c] = float((model.predict(v) == valid_labels).mean()) if len(v) else 0.0
-    best = max(C_VALUES, key=lambda c: (accuracy[c], -c)) if len(v) else 1.0  # too few to hold a part back
-    final = _fit(features(train), train_labels, best, None)
+    own = None if valid is None or valid_labels is None else _finite(valid, valid_labels)
+    part, judge, whole = _parts(_finite(train, train_labels), own, seed)
+    if (found := len(np.unique(part.labels))) < 2:
+        raise ValueError(f"{len(part.rows)} train samples of {found} classes")
+    scaled = _Scaled.to(part.rows)
+    accuracy = _sweep(part, judge, scaled)
+    # without a validation sample there is nothing to choose by
+    best = max(C_VALUES, key=lambda c: (accuracy[c], -c)) if len(judge.rows) else 1.0
+    final = _fit(scaled(whole.rows), whole.labels, best, None)
     good = ~np.isnan(test).any(axis=1)
     scores = np.full((len(test), n_classes), np.nan)
     if good.any():
-        found = final.decision_function(features(test[good]))
-        found = np.stack([-found, found], axis=1) / 2 if found.ndim == 1 else found
-        rows = np.full((int(good.sum()), n_classes), -np.inf)
-        rows[:, final.classes_] = found
-        scores[good] = rows
+        scores[good] = _decisions(final, scaled(test[good]), n_classes)
     converged = bool(final.n_iter_.max() < MAX_ITERATIONS)
-    return scores, ProbeFit(best, accuracy, len(train), len(valid), converged)
+    return scores, ProbeFit(best, accuracy, len(whole.rows), len(judge.rows), converged)
 
 
-def _fit(x, labels, c, start):
+class _Labelled(NamedTuple):
+    """Rows float [n, d] with their classes int [n]."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def _parts(train: _Labelled, valid: _Labelled | None, seed: int) -> tuple[_Labelled, _Labelled, _Labelled]:
+    """What the sweep fits on, what it is judged by, and the two together."""
+    if valid is None:
+        held = _held_back(train.labels, seed)
+        part, judge = (_Labelled(train.rows[some], train.labels[some]) for some in (~held, held))
+        return part, judge, train
+    return train, valid, _Labelled(*(np.concatenate(pair) for pair in zip(train, valid, strict=True)))
+
+
+def _held_back(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Bool [n]: a fifth of each class for validation, but no class as a whole."""
+    held = np.zeros(len(labels), bool)
+    held[stratified(labels, round(HELD_PART * len(labels)), seed)] = True
+    if len(np.unique(labels[~held])) < len(np.unique(labels)):
+        held &= ~_last_of_class(labels, held)
+    return held
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Centres rows and divides them by one number."""
+
+    centre: np.ndarray
+    scale: np.float32
+
+    @classmethod
+    def to(cls, rows: np.ndarray) -> "_Scaled":
+        """By the mean and the spread of these rows."""
+        centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return cls(centre, np.float32(max(float(np.sqrt(np.mean((rows - centre) ** 2))), 1e-12)))
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return (rows.astype(np.float32) - self.centre) / self.scale
+
+
+def _sweep(part: _Labelled, judge: _Labelled, scaled: _Scaled) -> dict[float, float]:
+    """Validation accuracy by C."""
+    accuracy, model = {}, None
+    rows, others = scaled(part.rows), scaled(judge.rows)
+    for c in C_VALUES:
+        model = _fit(rows, part.labels, c, model)
+        accuracy[c] = float((model.predict(others) == judge.labels).mean()) if len(others) else 0.0
+    return accuracy
+
+
+def _decisions(model: Any, rows: np.ndarray, n_classes: int) -> np.ndarray:
+    """Scores float64 [n, n_classes]; -inf for a class that the model does not know."""
+    found = model.decision_function(rows)
+    found = np.stack([-found, found], axis=1) / 2 if found.ndim == 1 else found
+    scores = np.full((len(rows), n_classes), -np.inf)
+    scores[:, model.classes_] = found
+    return scores
+
+
+def _fit(x: np.ndarray, labels: np.ndarray, c: float, start: Any) -> Any:
+    """A fitted LogisticRegression, begun at the coefficients of ``start`` where there is one."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -125,9 +166,9 @@ def _fit(x, labels, c, start):
         return model.fit(x, labels)
 
 
-def _finite(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _finite(rows: np.ndarray, labels: np.ndarray) -> _Labelled:
     good = np.isfinite(rows).all(axis=1)
-    return rows[good], np.asarray(labels)[good]
+    return _Labelled(rows[good], np.asarray(labels)[good])
 
 
 def _last_of_class(labels: np.ndarray, held: np.ndarray) -> np.ndarray:

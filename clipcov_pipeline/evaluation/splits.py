@@ -14,6 +14,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.evaluation.probe import stratified
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import IMAGE_EXTENSIONS, Group, NotATarError, iter_all_groups, map_in_order
+from clipcov_pipeline.proxy.prompts import TextEncoder
 
 KEPT_BYTES = 1 << 30
 
@@ -24,8 +25,8 @@ _CHUNK = 1024
 NO_LABEL = -1
 
 
-class FolderEncoder(Protocol):
-    """What is needed of an `embed.Encoder` here; embeddings are float32 [n, d], unit rows or NaN."""
+class FolderEncoder(TextEncoder, Protocol):
+    """What is needed of an `Encoder` to embed a folder; rows are float32 [n, d], of unit norm or NaN."""
 
     @property
     def pixels_key(self) -> str: ...
@@ -33,8 +34,6 @@ class FolderEncoder(Protocol):
     def pixels_of(self, image: bytes) -> np.ndarray | None: ...
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray: ...
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass

@@ -15,7 +15,7 @@ from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.stages import GALLERY, OVERLAP
 from clipcov_pipeline.experiment.store import Record, node_name
-from clipcov_pipeline.pool.columns import keys_by_shard
+from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
 from clipcov_pipeline.selection import budget_count
 from clipcov_pipeline.subsets.files import (

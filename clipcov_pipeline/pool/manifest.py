@@ -1,15 +1,17 @@
-"""Checks every sample of a shard and writes down what was found: the manifest."""
+"""A shard's manifest: every sample is checked and given a row, and what is read off such rows later."""
 
 import hashlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from clipcov_pipeline.pool.holdout import split_holdout
 from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
@@ -106,3 +108,27 @@ def _check(group: Group, shard_name: str, max_pixels: int) -> tuple[dict, dict]:
     row["status"], row["reason"] = check_sample(group, max_pixels, row)
     good = row["status"] == SampleStatus.ok
     return row, places_of(group, row) if good else {}
+
+
+def good_samples(manifest: Path) -> pl.DataFrame:
+    """Return the usable rows of a shard's manifest, in the tar's order."""
+    return pl.read_parquet(manifest).filter(pl.col("status") == SampleStatus.ok)
+
+
+def with_image_hash(members: pl.DataFrame) -> pl.DataFrame:
+    """Add ``image_hash`` (uint64), equal where the images' bytes are; ``image_sha256`` is read."""
+    return members.with_columns(image_hash=pl.col("image_sha256").hash(seed=0))
+
+
+def keys_by_shard(samples: pl.DataFrame) -> Mapping[str, set[str]]:
+    """Return the keys of these samples for each shard; columns ``shard`` and ``key`` are read."""
+    grouped = samples.group_by("shard", maintain_order=True).agg("key")
+    return {shard: set(keys) for shard, keys in grouped.iter_rows()}
+
+
+def pool_keys(manifests: Iterable[Path], holdout_fraction: float) -> Mapping[str, set[str]]:
+    """Return the keys of the pool's samples for each shard, straight from the manifests."""
+    keys: dict[str, set[str]] = {}
+    for manifest in manifests:
+        keys |= keys_by_shard(split_holdout(good_samples(manifest), holdout_fraction)[0])
+    return keys

@@ -1,4 +1,4 @@
-"""One sample: is it usable, and if not, why; the samples of a shard, one after another."""
+"""Samples: those of a shard one after another, some by key, and whether one is usable, or why not."""
 
 import hashlib
 import io
@@ -118,7 +118,13 @@ def _image_places(url: str, version: str, storage_options: str) -> pl.DataFrame:
     return pl.DataFrame(found, schema=schema, orient="row")
 
 
+def image_digest(data: bytes) -> str:
+    """Return what the manifest has as ``image_sha256``: of the file as stored, 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def is_checked(_key: str, suffix: str) -> bool:
+    """Return whether a member's bytes are looked at by `check_sample`."""
     return suffix in IMAGE_EXTENSIONS or suffix in ("txt", "json")
 
 
@@ -129,7 +135,7 @@ def check_sample(group: Group, max_pixels: int, row: dict) -> tuple[SampleStatus
     image, (caption, caption_status) = group.image(), _caption(group)
     row["caption"] = caption
     if image is not None:
-        row["image_ext"], row["image_sha256"] = image[0], hashlib.sha256(image[1]).hexdigest()
+        row["image_ext"], row["image_sha256"] = image[0], image_digest(image[1])
     found = ", ".join(f".{suffix}" for suffix in sorted(group.suffixes))
     if not group.first:
         return (

@@ -1,10 +1,13 @@
-"""Embeds samples and says how well images and captions fit."""
+"""Embeds a shard's samples, and says how well images and captions fit: per sample, and on average."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.proxy.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -74,6 +77,25 @@ def pair_similarities(embedded: Embedded) -> np.ndarray:
     """Return <image embedding, text embedding> of each row, float32 [n]."""
     image, text = (side.astype(np.float32) for side in (embedded.image_embedding, embedded.text_embedding))
     return np.einsum("ij,ij->i", image, text)
+
+
+def with_early_similarity(members: pl.DataFrame, files: Mapping[str, Path]) -> pl.DataFrame:
+    """Add ``early_similarity`` (float32) from each shard's file of ``uid`` and ``early_similarity``.
+
+    Raises:
+        InputError: the early proxy gave a sample of the pool no embedding.
+    """
+    parts = [
+        pl.read_parquet(path).with_columns(shard=pl.lit(shard, pl.String)) for shard, path in files.items()
+    ]
+    joined = members.join(pl.concat(parts), on=("shard", "uid"), how="left", maintain_order="left")
+    lost = joined.filter(pl.col("early_similarity").is_null())
+    if lost.height:
+        raise InputError(
+            f"early_similarity: found none for {lost.height} samples, first uid {lost['uid'][0]}, expected"
+            " one each: the early proxy gives them no finite embedding; use another as proxy.early"
+        )
+    return joined
 
 
 def embed_samples(

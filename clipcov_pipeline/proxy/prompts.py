@@ -14,27 +14,27 @@ from clipcov_pipeline.errors import InputError
 
 
 class TextEncoder(Protocol):
-    """What is needed of an `embed.Encoder` here: float32 [n, d] rows of unit norm."""
+    """What is needed of an `Encoder` to embed texts: float32 [n, d] rows, of unit norm or NaN."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 def imagenet_class_names() -> list[str]:
-    """The 1,000 ImageNet-1k class names of open_clip, in ImageNet's order (two names occur twice)."""
+    """Return the 1,000 ImageNet-1k class names of open_clip, in ImageNet's order (two names occur twice)."""
     from open_clip import IMAGENET_CLASSNAMES
 
     return list(IMAGENET_CLASSNAMES)
 
 
 def imagenet_templates() -> list[str]:
-    """The 80 prompt templates of the CLIP paper, from open_clip (which holds them as functions)."""
+    """Return the 80 prompt templates of the CLIP paper, from open_clip (which holds them as functions)."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 
 
 def load_class_names(path: str | Path) -> list[str]:
-    """Class names from a UTF-8 text file, one a line, white space around them dropped.
+    """Read class names from a UTF-8 text file, one a line, white space around them dropped.
 
     Raises:
         InputError: no such file, not UTF-8, no name in it, a blank line, or a name that occurs twice.
@@ -60,6 +60,11 @@ def load_class_names(path: str | Path) -> list[str]:
     return names
 
 
+def name_of(names: Sequence[str] | None, number: int) -> str | None:
+    """Return the name of a latent class; None where classes have no names (clusters)."""
+    return names[number] if names is not None and number < len(names) else None
+
+
 def check_templates(templates: Sequence[str]) -> None:
     """Raise InputError where there is no template, or one without ``{}``."""
     if not templates:
@@ -71,7 +76,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def class_embeddings(encoder: TextEncoder, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """Zero-shot classifier: the mean of a class's unit prompt embeddings, scaled to unit norm.
+    """Return the zero-shot classifier: the mean of a class's unit prompt embeddings, scaled to unit norm.
 
     As open_clip's ``build_zero_shot_classifier`` and the CLIP paper (arXiv 2103.00020, section 3.1.4).
 

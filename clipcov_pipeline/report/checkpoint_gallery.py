@@ -1,4 +1,4 @@
-"""Which neighbours the gallery of a checkpoint shows."""
+"""What the gallery of a checkpoint shows: the neighbours of fixed queries, beside the full-pool model's."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -174,7 +174,7 @@ class BoardDiff:
 
 
 def compare_boards(a: pl.DataFrame, b: pl.DataFrame) -> BoardDiff:
-    """Compare two tables of scores (`report.SCORE_SCHEMA`)."""
+    """Compare two tables of scores (`leaderboard.SCORE_SCHEMA`)."""
     rows_a, rows_b = _scores(a), _scores(b)
     arms_a, arms_b = ({arm: None for arm, _ in rows} for rows in (rows_a, rows_b))
     shared = [key for key in rows_a if key in rows_b]

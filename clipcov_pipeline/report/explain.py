@@ -8,7 +8,7 @@ from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import method_names, recipes
 from clipcov_pipeline.experiment.store import require
-from clipcov_pipeline.pool.columns import with_image_hash
+from clipcov_pipeline.pool.manifest import with_image_hash
 from clipcov_pipeline.report.search import Searcher
 from clipcov_pipeline.selection import Explanation, Pool, Ranking, explain, reads_captions
 

@@ -7,6 +7,7 @@ here; ``fiftyone.Dataset.from_dir(dataset_dir=..., dataset_type=fiftyone.types.F
 
 import hashlib
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,10 +19,12 @@ from uuid import uuid4
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.columns import evenly, keys_by_shard
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.samples import Sample, iter_samples
+from clipcov_pipeline.pool.manifest import keys_by_shard
+from clipcov_pipeline.pool.samples import Sample, image_digest, iter_samples
+from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.pool.tars import NotATarError
+from clipcov_pipeline.proxy.prompts import name_of
 from clipcov_pipeline.report.search import Searcher, subsets_of
 
 # FiftyOne brings what is older up to date when it loads it, and refuses what is newer than itself.
@@ -84,7 +87,7 @@ def export_fiftyone(
             out.rmdir()
         scratch.rename(out)
     finally:
-        _remove(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
     return exported
 
 
@@ -116,7 +119,7 @@ def _write(
         file.write('{"samples": [')
         for place, sample in _images(searcher, frame, missing):
             row = rows[place]
-            if hashlib.sha256(sample.image).hexdigest() != row["image_sha256"]:
+            if image_digest(sample.image) != row["image_sha256"]:
                 missing["the image was replaced since it was read"] += 1
                 continue
             path = Path("data") / f"{row['uid']}.{sample.image_ext}"
@@ -174,8 +177,7 @@ def _document(
     now: int,
 ) -> dict[str, Any]:
     number = row["latent_class"]
-    named = class_names is not None and number < len(class_names)
-    label = class_names[number] if named and class_names else f"class {number}"
+    name = name_of(class_names, number)
     return {
         "_id": _object_id("sample", row["uid"]),
         "filepath": path.as_posix(),
@@ -189,63 +191,24 @@ def _document(
             "_id": _object_id("label", row["uid"]),
             "_cls": "Classification",
             "tags": [],
-            "label": label,
+            "label": f"class {number}" if name is None else name,
             "confidence": row["label_similarity"],
         },
         **{name: row[name] for name in FIELDS},
     }
 
 
-def _common_fields(now: int) -> list[dict[str, Any]]:
-    """The fields that every FiftyOne sample has."""
-    return [
-        _field("id", "ObjectIdField", now, db_field="_id"),
-        _field("filepath", "StringField", now),
-        _field("tags", "ListField", now, subfield="StringField"),
-        _field(
-            "metadata",
-            "EmbeddedDocumentField",
-            now,
-            document="fiftyone.core.metadata.ImageMetadata",
-            fields=[
-                _field("size_bytes", "IntField", now),
-                _field("mime_type", "StringField", now),
-                _field("width", "IntField", now),
-                _field("height", "IntField", now),
-                _field("num_channels", "IntField", now),
-            ],
-        ),
-        _field("_media_type", "StringField", now),
-        _field("_rand", "FloatField", now),
-        _field("_dataset_id", "ObjectIdField", now),
-        _field("created_at", "DateTimeField", now, read_only=True),
-        _field("last_modified_at", "DateTimeField", now, read_only=True),
-    ]
-
-
-def _label_field(now: int) -> dict[str, Any]:
-    """The latent class, as FiftyOne keeps a classification."""
-    parts = [
-        _field("id", "ObjectIdField", now, db_field="_id"),
-        _field("tags", "ListField", now, subfield="StringField"),
-        _field("label", "StringField", now),
-        _field("confidence", "FloatField", now),
-        _field("logits", "VectorField", now),
-    ]
-    return _field("latent_class", "EmbeddedDocumentField", now, document=LABEL, fields=parts)
-
-
 def _metadata(subset: str, searcher: Searcher, now: int) -> dict[str, Any]:
-    own = [_field(name, kind, now) for name, kind in FIELDS.items()]
-    made_from = {"experiment": searcher.project.config.name, "subset": subset}
+    """Return the dataset's own document: what it is of, and the type of every field."""
+    name = searcher.project.config.name
     return {
-        "name": f"{searcher.project.config.name}-{subset}",
+        "name": f"{name}-{subset}",
         "version": FORMAT_VERSION,
         "media_type": "image",
         "created_at": {"$date": now},
-        "sample_fields": [*_common_fields(now), _label_field(now), *own],
+        "sample_fields": _sample_fields(now),
         "frame_fields": [],
-        "info": {**made_from, "labels": searcher.labels.fingerprint},
+        "info": {"experiment": name, "subset": subset, "labels": searcher.labels.fingerprint},
         "tags": [],
         "classes": {},
         "default_classes": [],
@@ -262,6 +225,37 @@ def _metadata(subset: str, searcher: Searcher, now: int) -> dict[str, Any]:
     }
 
 
+def _sample_fields(now: int) -> list[dict[str, Any]]:
+    """Return the fields that every dataset of FiftyOne has, and ours."""
+    size = {"size_bytes": "IntField", "mime_type": "StringField"}
+    size |= dict.fromkeys(("width", "height", "num_channels"), "IntField")
+    label = {"label": "StringField", "confidence": "FloatField", "logits": "VectorField"}
+    identity = _field("id", "ObjectIdField", now, db_field="_id")
+    tags = _field("tags", "ListField", now, subfield="StringField")
+    return [
+        identity,
+        _field("filepath", "StringField", now),
+        tags,
+        _document_field("metadata", "fiftyone.core.metadata.ImageMetadata", _fields(size, now), now),
+        _field("_media_type", "StringField", now),
+        _field("_rand", "FloatField", now),
+        _field("_dataset_id", "ObjectIdField", now),
+        _field("created_at", "DateTimeField", now, read_only=True),
+        _field("last_modified_at", "DateTimeField", now, read_only=True),
+        _document_field("latent_class", LABEL, [identity, tags, *_fields(label, now)], now),
+        *_fields(FIELDS, now),
+    ]
+
+
+def _fields(kinds: Mapping[str, str], now: int) -> list[dict[str, Any]]:
+    return [_field(name, kind, now) for name, kind in kinds.items()]
+
+
+def _document_field(name: str, document: str, fields: list[dict[str, Any]], now: int) -> dict[str, Any]:
+    field = _field(name, "EmbeddedDocumentField", now)
+    return {**field, "embedded_doc_type": document, "fields": fields}
+
+
 def _field(
     name: str,
     kind: str,
@@ -269,16 +263,14 @@ def _field(
     *,
     db_field: str | None = None,
     subfield: str | None = None,
-    document: str | None = None,
-    fields: Sequence[Mapping[str, Any]] = (),
     read_only: bool = False,
 ) -> dict[str, Any]:
     return {
         "name": name,
         "ftype": f"{FIELD}.{kind}",
-        "embedded_doc_type": document,
+        "embedded_doc_type": None,
         "subfield": f"{FIELD}.{subfield}" if subfield else None,
-        "fields": list(fields),
+        "fields": [],
         "db_field": db_field or name,
         "description": None,
         "info": None,
@@ -290,9 +282,3 @@ def _field(
 def _object_id(kind: str, uid: str) -> dict[str, str]:
     """Return a MongoDB id, the same for the same sample."""
     return {"$oid": hashlib.sha256(f"{kind}/{uid}".encode()).hexdigest()[:24]}
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

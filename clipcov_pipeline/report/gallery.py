@@ -1,13 +1,13 @@
-"""Contact sheets that let people judge a subset or a model by looking at samples.
+"""What a contact sheet holds: sections of rows of groups of tiles, with captions and small pictures.
 
-A gallery is sections of rows of groups of tiles, with the small pictures kept apart, by content: the stage
-writes it as ``gallery.json``, and pages and the report draw it (`pages`).
+The pictures are kept apart, by content. A stage writes a gallery as ``gallery.json``; its own page and the
+report are drawn from that (`drawing`).
 """
 
 import hashlib
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,20 @@ def with_pictures(
         images[name] = thumbnail.webp
         return replace(tile, image=name)
 
-    sections = tuple(
-        replace(section, rows=tuple(with_tiles(row, picture) for row in section.rows))
-        for section in gallery.sections
-    )
-    return replace(gallery, sections=sections, images=images)
+    return replace(with_tiles(gallery, picture), images=images)
 
 
-def with_tiles(row: Row, change: Any) -> Row:
-    groups = tuple(replace(group, tiles=tuple(map(change, group.tiles))) for group in row.groups)
-    return replace(row, groups=groups)
+def with_captions(gallery: Gallery, captions: Mapping[Place, str]) -> Gallery:
+    """Return the gallery with the captions of its samples."""
+    return with_tiles(gallery, lambda tile: replace(tile, caption=captions.get((tile.shard, tile.key), "")))
+
+
+def with_tiles(gallery: Gallery, change: Callable[[Tile], Tile]) -> Gallery:
+    """Return the gallery with every tile changed."""
+
+    def in_row(row: Row) -> Row:
+        groups = tuple(replace(group, tiles=tuple(map(change, group.tiles))) for group in row.groups)
+        return replace(row, groups=groups)
+
+    sections = (replace(section, rows=tuple(map(in_row, section.rows))) for section in gallery.sections)
+    return replace(gallery, sections=tuple(sections))

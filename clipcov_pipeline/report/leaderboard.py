@@ -1,4 +1,4 @@
-"""Scores of all arms, their spread over seeds, and paired differences between methods."""
+"""Collects the scores of all arms and compares them: spread over seeds, paired differences, the best arm."""
 
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence

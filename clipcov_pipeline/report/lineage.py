@@ -39,6 +39,11 @@ def key_of(record: Record) -> str:
     return f"{record.name}@{record.fingerprint[:12]}"
 
 
+def combined_digest(records: Sequence[Record]) -> str:
+    """Return one digest of all that these entries hold."""
+    return digest_of([[r.name, dict(r.digests)] for r in records])
+
+
 def find(store: Store, name: str) -> Record:
     """Return the entry of a name, or of an MLflow run's id.
 
@@ -144,7 +149,7 @@ def _entry_text(record: Record) -> str:
 
 def _group_text(lineage: Lineage, keys: Sequence[str]) -> tuple[str, list[str]]:
     records = [lineage.entries[key] for key in keys]
-    combined = digest_of([[r.name, dict(r.digests)] for r in records])
+    combined = combined_digest(records)
     stage, seconds = records[0].stage, sum(record.seconds for record in records)
     text = f"{stage}: {len(records):,} entries  combined {combined[:12]}  {seconds:,.1f} s"
     details = []

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,17 +17,16 @@ import yaml
 from clipcov_pipeline.experiment.checks import CheckOutcome, evaluate_checks
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.config.experiment import Config
-from clipcov_pipeline.experiment.digests import digest_of
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import recipes
-from clipcov_pipeline.experiment.stages import GALLERY, STAGES
+from clipcov_pipeline.experiment.stages import GALLERY, PER_SHARD, STAGES
 from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.report import leaderboard
 from clipcov_pipeline.report import tables as report_tables
 from clipcov_pipeline.report.drawing import render
 from clipcov_pipeline.report.gallery import Gallery, read_gallery
-from clipcov_pipeline.report.lineage import PER_SHARD
+from clipcov_pipeline.report.lineage import combined_digest
 from clipcov_pipeline.training.spec import RECORD as TRAINING
 
 REPORT = "report.html"
@@ -57,7 +56,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class DiagnosisPlots:
     """The plots of one subset's diagnostics."""
 
     name: str
@@ -209,7 +208,7 @@ def learning_curves(project: Project, plan: Plan) -> list[Plot]:
     if followed:
         plots.append(_lines(followed, "held-out i2t R@5 (%)"))
         captions.append("Retrieval among held-out pairs while training; higher is better.")
-    return [Plot(webp, caption) for webp, caption in zip(plots, captions, strict=True)]
+    return [Plot(picture, caption) for picture, caption in zip(plots, captions, strict=True)]
 
 
 def _lines(curves: Mapping[str, Sequence[tuple[float, float]]], ylabel: str) -> bytes:
@@ -228,15 +227,11 @@ def _lines(curves: Mapping[str, Sequence[tuple[float, float]]], ylabel: str) -> 
     figure.legend(loc="outside right upper", fontsize=7)
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    return _webp(file)
+    return webp(file)
 
 
-def webp(path: Path) -> bytes:
+def webp(source: Path | io.BytesIO) -> bytes:
     """Return a picture as WebP, a third of the PNG's size at the same look."""
-    return _webp(path)
-
-
-def _webp(source: Path | io.BytesIO) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
@@ -245,9 +240,8 @@ def _webp(source: Path | io.BytesIO) -> bytes:
     return file.getvalue()
 
 
-def _diagnostic_records(plan: Plan) -> Iterator[Record]:
-    if "subset_diagnostics" in STAGES:
-        yield from (step.record for step in plan.of("subset_diagnostics") if step.record is not None)
+def _diagnostic_records(plan: Plan) -> list[Record]:
+    return [step.record for step in plan.of("subset_diagnostics") if step.record is not None]
 
 
 def diagnostics(project: Project, plan: Plan) -> list[tuple[str, pl.DataFrame]]:
@@ -304,11 +298,11 @@ def figure(row: Mapping[str, Any] | None) -> str:
     return text
 
 
-def _diagnoses(project: Project, plan: Plan) -> list[Diagnosis]:
-    found: dict[str, Diagnosis] = {}
+def _diagnoses(project: Project, plan: Plan) -> list[DiagnosisPlots]:
+    found: dict[str, DiagnosisPlots] = {}
     for record in _diagnostic_records(plan):
         subset = record.partition.partition("@")[0]  # the overlap with other subsets is a part of it
-        plots = found.setdefault(subset, Diagnosis(subset)).plots
+        plots = found.setdefault(subset, DiagnosisPlots(subset)).plots
         for path in sorted(project.store.checked(record).glob("*.png")):
             plots.append(Plot(webp(path), path.stem.replace("_", " ")))
     return [one for one in found.values() if one.plots]
@@ -332,7 +326,7 @@ def stages_table(plan: Plan) -> Table:
             [
                 stage,
                 f"{len(records):,} of {len(steps):,}",
-                digest_of([[r.name, dict(r.digests)] for r in records])[:12] if records else "",
+                combined_digest(records)[:12] if records else "",
                 f"{sum(record.seconds for record in records):,.1f}",
                 _when(max((record.finished for record in records), default=0)),
                 ", ".join(commits[:3]) + (f" and {len(commits) - 3} more" if len(commits) > 3 else ""),

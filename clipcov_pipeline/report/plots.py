@@ -1,4 +1,4 @@
-"""Plots of the leaderboard and of learning curves."""
+"""Draws the leaderboard, and the learning curve of one training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

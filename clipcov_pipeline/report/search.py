@@ -20,6 +20,7 @@ from clipcov_pipeline.experiment.store import WHOLE, Record, require
 from clipcov_pipeline.experiment.world import latent_class_names
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
+from clipcov_pipeline.proxy.prompts import name_of
 from clipcov_pipeline.proxy.vectors import label_tag
 from clipcov_pipeline.report.gallery import Gallery, Group, Row, Section, Tile, with_pictures
 from clipcov_pipeline.training.spec import CHECKPOINT
@@ -254,14 +255,13 @@ def _hits(searcher: Searcher, found: Sequence[Mapping[str, Any]], subsets: Mappi
     for row in found:
         place = row["shard"], row["uid"]
         number = classes.get(place)
-        named = names is not None and number is not None and number < len(names)
         why = "held out" if place in held_out else "an earlier sample has the same uid"
         hits.append(
             Hit(
                 score=round(1 - row["_distance"], 4),
                 **{name: row[name] for name in FIELDS},
                 latent_class=number,
-                class_name=names[number] if named and names and number is not None else None,
+                class_name=None if number is None else name_of(names, number),
                 subsets=tuple(tags.get(row["uid"], ())) if number is not None else (),
                 note="" if number is not None else why,
             )

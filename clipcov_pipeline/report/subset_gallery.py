@@ -1,4 +1,4 @@
-"""Which samples the gallery of a subset shows."""
+"""Which samples the gallery of a subset shows: by gain, by redundancy, by class, chosen against rejected."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from clipcov_pipeline.pool.columns import evenly
-from clipcov_pipeline.report.gallery import ROW, Gallery, Group, Row, Section, Tile, with_tiles
-from clipcov_pipeline.report.thumbnails import Place
+from clipcov_pipeline.pool.spread import evenly
+from clipcov_pipeline.proxy.prompts import name_of
+from clipcov_pipeline.report.gallery import ROW, Gallery, Group, Row, Section, Tile
 from clipcov_pipeline.selection import Pool
 
 PAIRS = 8  # rejected samples that are shown beside what makes them redundant
@@ -41,8 +41,8 @@ class _Split:
 
     def class_name(self, number: int) -> str:
         """The class by its name, where classes were made of prompts."""
-        known = self.names is not None and number < len(self.names)
-        return f"class {number} ({self.names[number]})" if known and self.names else f"class {number}"
+        name = name_of(self.names, number)
+        return f"class {number}" if name is None else f"class {number} ({name})"
 
 
 def subset_gallery(
@@ -53,7 +53,7 @@ def subset_gallery(
     pool: Pool,
     class_names: Sequence[str] | None = None,
 ) -> Gallery:
-    """Choose what to show of a subset; captions and pictures come later (`with_captions`, `with_pictures`).
+    """Choose what to show of a subset; captions and pictures are added later (see `gallery`).
 
     Args:
         title: the subset's name.
@@ -194,16 +194,3 @@ def _against(split: _Split) -> Section:
         " rejected ones repeats, or pairs whose caption does not fit.",
         tuple(rows),
     )
-
-
-def with_captions(gallery: Gallery, captions: Mapping[Place, str]) -> Gallery:
-    """Return the gallery with the captions of its samples."""
-
-    def captioned(tile: Tile) -> Tile:
-        return replace(tile, caption=captions.get((tile.shard, tile.key), ""))
-
-    sections = tuple(
-        replace(section, rows=tuple(with_tiles(row, captioned) for row in section.rows))
-        for section in gallery.sections
-    )
-    return replace(gallery, sections=sections)

@@ -1,4 +1,4 @@
-"""The leaderboard: every arm's scores side by side, as a table, as text and as a plot.
+"""The leaderboard as people read it: headings and rows, as text for a terminal or as Markdown, and its notes.
 
 Scores are shares between 0 and 1 in files, as CLIP_benchmark has them, and percent where people read them.
 """

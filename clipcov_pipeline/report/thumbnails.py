@@ -1,13 +1,12 @@
 """Small pictures of samples for pages that people look at; a picture that cannot be had says why."""
 
-import hashlib
 import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.samples import IMAGE_FORMATS, read_images
+from clipcov_pipeline.pool.samples import IMAGE_FORMATS, image_digest, read_images
 from clipcov_pipeline.pool.tars import NotATarError
 
 SIDE = 96  # pixels of the longer side
@@ -69,7 +68,7 @@ def _images(
 
 
 def _thumbnail(data: bytes, sha256: str | None) -> Thumbnail:
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+    if sha256 is not None and image_digest(data) != sha256:
         return Thumbnail(None, "the image was replaced since it was read")
     try:
         return Thumbnail(make_thumbnail(data))

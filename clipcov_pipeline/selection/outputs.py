@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,27 @@ from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking
 
 _HEX = re.compile(rb"[0-9a-f]{32}")
+_NOT_HEX = re.compile(r"[^0-9a-f]")
+
+# 128 bits as two unsigned 64-bit halves, high half first: mlfoundations/datacomp, resharder.py
 DATACOMP_DTYPE = np.dtype("u8,u8")
 
 
-def datacomp_uids(uids: np.ndarray) -> np.ndarray:
-    """Sorted 128-bit uids as DataComp's resharder reads them: dtype ``u8,u8``, [m].
+def datacomp_uids(uids: Collection[str]) -> np.ndarray:
+    """Return 128-bit uids as DataComp's resharder reads them: sorted, dtype ``u8,u8``, [m].
 
-    Args:
-        uids: bytes [m], 32 lower-case hex digits each.
+    Raises:
+        ValueError: a uid is not 32 lower-case hex digits, or is given twice (the resharder would copy its
+            sample twice).
     """
-    halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids.tolist()]
-    return np.sort(np.array(halves, DATACOMP_DTYPE))
+    digits = "".join(uids)
+    if any(len(uid) != 32 for uid in uids) or _NOT_HEX.search(digits):
+        raise ValueError("subset: every uid must be 32 lower-case hex digits")
+    halves = np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+    if len(halves) > 1 and (halves[1:] == halves[:-1]).all(axis=1).any():
+        raise ValueError("subset: a uid comes twice")
+    return np.ascontiguousarray(halves).view(DATACOMP_DTYPE).reshape(-1)
 
 
 def write_outputs(
@@ -41,9 +52,10 @@ def write_outputs(
     """
     import polars as pl
 
+    uids = pool.names(ranking.rows)
     frame = pl.DataFrame(
         {
-            "uid": pool.names(ranking.rows),
+            "uid": uids,
             "rank": np.arange(1, len(ranking) + 1),
             "gain": ranking.gains,
             "class": pool.latent_class[ranking.rows],
@@ -55,9 +67,8 @@ def write_outputs(
         with phases("write"):
             frame.write_parquet(room / "parquet")
             if has_hex_uids(pool):
-                assert pool.uid is not None
                 with (room / "npy").open("wb") as file:
-                    np.save(file, datacomp_uids(pool.uid[ranking.rows]))
+                    np.save(file, datacomp_uids(uids))
         (room / "json").write_text(json.dumps(report, indent=2) + "\n")
         written = []
         for kind in ("parquet", "npy", "json"):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,14 +14,9 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import Group, iter_groups
+from clipcov_pipeline.selection.outputs import datacomp_uids
 
 SUBSET_SCHEMA = {"uid": pl.String, "rank": pl.Int64, "gain": pl.Float64, "latent_class": pl.Int32}
-
-
-# 128 bits as two unsigned 64-bit halves, high half first: mlfoundations/datacomp, resharder.py
-DATACOMP_DTYPE = np.dtype("u8,u8")
-
-_NOT_HEX = re.compile(r"[^0-9a-f]")
 
 
 def whole_pool(labels: pl.DataFrame) -> pl.DataFrame:
@@ -37,8 +31,12 @@ def whole_pool(labels: pl.DataFrame) -> pl.DataFrame:
 def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a subset in the order of its ranks.
 
-    frame: uid (string), rank (integer), gain (float), latent_class (integer), stored as int64, float64 and
-    int32; other columns are left out. Raises ValueError for a missing column or a uid or rank given twice.
+    Args:
+        path: of the parquet.
+        frame: columns of `SUBSET_SCHEMA`, cast to its types; other columns are left out.
+
+    Raises:
+        ValueError: a column is missing, or a uid or a rank is given twice.
     """
     missing = SUBSET_SCHEMA.keys() - set(frame.columns)
     if missing:
@@ -54,20 +52,10 @@ def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
 
 
 def write_datacomp_npy(path: Path, uids: Collection[str]) -> None:
-    """Write uids (32 hex digits each, distinct) as DataComp's resharder reads them: sorted, dtype `u8,u8`.
-
-    Raises ValueError for a uid that is not 32 lower-case hex digits or is given twice (the resharder
-    would copy its sample twice).
-    """
-    digits = "".join(uids)
-    if any(len(uid) != 32 for uid in uids) or _NOT_HEX.search(digits):
-        raise ValueError("subset: every uid must be 32 lower-case hex digits")
-    halves = np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64).reshape(-1, 2)
-    halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
-    if len(halves) > 1 and (halves[1:] == halves[:-1]).all(axis=1).any():
-        raise ValueError("subset: a uid comes twice")
+    """Write uids as DataComp's resharder reads them, all at once; raises as `datacomp_uids`."""
+    found = datacomp_uids(uids)
     with _written_at_once(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.ascontiguousarray(halves).view(DATACOMP_DTYPE).reshape(-1))
+        np.save(file, found)
 
 
 def write_subset_tars(
@@ -82,18 +70,22 @@ def write_subset_tars(
 ) -> list[Path]:
     """Copy the chosen samples into WebDataset tars `00000.tar`, `00001.tar`, ... and return their paths.
 
-    keys_by_shard: shard name -> keys of its chosen samples; keys given with their uids, as a mapping, have
-    the uid written into their json, where other tools (DataComp's) look for it. All other members of a
-    sample are copied, bytes unchanged, in the order of `shards` and of each tar; the files are the same bytes
-    at every call. The samples are spread evenly over as many tars as `samples_per_shard` asks, and at least
-    `min_shards`
-    (open_clip_train needs one a worker and GPU), but no tar is empty. If a key is chosen
-    from two shards, all keys become `SHARD/KEY`. `sizes.json` beside the tars tells open_clip_train their
-    sizes; it is written last. `progress` is called with the number of further samples written, as tqdm's
-    `update` is.
+    All members of a sample are copied, bytes unchanged, in the order of `shards` and of each tar; the files
+    are the same bytes at every call. If a key is chosen from two shards, all keys become `SHARD/KEY`.
+    `sizes.json` beside the tars tells open_clip_train their sizes; it is written last.
 
-    Raises ValueError where `out_dir` already holds tars, and InputError where a chosen sample is not in
-    its shard (the shard changed since the choice).
+    Args:
+        shards: of the pool.
+        keys_by_shard: shard name -> keys of its chosen samples; keys that are given with their uids, as a
+            mapping, have the uid written into their json, where other tools (DataComp's) look for it.
+        out_dir: for the tars.
+        samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
+            worker and GPU); the tars are of one size, give or take a sample, and none is empty.
+        progress: called with the number of further samples written, as tqdm's `update` is.
+
+    Raises:
+        ValueError: `out_dir` already holds tars.
+        InputError: a chosen sample is not in its shard (the shard changed since the choice).
     """
     if samples_per_shard < 1 or min_shards < 1:
         raise ValueError(

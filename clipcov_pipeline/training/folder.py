@@ -1,4 +1,4 @@
-"""A training's own folder: whose it is, its checkpoints, whether it is complete."""
+"""The folder that open_clip_train works in: under which settings, which checkpoints, whether complete."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,11 @@ from clipcov_pipeline.training.spec import FREE_TO_CHANGE, TrainSpec, steps, to_
 
 
 def claim_folder(spec: TrainSpec) -> None:
-    """Note the run's settings in its folder, so that it is continued under the same ones only."""
+    """Note the run's settings in its folder, so that it is continued under the same ones only.
+
+    Raises:
+        InputError: the folder holds a run with other settings.
+    """
     note = spec.folder / "spec.json"
     settings = {k: v for k, v in json.loads(to_json(spec)).items() if k not in FREE_TO_CHANGE}
     settings["train_data"] = _data_contents(spec)
@@ -50,10 +54,12 @@ def _contents(files: Sequence[str]) -> str:
 
 
 def final_checkpoint(spec: TrainSpec) -> Path:
+    """Return where open_clip_train puts the checkpoint of the last epoch."""
     return spec.folder / "checkpoints" / f"epoch_{steps(spec).virtual_epochs}.pt"
 
 
 def early_checkpoint(spec: TrainSpec) -> Path:
+    """Return where the checkpoint of the first epoch is kept."""
     return spec.folder / "checkpoints" / "epoch_1.pt"
 
 
@@ -68,7 +74,7 @@ def keep_early(spec: TrainSpec) -> None:
 
 
 def is_complete(spec: TrainSpec) -> bool:
-    """Whether the run's folder holds the whole checkpoint of its last epoch."""
+    """Return whether the run's folder holds the whole checkpoint of its last epoch."""
     latest = spec.folder / "checkpoints" / "epoch_latest.pt"
     if not latest.exists() or not final_checkpoint(spec).exists():
         return False
@@ -77,6 +83,7 @@ def is_complete(spec: TrainSpec) -> bool:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; its tensors stay in the file until they are used."""
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,7 +1,6 @@
 """Keeps a small subset in memory: open_clip_train reads its tars and tokenizes its captions in every pass.
 
-On a CPU that is much of what the data of a small model costs, and a small subset is passed over many times
-(issue 5 asks for a matrix of such trainings within 90 minutes on two cores).
+On a CPU that is much of what the data of a small model costs, and a small subset is passed over many times.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +11,10 @@ from typing import Any
 
 KEPT_BYTES = 2**28  # of all shards of a subset together; each data-loading process keeps those that it reads
 
-Sample = dict[str, Any]
+RawSample = dict[str, Any]
+"""As WebDataset reads it: a value by suffix."""
 
-ReadShards = Callable[[Iterable[Sample]], Iterable[Any]]
+ReadShards = Callable[[Iterable[RawSample]], Iterable[Any]]
 
 
 @contextmanager
@@ -47,9 +47,9 @@ def read_once(read: ReadShards) -> ReadShards:
     Shards are told apart by their ``url``. A sample is a new dictionary each time, of the same values:
     the stages that follow put theirs into it.
     """
-    kept: dict[str, list[Sample]] = {}
+    kept: dict[str, list[RawSample]] = {}
 
-    def samples(shards: Iterable[Sample]) -> Iterator[Sample]:
+    def samples(shards: Iterable[RawSample]) -> Iterator[RawSample]:
         for shard in shards:
             url = shard["url"]
             if url not in kept:

@@ -1,4 +1,4 @@
-"""Trains a CLIP model with open_clip_train: how many steps, the command line, one resumable run, its result.
+"""Runs one training with open_clip_train in this process, from the newest checkpoint there is.
 
 A run is cut into virtual epochs of equal length, after each of which open_clip_train leaves a checkpoint that
 the run can go on from. Arms that are given the same `samples_seen` take exactly the same number of steps,
@@ -24,22 +24,22 @@ from clipcov_pipeline.proxy.models import ModelSpec, check_model, register_model
 from clipcov_pipeline.training.command import arguments, data_workers, expand_shards
 from clipcov_pipeline.training.folder import claim_folder, is_complete
 from clipcov_pipeline.training.kept_samples import kept_in_memory
-from clipcov_pipeline.training.log import Progress, progress_of
+from clipcov_pipeline.training.log import Point, progress_of
 from clipcov_pipeline.training.result import finish
 from clipcov_pipeline.training.spec import TrainSpec, from_json, steps
 
 
 def launch(
     spec: TrainSpec,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_evaluation: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Point], None] | None = None,
+    on_evaluation: Callable[[Point], None] | None = None,
 ) -> None:
     """Train in this process (one of several under torchrun), going on from the newest checkpoint there is.
 
     A run that is already complete returns at once. ``on_progress`` is called on the first process for each
     line that open_clip_train logs, with step, total_steps, epoch, loss, lr, samples_per_second (mean since
     the line before), logit_scale and eta_seconds; ``on_evaluation`` for each evaluation on the held-out
-    pairs, with step, loss, and the recalls by `evaluate.retrieval_recall`'s names.
+    pairs, with step, loss, and the recalls by `metrics.retrieval_recall`'s names.
 
     Raises:
         InputError: as `check_model` and `arguments`; a shard is missing; the folder holds a run with other
@@ -97,10 +97,12 @@ def _share_cores(workers: int) -> None:
 
 @contextmanager
 def cpu_kernels() -> Iterator[None]:
-    """Two things that open_clip_train leaves at torch's default, and that slow down a small model on a CPU:
-    AdamW goes once over the weights, not once for each of its operations (most weights are the token
+    """Change two defaults of torch inside the block that slow down a small model on a CPU.
+
+    AdamW goes over the weights once, not once for each of its operations (most weights are the token
     embedding), and images lie channels last, for which convolutions, pooling and batch norm are faster. The
-    results differ in rounding only."""
+    results differ in rounding only.
+    """
     import torch
     from torch.nn.modules.module import register_module_forward_pre_hook
     from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -1,4 +1,4 @@
-"""Reads the progress of a training from the lines that open_clip_train logs."""
+"""Reads the curve of a training, and its evaluations, from the lines that open_clip_train logs."""
 
 import logging
 import math
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from clipcov_pipeline.training.folder import keep_early
 from clipcov_pipeline.training.spec import TrainSpec, steps
 
-Progress = dict[str, float]
+Point = dict[str, float]
+"""One place on a training's curve: ``step`` and what was logged there, by name."""
 
 
 # e.g. "Train Epoch: 0 [  512/2048 (25%)] Data (t): 0.01 Batch (t): 0.05, 5120/s, 5120/s/gpu LR: 0.000500
@@ -25,8 +26,8 @@ TRAIN_LINE = re.compile(
 SECOND_EPOCH = "Start epoch 1"
 
 
-def parse_line(line: str, spec: TrainSpec) -> Progress | None:
-    """Progress that a line of open_clip_train's log tells of; None for a line about something else."""
+def parse_line(line: str, spec: TrainSpec) -> Point | None:
+    """Return what a line of open_clip_train's log tells of the training; None for another line."""
     found = TRAIN_LINE.search(line)
     if not found:
         return None
@@ -55,8 +56,8 @@ EVALUATION_NAMES = {
 }
 
 
-def parse_evaluation(line: str, spec: TrainSpec) -> Progress | None:
-    """Step and scores of a line of open_clip_train's log that tells of an evaluation; None for another."""
+def parse_evaluation(line: str, spec: TrainSpec) -> Point | None:
+    """Return what a line of open_clip_train's log tells of an evaluation; None for another line."""
     found = EVALUATION_LINE.search(line)
     if not found:
         return None
@@ -68,8 +69,8 @@ def parse_evaluation(line: str, spec: TrainSpec) -> Progress | None:
 @contextmanager
 def progress_of(
     spec: TrainSpec,
-    on_progress: Callable[[Progress], None] | None,
-    on_evaluation: Callable[[Progress], None] | None,
+    on_progress: Callable[[Point], None] | None,
+    on_evaluation: Callable[[Point], None] | None,
 ) -> Iterator[None]:
     """Hand each line that reaches the root logger to whom it concerns; tidy the logger up after."""
 
@@ -77,9 +78,9 @@ def progress_of(
         def emit(self, record: logging.LogRecord) -> None:
             if spec.keep_early and record.getMessage() == SECOND_EPOCH:
                 keep_early(spec)
-            progress = parse_line(record.getMessage(), spec)
-            if progress and on_progress:
-                on_progress(progress)
+            point = parse_line(record.getMessage(), spec)
+            if point and on_progress:
+                on_progress(point)
             evaluation = parse_evaluation(record.getMessage(), spec) if on_evaluation else None
             if evaluation and on_evaluation:
                 on_evaluation(evaluation)

@@ -1,36 +1,39 @@
-"""What a finished training hands over: checkpoint, learning curve and record."""
+"""What a finished training leaves behind: its weights as open_clip loads them, and its record."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcov_pipeline.proxy.models import register_model_configs
 from clipcov_pipeline.training.folder import early_checkpoint, final_checkpoint, is_complete, load_checkpoint
-from clipcov_pipeline.training.log import Progress, parse_evaluation, parse_line
+from clipcov_pipeline.training.log import Point, parse_evaluation, parse_line
 from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT, RECORD, TrainSpec, steps, to_json
 
+if TYPE_CHECKING:
+    import torch
 
-def learning_curve(spec: TrainSpec) -> list[Progress]:
-    """All progress of a run from its log, by step; steps that were repeated after a break count once."""
-    by_step: dict[float, Progress] = {}
+
+def learning_curve(spec: TrainSpec) -> list[Point]:
+    """Return the curve of a run from its log, by step; steps that were repeated after a break count once."""
+    by_step: dict[float, Point] = {}
     with (spec.folder / "out.log").open(encoding="utf-8", errors="replace") as lines:
-        for progress in filter(None, (parse_line(line, spec) for line in lines)):
-            by_step[progress["step"]] = progress
+        for point in filter(None, (parse_line(line, spec) for line in lines)):
+            by_step[point["step"]] = point
     return [by_step[step] for step in sorted(by_step)]
 
 
-def evaluations(spec: TrainSpec) -> list[Progress]:
-    """All evaluations of a run from its log, by step, as `learning_curve`."""
+def evaluations(spec: TrainSpec) -> list[Point]:
+    """Return the evaluations of a run from its log, by step, as `learning_curve`."""
     with (spec.folder / "out.log").open(encoding="utf-8", errors="replace") as lines:
         found = filter(None, (parse_evaluation(line.rstrip("\n"), spec) for line in lines))
         by_step = {point["step"]: point for point in found}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _training_seconds(curve: Iterable[Progress], batch_size: int) -> float:
+def _training_seconds(curve: Iterable[Point], batch_size: int) -> float:
     """Seconds spent in training steps (data loading in it, imports and checkpoints not)."""
     seconds, before = 0.0, 0.0
     for point in curve:
@@ -51,44 +54,49 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     Raises:
         RuntimeError: the run is not complete, or its weights are not finite.
     """
-    import torch
-
     if not is_complete(spec):
         raise RuntimeError(f"the run in {spec.folder} has not reached its last epoch; launch it again")
-    register_model_configs()
-    weights = _weights(final_checkpoint(spec))
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise RuntimeError(f"training of {spec.name} diverged (weights are not finite); lower train.lr")
-    out = Path(out_dir)
+    model, out = _trained_model(spec), Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    parameters = _save_model(spec, weights, out)
-    if spec.keep_early and early_checkpoint(spec).exists() and steps(spec).virtual_epochs > 1:
-        torch.save(_weights(early_checkpoint(spec)), out / EARLY_CHECKPOINT)
-    record = {**_record(spec, parameters), "weights_digest": digest_of_weights(weights), **_seen(spec, out)}
+    _write_model(spec, model, out)
+    record = _record(spec, sum(parameter.numel() for parameter in model.parameters()))
+    record |= {"weights_digest": digest_of_weights(model.state_dict()), **_seen(spec, out)}
     (out / RECORD).write_text(json.dumps(record, indent=2))
     return record
 
 
-def _save_model(spec: TrainSpec, weights: dict[str, Any], out: Path) -> int:
-    """Write the weights, and beside them what open_clip makes the model from; return its parameters."""
+def _trained_model(spec: TrainSpec) -> "torch.nn.Module":
+    """The model with the weights of the last epoch."""
+    import open_clip
+    import torch
+
+    register_model_configs()
+    weights = _weights(final_checkpoint(spec))
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        raise RuntimeError(f"training of {spec.name} diverged (weights are not finite); lower train.lr")
+    # the architecture alone: it checks that the weights fit, and holds the preprocessing of the start weights
+    model = open_clip.create_model(spec.model, spec.pretrained, load_weights=False)
+    model.load_state_dict(weights)
+    return model
+
+
+def _write_model(spec: TrainSpec, model: "torch.nn.Module", out: Path) -> None:
+    """Write the weights, those of the first epoch, and what open_clip needs beside them."""
     import open_clip
     import torch
     from open_clip.push_to_hf_hub import save_config_for_hf
 
-    # the architecture alone: it checks that the weights fit, and holds the preprocessing of the start weights
-    model = open_clip.create_model(spec.model, spec.pretrained, load_weights=False)
-    model.load_state_dict(weights)
     torch.save(model.state_dict(), out / CHECKPOINT)
+    if spec.keep_early and early_checkpoint(spec).exists() and steps(spec).virtual_epochs > 1:
+        torch.save(_weights(early_checkpoint(spec)), out / EARLY_CHECKPOINT)
     config = open_clip.get_model_config(spec.model)
     save_config_for_hf(model, out / "open_clip_config.json", config)  # type: ignore[arg-type]
     tokenizer = open_clip.get_tokenizer(spec.model)
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(out))  # type: ignore[union-attr]
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _record(spec: TrainSpec, parameters: int) -> dict[str, Any]:
-    """What is known of a complete run: settings, versions, lengths, losses, curves."""
     plan, curve = steps(spec), learning_curve(spec)
     return {
         "model": spec.model,
