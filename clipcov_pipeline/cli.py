@@ -21,6 +21,7 @@ COMMANDS = {
         "clipcov_pipeline.commands.report:command",
         "Print leaderboard, diagnostics and failed checks.",
     ),
+    "export": ("clipcov_pipeline.commands.export:command", "Write a subset for other tools."),
     "export-fiftyone": (
         "clipcov_pipeline.commands.export_fiftyone:command",
         "Write a subset as a FiftyOne dataset.",

@@ -1,7 +1,6 @@
 """Training runs: steps, command line, progress, resuming, and what a finished run leaves."""
 
 import dataclasses
-import io
 import json
 import random
 import re
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,57 +19,8 @@ from clipcov_pipeline.training import command, launch, result
 from clipcov_pipeline.training import folder as training_folder
 from clipcov_pipeline.training import log as training_log
 from clipcov_pipeline.training import spec as training_spec
-from clipcov_pipeline.training.spec import StepPlan, TrainSpec
-from make_shards import write_tar
-
-MODEL = "clipcov-tiny-RN"
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """A launch leaves the data workers their cores: what comes after it in this process has all again."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def spec_for(tmp_path="/nowhere", **changes):
-    settings = {
-        "model": MODEL,
-        "train_data": f"{tmp_path}/{{00000..00003}}.tar",
-        "n_samples": 1000,
-        "batch_size": 100,
-        "lr": 1e-3,
-        "warmup": 2,
-        "log_dir": str(tmp_path),
-        "name": "run",
-        "device": "cpu",
-    }
-    if "epochs" not in changes:
-        settings["samples_seen"] = 4000
-    return TrainSpec(**{**settings, **changes})
-
-
-def write_shards(folder, sizes, side=32):
-    """WebDataset shards of noise images; captions are the keys. Returns their brace pattern."""
-    rng = np.random.default_rng(0)
-    number = 0
-    for shard, size in enumerate(sizes):
-        members = []
-        for _ in range(size):
-            image = io.BytesIO()
-            pixels = rng.integers(0, 255, (side, side, 3), np.uint8)
-            Image.fromarray(pixels).save(image, "webp", quality=50)
-            members += [
-                (f"{number:06d}.webp", image.getvalue()),
-                (f"{number:06d}.txt", f"drawing {number}".encode()),
-            ]
-            number += 1
-        write_tar(folder / f"{shard:05d}.tar", members)
-    return f"{folder}/{{00000..{len(sizes) - 1:05d}}}.tar"
-
+from clipcov_pipeline.training.spec import StepPlan
+from make_training import MODEL, parsed, spec_for, threads, write_shards  # noqa: F401 (a fixture)
 
 # ---- steps
 
@@ -197,15 +146,6 @@ def test_warnings_say_what_will_not_work():
 
 
 # ---- command line
-
-
-def parsed(spec, n_gpus=1):
-    """The arguments as open_clip_train's own parser takes them."""
-    from open_clip_train.params import parse_args
-
-    args = parse_args(command.arguments(spec, n_gpus))
-    args.world_size = n_gpus
-    return args
 
 
 def test_arguments_are_understood_by_open_clip_train():

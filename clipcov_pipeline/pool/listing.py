@@ -208,7 +208,7 @@ def _shard(filesystem: Any, name: str, path: str, info: dict, settle_seconds: fl
     if not _is_local(filesystem):
         if info.get("size") is None:
             info = filesystem.info(path)  # a web server's index page tells no sizes
-        return Shard(name=name, url=filesystem.unstrip_protocol(path), version=_change_token(info))
+        return Shard(name=name, url=filesystem.unstrip_protocol(path), version=change_token(info))
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def _shard(filesystem: Any, name: str, path: str, info: dict, settle_seconds: fl
     return Shard(name=name, url=path, version=f"{stat.st_size}-{stat.st_mtime_ns}")
 
 
-def _change_token(info: dict) -> str:
+def change_token(info: dict) -> str:
     """Size, and the store's checksum or else its time of change."""
     for fields in _CHANGE_TOKENS:
         values = [info[name] for name in fields if info.get(name)]

@@ -13,6 +13,7 @@ import polars as pl
 
 from clipcov_pipeline.pool.holdout import split_holdout
 from clipcov_pipeline.pool.listing import Shard, open_shard
+from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
 from clipcov_pipeline.pool.tars import DigestReader, Group, NotATarError, map_in_order, read_groups
 
@@ -38,11 +39,13 @@ class ShardReport:
 
     manifest: one row a sample, in the tar's order, columns as `MANIFEST_SCHEMA`; `status` is a
     `SampleStatus`, `reason` is null where it is `ok`, `uid` is unique among the rows that are `ok`.
+    places: one row a sample that is ok, in the same order, columns as `PLACES_SCHEMA`.
     sha256: of the whole file, hex.
     quarantined: why the file is not a tar at all (the manifest is then empty), else None.
     """
 
     manifest: pl.DataFrame
+    places: pl.DataFrame
     sha256: str
     quarantined: str | None
 
@@ -71,6 +74,7 @@ def read_shard(
         OSError: the file cannot be read.
     """
     rows: list[dict] = []
+    places: list[dict] = []
     seen_uids: set[str] = set()
     quarantined = None
     check = partial(_check, shard_name=shard.name, max_pixels=max_pixels)
@@ -79,11 +83,13 @@ def read_shard(
         warnings.simplefilter("ignore")
         reader = DigestReader(file)
         try:
-            for row in map_in_order(check, read_groups(reader, load=is_checked), workers):
+            for row, place in map_in_order(check, read_groups(reader, load=is_checked), workers):
                 if row["status"] == SampleStatus.ok:
                     if row["uid"] in seen_uids:
                         row["status"] = SampleStatus.duplicate_uid
                         row["reason"] = "an earlier sample of this shard has the same uid"
+                    else:
+                        places.append(place)
                     seen_uids.add(row["uid"])
                 rows.append(row)
                 if progress is not None:
@@ -92,7 +98,7 @@ def read_shard(
             quarantined = str(error)
         digest = reader.finish()
     manifest = pl.DataFrame([{**row, "status": str(row["status"])} for row in rows], schema=MANIFEST_SCHEMA)
-    return ShardReport(manifest=manifest, sha256=digest, quarantined=quarantined)
+    return ShardReport(manifest, pl.DataFrame(places, schema=PLACES_SCHEMA), digest, quarantined)
 
 
 def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
@@ -103,12 +109,13 @@ def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
     return hashlib.sha256(f"{shard_name}/{key}".encode()).hexdigest()[:32]
 
 
-def _check(group: Group, shard_name: str, max_pixels: int) -> dict:
-    """The manifest's row of one sample."""
+def _check(group: Group, shard_name: str, max_pixels: int) -> tuple[dict, dict]:
+    """The manifest's row of one sample, and where a good one lies."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
     row.update(uid=uid_of(shard_name, group.key, group.meta()), key=group.key, shard=shard_name)
     row["status"], row["reason"] = check_sample(group, max_pixels, row)
-    return row
+    good = row["status"] == SampleStatus.ok
+    return row, places_of(group, row) if good else {}
 
 
 def good_samples(manifest: Path) -> pl.DataFrame:

@@ -32,10 +32,15 @@ _READ_BYTES = 1 << 16
 
 @dataclass
 class Group:
-    """The members of one sample, in the tar's order: (suffix as stored, bytes)."""
+    """The members of one sample, in the tar's order: (suffix as stored, bytes).
+
+    places: (offset of its bytes in the tar, size) of each member by its suffix in lower case; a member that
+    is stored sparse has none.
+    """
 
     key: str
     members: list[tuple[str, bytes]] = field(default_factory=list)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     suffixes: set[str] = field(default_factory=set)
     first: bool = True
     damage: str | None = None
@@ -167,6 +172,8 @@ def read_groups(reader: _Reader, load: Callable[[str, str], bool]) -> Iterator[G
                 group = Group(key=key, first=key not in seen)
                 seen.add(key)
             group.suffixes.add(suffix.lower())
+            if not member.issparse():
+                group.places[suffix.lower()] = member.offset_data, member.size
             if load(key, suffix.lower()):
                 data = tar.extractfile(member)
                 group.members.append((suffix, data.read() if data else b""))

@@ -76,7 +76,8 @@ def write_subset_tars(
 
     Args:
         shards: of the pool.
-        keys_by_shard: shard name -> keys of its chosen samples.
+        keys_by_shard: shard name -> keys of its chosen samples; keys that are given with their uids, as a
+            mapping, have the uid written into their json, where other tools (DataComp's) look for it.
         out_dir: for the tars.
         samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
             worker and GPU); the tars are of one size, give or take a sample, and none is empty.
@@ -93,8 +94,7 @@ def write_subset_tars(
     out_dir.mkdir(parents=True, exist_ok=True)
     if any(out_dir.glob("*.tar")):
         raise ValueError(f"{out_dir} already holds tars; give an empty folder")
-    keys_by_shard = {name: frozenset(keys) for name, keys in keys_by_shard.items()}
-    n_samples = sum(len(keys) for keys in keys_by_shard.values())
+    n_samples = sum(len(set(keys)) for keys in keys_by_shard.values())
     sizes = _even_sizes(n_samples, max(-(-n_samples // samples_per_shard), min(min_shards, n_samples)))
     chosen = _chosen(shards, keys_by_shard, storage_options)
     paths = [out_dir / f"{index:05d}.tar" for index in range(len(sizes))]
@@ -123,7 +123,7 @@ def _chosen(
         raise InputError(
             f"subset: shard {unknown[0]} is chosen from but not in the pool; run the pipeline again"
         )
-    uses = Counter(key for keys in keys_by_shard.values() for key in keys)
+    uses = Counter(key for keys in keys_by_shard.values() for key in set(keys))
     prefixed = any(count > 1 for count in uses.values())
     for shard in shards:
         missing = set(keys_by_shard.get(shard.name, ()))
@@ -131,12 +131,25 @@ def _chosen(
             continue
         for group in iter_groups(shard, frozenset(missing), storage_options):
             missing.discard(group.key)
+            if isinstance(keys := keys_by_shard[shard.name], Mapping):
+                _put_uid(group, keys[group.key])
             yield (f"{shard.name}/{group.key}" if prefixed else group.key), group
         if missing:
             raise InputError(
                 f"subset: shard {shard.name} no longer holds {len(missing)} of its chosen samples, first "
                 f"{min(missing)!r}; it changed since the choice: run the pipeline again"
             )
+
+
+def _put_uid(group: Group, uid: str) -> None:
+    """Write the uid into the sample's json; one that is no object is kept as text beside it."""
+    meta, old = group.meta(), group.get("json")
+    if meta is None and old is not None:
+        meta = {"original_json": old.decode("utf-8", "backslashreplace")}
+    if meta is not None and meta.get("uid") == uid:
+        return
+    group.members = [(name, data) for name, data in group.members if name.lower() != "json"]
+    group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
 
 
 def _add(tar: tarfile.TarFile, key: str, group: Group) -> None:

@@ -58,6 +58,10 @@ def data_workers(spec: TrainSpec, n_gpus: int = 1) -> int:
     Raises:
         InputError: as `local_batch_size`; fewer shards than GPUs, or too few samples for them.
     """
+    if spec.index:  # any process can make any batch
+        local_batch_size(spec, n_gpus)
+        steps(spec)
+        return spec.workers
     shards = len(expand_shards(spec.train_data))
     local_batch = local_batch_size(spec, n_gpus)
     per_epoch = steps(spec).steps_per_epoch * spec.accum_freq
@@ -111,7 +115,7 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
     plan = steps(spec)
     given: dict[str, object] = {
         "model": spec.model,
-        "train-data": spec.train_data,
+        "train-data": spec.index or spec.train_data,
         "dataset-type": "webdataset",
         "train-num-samples": plan.samples_per_epoch,
         "epochs": plan.virtual_epochs,

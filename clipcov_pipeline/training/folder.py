@@ -21,7 +21,7 @@ def claim_folder(spec: TrainSpec) -> None:
     """
     note = spec.folder / "spec.json"
     settings = {k: v for k, v in json.loads(to_json(spec)).items() if k not in FREE_TO_CHANGE}
-    settings["train_data"] = _contents(expand_shards(spec.train_data))
+    settings["train_data"] = _data_contents(spec)
     if spec.pretrained is not None:
         settings["pretrained"] = _contents([spec.pretrained])
     if note.exists():
@@ -36,6 +36,14 @@ def claim_folder(spec: TrainSpec) -> None:
     else:
         spec.folder.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, indent=2))
+
+
+def _data_contents(spec: TrainSpec) -> str:
+    if not spec.index:
+        return _contents(expand_shards(spec.train_data))
+    from clipcov_pipeline.training.training_index import digest_of_index
+
+    return f"index of digest {digest_of_index(spec.index)[:16]}"
 
 
 def _contents(files: Sequence[str]) -> str:

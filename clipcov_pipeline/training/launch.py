@@ -15,7 +15,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def launch(
     n_gpus, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     spec = dataclasses.replace(spec, device=resolve_device(spec.device))
     args = arguments(spec, n_gpus)
-    _check_shards(spec.train_data)
+    if not spec.index:
+        _check_shards(spec.train_data)
     if rank == 0:
         claim_folder(spec)
     if is_complete(spec):
@@ -61,14 +62,22 @@ def launch(
     if spec.device == "cpu":
         _share_cores(data_workers(spec, n_gpus))
     kernels = cpu_kernels() if spec.device == "cpu" else nullcontext()
-    kept = kept_in_memory(expand_shards(spec.train_data))
-    with progress_of(spec, on_progress, on_evaluation), kernels, kept:
+    data = _index_data(spec) if spec.index else kept_in_memory(expand_shards(spec.train_data))
+    with progress_of(spec, on_progress, on_evaluation), kernels, data:
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
         raise RuntimeError(
             f"open_clip_train ended without the checkpoint of epoch {steps(spec).virtual_epochs};"
             f" see {spec.folder / 'out.log'}"
         )
+
+
+def _index_data(spec: TrainSpec) -> AbstractContextManager[None]:
+    from clipcov_pipeline.training.index_loader import IndexData, data_from_index
+
+    assert spec.index is not None
+    options = dict(spec.storage_options or {})
+    return data_from_index(IndexData(spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, options))
 
 
 def _check_shards(train_data: str) -> None:

@@ -1,7 +1,8 @@
 """What a finished training leaves behind: its weights as open_clip loads them, and its record."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     _write_model(spec, model, out)
     record = _record(spec, sum(parameter.numel() for parameter in model.parameters()))
+    record |= {"weights_digest": digest_of_weights(model.state_dict()), **_seen(spec, out)}
     (out / RECORD).write_text(json.dumps(record, indent=2))
     return record
 
@@ -114,6 +116,38 @@ def _record(spec: TrainSpec, parameters: int) -> dict[str, Any]:
         "learning_curve": curve,
         "held_out_retrieval": evaluations(spec),
     }
+
+
+def _seen(spec: TrainSpec, out: Path) -> dict[str, Any]:
+    """What was yielded, and bytes fetched, of a training on an index; a table of it goes to ``out``."""
+    if not spec.index:
+        return {}
+    from clipcov_pipeline.training.remote_reads import bytes_fetched, fetched_into
+    from clipcov_pipeline.training.seen import SEEN, write_seen_table
+    from clipcov_pipeline.training.training_index import read_training_index
+
+    index = read_training_index(spec.index)
+    seen = write_seen_table(out / "seen.parquet", spec.folder / SEEN, index.uids().tolist())
+    fetched = bytes_fetched(fetched_into(index, spec.cache)) if spec.cache else []
+    return {
+        "seen": seen,
+        "bytes_fetched": sum(shard.fetched for shard in fetched),
+        "bytes_used": sum(shard.used for shard in fetched),
+    }
+
+
+def digest_of_weights(state_dict: Mapping[str, Any]) -> str:
+    """Return a sha256 (hex) of a model's weights: names, dtypes, shapes and bytes, in the order of names.
+
+    A file that torch writes holds more than that (its own name and version, in a zip).
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _weights(checkpoint: Path) -> dict[str, Any]:

@@ -30,6 +30,9 @@ STEP_MULTIPLE = 8
 
 # what changes speed or place only: a run may be continued under other values
 FREE_TO_CHANGE = {
+    "index",
+    "cache",
+    "storage_options",
     "val_data",
     "val_samples",
     "keep_early",
@@ -72,6 +75,10 @@ class TrainSpec:
         accum_freq: parts that a GPU cuts its share of the batch into; the loss is over the whole batch, and
             BatchNorm over a part.
         grad_checkpointing: compute activations again in the backward pass, where the model can.
+        index: train on this `training_index`, not on `train_data`; `n_samples` is then the draws of a pass,
+            and the order is exact and seeded.
+        quota: with `index`: samples of each class that every pass draws anew.
+        cache, storage_options: with `index`: folder for what is fetched of remote shards, fsspec's options.
         extra: further arguments of open_clip_train, passed as they are.
     """
 
@@ -102,6 +109,10 @@ class TrainSpec:
     keep_early: bool = False
     accum_freq: int = 1
     grad_checkpointing: bool = False
+    index: str | None = None
+    quota: tuple[int, ...] | None = None
+    cache: str = ""
+    storage_options: Mapping[str, Any] | None = None
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -189,4 +200,5 @@ def to_json(spec: TrainSpec) -> str:
 def from_json(text: str) -> TrainSpec:
     """The spec that `to_json` wrote."""
     fields = json.loads(text)
-    return TrainSpec(**{**fields, "extra": tuple(fields.get("extra", ()))})
+    quota = tuple(fields["quota"]) if fields.get("quota") is not None else None
+    return TrainSpec(**{**fields, "extra": tuple(fields.get("extra", ())), "quota": quota})

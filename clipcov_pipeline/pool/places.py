@@ -1,0 +1,45 @@
+"""Where each good sample lies in its shard, so that it can be read without walking the tar.
+
+A subset is an index of such places over the original shards: nothing is copied to train on it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from clipcov_pipeline.pool.tars import Group
+
+MEMBERS = ("image", "caption", "json")
+PLACES_SCHEMA = {
+    "uid": pl.String,
+    "key": pl.String,
+    "image_ext": pl.String,
+    **{f"{member}_{what}": pl.Int64 for member in MEMBERS for what in ("offset", "size")},
+    "image_hash": pl.Int64,
+    "caption_hash": pl.Int64,
+}
+
+
+def places_of(group: Group, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of `PLACES_SCHEMA` of a good sample, whose row of the manifest is given.
+
+    Offsets and sizes are in bytes, from the tar's first; null for a json that is not there and for a member
+    that is stored sparse, whose bytes do not lie in one piece. The hashes are the first 64 bits of the
+    sha256 of the image's bytes and of the caption as the manifest has it: equal where those are.
+    """
+    image = group.image()
+    assert image is not None  # the sample is good
+    place: dict[str, Any] = {"uid": row["uid"], "key": group.key, "image_ext": image[0]}
+    for member, suffix in zip(MEMBERS, (image[0], "txt", "json"), strict=True):
+        offset, size = group.places.get(suffix, (None, None))
+        place |= {f"{member}_offset": offset, f"{member}_size": size}
+    place["image_hash"] = short_hash(row["image_sha256"])
+    place["caption_hash"] = short_hash(hashlib.sha256(row["caption"].encode()).hexdigest())
+    return place
+
+
+def short_hash(sha256: str) -> int:
+    """Return the first 64 bits of a sha256 in hex, as a signed integer."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)

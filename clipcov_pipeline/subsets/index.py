@@ -1,0 +1,98 @@
+"""A subset as an index over the original shards: what was chosen, with which weight, and where it lies.
+
+Nothing is copied to train on it: the training reads each sample at its place in the pool's own tars.
+"""
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+import numpy as np
+import polars as pl
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.places import PLACES_SCHEMA
+
+CHOSEN = {
+    "uid": pl.String,
+    "rank": pl.Int64,
+    "gain": pl.Float64,
+    "latent_class": pl.Int32,
+    "weight": pl.Float64,
+}
+INDEX_SCHEMA = {**CHOSEN, "shard": pl.String, **{k: v for k, v in PLACES_SCHEMA.items() if k != "uid"}}
+
+
+def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """Return the chosen samples with their places, columns as `INDEX_SCHEMA`, in the order of their ranks.
+
+    Args:
+        chosen: uid, rank, gain, latent_class and, where samples are drawn unequally, weight (1 otherwise).
+        members: the pool's uid and shard: of samples of one uid in two shards, the one that was labelled.
+        places: shard and the columns of `PLACES_SCHEMA`.
+
+    Raises:
+        InputError: a chosen sample has no place (its shard is gone), or a member that lies in pieces; a
+            weight that is negative or not finite, or no weight above 0.
+    """
+    weight = pl.col("weight") if "weight" in chosen.columns else pl.lit(1.0)
+    rows = chosen.with_columns(weight=weight.cast(pl.Float64))
+    check_weights(rows["weight"].to_numpy(), "subset")
+    rows = rows.join(members.select("uid", "shard"), on="uid", how="left", maintain_order="left")
+    rows = rows.join(places, on=("shard", "uid"), how="left", maintain_order="left")
+    lost = rows.filter(pl.any_horizontal(pl.col("image_offset", "caption_offset").is_null()))
+    if lost.height:
+        uid, shard = lost.select("uid", "shard").row(0)
+        raise InputError(
+            f"subset: found no place of {lost.height} chosen samples, first uid {uid} of shard {shard!r},"
+            " expected one each: the shard is gone or stores it sparse; run the pipeline again"
+        )
+    return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()).sort("rank")
+
+
+def check_weights(weight: np.ndarray, where: str) -> None:
+    """Look whether samples can be drawn by these weights, float [n]; ``where`` begins the line.
+
+    Raises:
+        InputError: a weight that is negative, NaN (or missing) or infinite, or none above 0.
+    """
+    bad = ~np.isfinite(weight) | (weight < 0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"{where}: found the weight {weight[row]:g} in row {row} ({int(bad.sum())} such rows), expected"
+            " finite numbers of at least 0"
+        )
+    if not weight.any():
+        raise InputError(f"{where}: found {len(weight)} weights of 0, expected at least one above")
+
+
+def samples_digest(index: pl.DataFrame) -> str:
+    """Return what a training on these samples depends on: their pairs and weights, wherever they lie.
+
+    A sha256 in hex over uid, image, caption and weight, in the order of the uids.
+    """
+    rows = index.sort("uid").select("uid", "image_hash", "caption_hash", "weight")
+    return sha256(rows.write_csv(include_header=False).encode()).hexdigest()
+
+
+def training_rows(index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
+    """Return what a training reads, in the order of the uids: `INDEX_SCHEMA` without ranks and gains.
+
+    ``shard`` is the shard's path or URL of now, ``shard_version`` its change token.
+
+    Raises:
+        InputError: a shard is no longer in the pool.
+    """
+    found = pl.DataFrame(
+        [(shard.name, shard.url, shard.version) for shard in shards],
+        schema={"shard": pl.String, "url": pl.String, "shard_version": pl.String},
+        orient="row",
+    )
+    rows = index.sort("uid").join(found, on="shard", how="left", maintain_order="left")
+    if (gone := rows.filter(pl.col("url").is_null())).height:
+        raise InputError(
+            f"subset: found shard {gone['shard'][0]!r} of {gone.height} samples gone from the pool, expected"
+            " it where the subset was chosen; run the pipeline again"
+        )
+    return rows.drop("rank", "gain", "shard", "key").rename({"url": "shard"})

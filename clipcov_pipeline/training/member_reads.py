@@ -1,0 +1,174 @@
+"""Positioned reads of image and caption from local tars: no tar is walked, no file stays open a sample.
+
+Nothing is trained on that is not what was recorded: a shard's token is compared at every use of it, and a
+member's tar header and digests when it is first read in a process.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.places import short_hash
+from clipcov_pipeline.training.training_index import TrainingIndex
+
+HEADER = 512  # bytes of a tar header, right before its member's content
+MOST_OPEN = 64  # shards that a process keeps open; a file descriptor each
+# image and caption of a sample lie side by side, but for a small json: one read takes both
+_SPAN_GAP = 1 << 14
+_NAME_FIELD = 100  # bytes; of a longer name the header holds the first ones only
+Pair = tuple[bytes, bytes]
+
+
+class MemberReads:
+    """Reads samples of an index from local files.
+
+    index: what is read; files: local path of each shard where it is not the shard itself (sparse copies of
+    remote ones, whose tokens were compared when they were fetched).
+    """
+
+    def __init__(self, index: TrainingIndex, files: Sequence[str] | None = None) -> None:
+        self._index, self._files = index, files
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._checked = np.zeros(len(index), bool)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Another process opens its own files."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def read(self, row: int) -> Pair:
+        """(image file, caption) of a row, bytes as stored.
+
+        Raises:
+            InputError: the shard is gone or is not what it was when its places were recorded.
+        """
+        at = Places(self._index, row)
+        file = self._file(at.shard)
+        if at.span <= at.wanted + _SPAN_GAP:
+            data = self._exactly(file, at.first, at.span, at)
+            image_part, caption_part = at.cut(data)
+        else:
+            image_part = self._exactly(file, at.image - HEADER, HEADER + at.image_size, at)
+            caption_part = self._exactly(file, at.caption - HEADER, HEADER + at.caption_size, at)
+        if not self._checked[row]:
+            self._check(at, image_part, caption_part)
+            self._checked[row] = True
+        return image_part[HEADER:], caption_part[HEADER:]
+
+    def _exactly(self, file: int, offset: int, size: int, at: "Places") -> bytes:
+        data = os.pread(file, size, offset)
+        while 0 < len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+            data += more
+        if len(data) != size:
+            raise self._changed(at.shard, f"it ends before byte {offset + size}")
+        return data
+
+    def _file(self, shard: int) -> int:
+        """File descriptor of a shard, which is as recorded."""
+        file = self._open.get(shard)
+        if file is None:
+            if len(self._open) >= MOST_OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            file = self._open[shard] = self._opened(shard)
+        else:
+            self._open.move_to_end(shard)
+        if self._files is None:
+            stat = os.fstat(file)
+            token = f"{stat.st_size}-{stat.st_mtime_ns}"
+            if token != self._index.versions[shard]:
+                raise changed(self._index, shard, token)
+        return file
+
+    def _opened(self, shard: int) -> int:
+        path = self._index.shards[shard] if self._files is None else self._files[shard]
+        try:
+            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            raise gone(self._index, shard) from None
+
+    def _check(self, at: "Places", image: bytes, caption: bytes) -> None:
+        """Compare headers and digests with what was recorded."""
+        index, row = self._index, at.row
+        for part, suffix in ((image, index.extensions[index.image_ext[row]]), (caption, "txt")):
+            if problem := _header_problem(part[:HEADER], suffix, len(part) - HEADER):
+                raise self._changed(at.shard, problem)
+        if index.image_hash is not None and _hash(image[HEADER:]) != index.image_hash[row]:
+            raise self._changed(at.shard, f"the image at byte {at.image} is another")
+        # as in the manifest: stripped, and known to be UTF-8
+        stripped = caption[HEADER:].decode("utf-8", "replace").strip().encode()
+        if index.caption_hash is not None and _hash(stripped) != index.caption_hash[row]:
+            raise self._changed(at.shard, f"the caption at byte {at.caption} is another")
+
+    def _changed(self, shard: int, found: str) -> InputError:
+        where = self._index.shards[shard] if self._files is None else self._files[shard]
+        try:
+            stat = Path(where).stat()
+            token = f"{stat.st_size}-{stat.st_mtime_ns}"
+        except OSError:
+            token = "none"
+        return changed(self._index, shard, token if self._files is None else "as recorded", found)
+
+
+class Places:
+    """Where the image and the caption of one row lie, in bytes."""
+
+    __slots__ = (
+        "caption", "caption_size", "first", "image", "image_size", "row", "shard", "span", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, index: TrainingIndex, row: int) -> None:
+        self.row, self.shard = row, int(index.shard[row])
+        self.image, self.image_size = int(index.image_offset[row]), int(index.image_size[row])
+        self.caption, self.caption_size = int(index.caption_offset[row]), int(index.caption_size[row])
+        self.first = min(self.image, self.caption) - HEADER
+        end = max(self.image + self.image_size, self.caption + self.caption_size)
+        self.span = end - self.first
+        self.wanted = self.image_size + self.caption_size + 2 * HEADER
+
+    def cut(self, data: bytes) -> Pair:
+        """Header and content of the image and of the caption, from the bytes of the whole span."""
+        image, caption = self.image - self.first, self.caption - self.first
+        return (
+            data[image - HEADER : image + self.image_size],
+            data[caption - HEADER : caption + self.caption_size],
+        )
+
+
+def changed(index: TrainingIndex, shard: int, token: str, found: str = "") -> InputError:
+    """The error of a shard that is not what its places were recorded of."""
+    what = f" ({found})" if found else ""
+    return InputError(
+        f"shard {index.shards[shard]} changed since its places were recorded{what}: found token {token},"
+        f" expected {index.versions[shard]}; put the shard back or run the pipeline again"
+    )
+
+
+def gone(index: TrainingIndex, shard: int) -> InputError:
+    """The error of a shard that is not there."""
+    samples = int(np.count_nonzero(index.shard == shard))
+    return InputError(
+        f"shard {index.shards[shard]} is gone: found no file, expected token {index.versions[shard]};"
+        f" {samples} samples of the subset lie in it: put it back or run the pipeline again"
+    )
+
+
+def _hash(data: bytes) -> int:
+    return short_hash(hashlib.sha256(data).hexdigest())
+
+
+def _header_problem(header: bytes, suffix: str, size: int) -> str | None:
+    """What is wrong with a member's header, None where it is the expected one."""
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:  # pyright: ignore[reportAttributeAccessIssue]
+        return f"no tar header where .{suffix} of {size} bytes was: {error}"
+    found = member.name.rpartition("/")[2].partition(".")[2].lower()
+    long_name = len(member.name.encode("utf-8", "surrogateescape")) >= _NAME_FIELD
+    if member.size != size or (found != suffix and not long_name):
+        return f"{member.name!r} of {member.size} bytes where .{suffix} of {size} bytes was"
+    return None
