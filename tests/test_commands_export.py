@@ -32,7 +32,8 @@ def test_every_form_holds_the_subset_that_is_stored(lab: Lab, tmp_path: Path) ->
         assert done.output.startswith(f"{len(uids)} samples written to {tmp_path / form}: ")
     assert (np.load(tmp_path / "npy" / "subset.npy") == np.load(stored / "subset.npy")).all()
     assert set(pl.read_parquet(tmp_path / "parquet" / "subset.parquet")["uid"]) == uids
-    assert (
+    csv = pl.read_csv(tmp_path / "csv" / "subset.csv", schema_overrides={"key": pl.String})
+    assert set(csv["uid"]) == uids
         set(pl.read_csv(tmp_path / "csv" / "subset.csv", schema_overrides={"key": pl.String})["uid"]) == uids
     )
     assert set(pl.read_parquet(tmp_path / "hf" / "*.parquet")["uid"]) == uids
