@@ -62,10 +62,10 @@ def prefetch(pairs, i):
 
 @njit(nogil=True, cache=True)
 def scatter(pairs, into, image, text, by):
-    """pairs[into[i]] = [image[i]; text[i]] for the i in ``by``, in that order; all three of one bit type."""
+    """pairs[into[p]] = [image[by[p]]; text[by[p]]] for all p, in that order; all three of one bit type."""
     d = image.shape[1]
-    for i in by:
-        at = into[i]
+    for p in range(by.shape[0]):
+        i, at = by[p], into[p]
         for j in range(d):
             pairs[at, j] = image[i, j]
         for j in range(d):
