@@ -4,10 +4,10 @@
 class of 3,000 evaluates some 16 gains a pick, each a row from memory; here most rows are left alone for many
 picks, and the few that can be picked next are evaluated while they lie in the processor's cache.
 
-With c the mean of the class, c' the same with its halves swapped, a_i = c + x_i, S the t samples taken and
+With c the class's mean, c' the same with its halves swapped, a_i = c + x_i, S the t samples taken and
 D = sum of swapped x_j over them,
 
-    gain_i = base_i - scale * (t m_i + h + <x_i, D>),    m_i = <a_i, c'>,    h = sum of m_j over S - t <c, c'>.
+    gain_i = base_i - scale * (t m_i + h + <x_i, D>),  m_i = <a_i, c'>,  h = sum of m_j over S - t <c, c'>.
 
 All but <x_i, D> is a few numbers a row. That product was right when the row was last evaluated, at D_0, and
 has changed by at most |x_i| |D - D_0| since. |D| stays small, as the samples taken scatter about the mean, so
@@ -16,7 +16,8 @@ that is a close bound, and it costs no look at the row.
 A block goes: with the bounds of all rows, choose the ``candidates`` that may be picked while |D| moves by at
 most ``reach``; evaluate them; pick from them, evaluating again what the bounds do not settle, until D has
 moved too far, or one of the others could be better. What is picked is always the row whose gain, worked out
-as ``greedy.py`` does, is the largest of all, ties to the lower row; only what is looked at to find it differs.
+as ``greedy.py`` does, is the largest of all, ties to the lower row; only what is looked at to find it is
+another thing.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from clipcov_pipeline.selection.kernels import FAST, add_swapped, as_float32, dot, prefetch
+from clipcov_pipeline.selection.kernels import FAST, add_swapped, distance, dot, drift, offset, prefetch
 
 # blocks whose D is kept, to tell how far it has moved since a row was evaluated
 _KEPT = 64
@@ -78,7 +79,7 @@ class State(NamedTuple):
 
 
 class _Room(NamedTuple):
-    """Scratch of one thread: ``mark`` and ``key`` by row or place of a class, the rest by candidate or block."""
+    """Scratch of one thread: ``mark`` by row and ``key`` by place in a class; by candidate; by block."""
 
     key: np.ndarray
     mark: np.ndarray
@@ -166,9 +167,9 @@ def _advance(pairs, c, start, stop, rows, state, room, floor, most):
         picks = min(max(_PICKS, size // 32), _MOST_PICKS, most - count)
         if reach == 0.0:
             reach = 1.3 * spread * np.sqrt(picks) + 1e-3
-        _offset(chosen, count, centre, room.kept[block])
+        offset(chosen, count, centre, room.kept[block])
         for b in range(block):
-            room.moved[b] = _distance(room.kept[block], room.kept[b])
+            room.moved[b] = distance(room.kept[block], room.kept[b])
         room.moved[block] = 0.0
         found, outside = _candidates(
             left, size, level, mean, apart, room, scale, count, picks, usual, reach, int(picks + extra)
@@ -205,38 +206,6 @@ def _advance(pairs, c, start, stop, rows, state, room, floor, most):
         # the best of now, as found by its evaluation
         state.best[c] = room.top[0]
     return evaluated
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _offset(chosen, count, centre, out):
-    """out = D: ``chosen`` less ``count`` times the centre."""
-    for j in range(chosen.shape[0]):
-        out[j] = chosen[j] - count * np.float64(centre[j])
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _distance(a, b):
-    """|a - b|, or a little more, for float32 vectors."""
-    total = np.float32(0.0)
-    for j in range(a.shape[0]):
-        x = a[j] - b[j]
-        total += x * x
-    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _drift(row, centre_swapped, d, drift):
-    """Add x of a row to ``drift`` (float32 [2d], not swapped); returns |drift|, or a little more."""
-    total = np.float32(0.0)
-    for j in range(d):
-        x = drift[j] + (as_float32(row[j]) - centre_swapped[d + j])
-        drift[j] = x
-        total += x * x
-    for j in range(d):
-        x = drift[d + j] + (as_float32(row[d + j]) - centre_swapped[j])
-        drift[d + j] = x
-        total += x * x
-    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
 
 
 @njit(nogil=True, cache=True)
@@ -360,7 +329,7 @@ def _pick(
         room.first[best], room.later[best], ahead = -np.inf, -np.inf, second
         done += 1
         add_swapped(pairs, start + i, d, chosen, room.scaled, scale)
-        moved = _drift(pairs[start + i], centre, d, room.drift)
+        moved = drift(pairs[start + i], centre, d, room.drift)
         path += apart[i]
         known += mean[i] - own
         total += mean[i]
@@ -408,9 +377,9 @@ def _settle(left, size, level, apart, room, chosen, centre, scale, count, blocks
     if blocks == 0:
         return
     # the drift is free between blocks
-    _offset(chosen, count, centre, room.drift)
+    offset(chosen, count, centre, room.drift)
     for b in range(blocks):
-        room.moved[b] = _distance(room.drift, room.kept[b])
+        room.moved[b] = distance(room.drift, room.kept[b])
     for q in range(size):
         i = left[q]
         level[i] += scale * apart[i] * room.moved[room.mark[i]]

@@ -83,7 +83,7 @@ class RowFile:
         self._file, self._own = os.open(path, os.O_RDWR), threading.local()
 
     def room(self, shape: tuple[int, int], dtype: Any) -> np.ndarray:
-        """An array to join rows in, the thread's own: new memory for every block costs as much as the block."""
+        """An array to join rows in, the thread's own: new memory for a block costs as much as the block."""
         size = shape[0] * shape[1] * np.dtype(dtype).itemsize
         if len(getattr(self._own, "room", b"")) < size:
             self._own.room = np.empty(size, np.uint8)

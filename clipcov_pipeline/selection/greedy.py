@@ -36,9 +36,9 @@ def greedy_classes(
 ):  # fmt: skip
     """Exact lazy greedy inside some classes; a later call with a lower ``floor`` carries on.
 
-    All gains fall by at least scale x ``least`` a pick (rise, where it is negative). So with a key that is the
-    gain when last evaluated, raised by what that came to by then, all bounds of a class move together, and
-    they stay a heap. The largest is evaluated afresh until it is one whose gain is of now: that is the
+    All gains fall by at least scale x ``least`` a pick (rise, where it is negative). So with a key that is
+    the gain when last evaluated, raised by what that came to by then, all bounds of a class move together,
+    and they stay a heap. The largest is evaluated afresh until it is one whose gain is of now: that is the
     largest gain.
 
     Args:

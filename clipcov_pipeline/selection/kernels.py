@@ -245,6 +245,38 @@ def add_swapped(pairs, i, d, chosen, scaled, scale):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
+def offset(chosen, count, centre, out):
+    """out = D: ``chosen`` less ``count`` times the centre."""
+    for j in range(chosen.shape[0]):
+        out[j] = chosen[j] - count * np.float64(centre[j])
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def distance(a, b):
+    """|a - b|, or a little more, for float32 vectors."""
+    total = np.float32(0.0)
+    for j in range(a.shape[0]):
+        x = a[j] - b[j]
+        total += x * x
+    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def drift(row, centre_swapped, d, drift):
+    """Add x of a row to ``drift`` (float32 [2d], not swapped); returns |drift|, or a little more."""
+    total = np.float32(0.0)
+    for j in range(d):
+        x = drift[j] + (as_float32(row[j]) - centre_swapped[d + j])
+        drift[j] = x
+        total += x * x
+    for j in range(d):
+        x = drift[d + j] + (as_float32(row[d + j]) - centre_swapped[j])
+        drift[d + j] = x
+        total += x * x
+    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
 def clipped_similarity(pairs, i, j, d):
     """max(0, <v_i, t_j>) + max(0, <t_i, v_j>), float32."""
     vt = np.float32(0.0)

@@ -111,8 +111,8 @@ def scoring(
 
     def work(classes: np.ndarray) -> None:
         kernels.score_classes(
-            rows, pool.starts, classes, vectors, similarity, pool.label_similarity, pool.order, clipped, given,
-            farthest, mean, apart, base,
+            rows, pool.starts, classes, vectors, similarity, pool.label_similarity, pool.order, clipped,
+            given, farthest, mean, apart, base,
         )  # fmt: skip
 
     return begun, work
