@@ -190,6 +190,7 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 8
 
 # numba compiles these as they stand: to cut them, or to pack their arrays, would cost speed
 COMPILED_LOOPS = {
+    "_candidates",
     "_advance",
     "_bounds",
     "_evaluate",
@@ -197,7 +198,6 @@ COMPILED_LOOPS = {
     "_pick",
     "_settle",
     "batch_classes",
-    "choose_candidates",
     "greedy_classes",
     "score_classes",
 }

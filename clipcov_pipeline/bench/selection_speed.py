@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -79,7 +80,7 @@ def run_benchmark(
         **also: `Also`; by default the authors' route.
 
     Returns:
-        JSON-able: settings, machine, rows, exponent, notebook and peers comparisons.
+        JSON-able: settings, machine, rows, exponents, notebook and peers comparisons.
 
     Raises:
         InputError: the disk has not the room.
@@ -226,19 +227,25 @@ def _engine(bench: Bench, pool: Pool) -> None:
     )
 
 
-def _scaling(bench: Bench, pool: Pool) -> float | None:
-    """Exponent of the seconds of a full ranking in the number of pairs, the same classes throughout."""
+def _scaling(bench: Bench, pool: Pool) -> dict[str, float]:
+    """Exponents of the CPU seconds of a full ranking in the number of pairs: the same classes throughout, so
+    that they grow with the pool, and classes of the same sizes, so that there are more of them."""
     sizes = [size for size in (100_000, 300_000, 1_000_000) if size < len(pool)]
-    if not sizes:
-        return None
-    for size in sizes:
-        with pool.take(np.arange(size)) as part:
-            bench.measure(
-                f"rank all of {size:,}", size, lambda part=part: rank(fresh_pool(part), threads=bench.threads)
-            )
-    lines = [bench.row(f"rank all of {size:,}") for size in sizes] + [bench.row("rank all, warm")]
-    logs = np.log([[line["pairs"], line["seconds"]] for line in lines])
-    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+    by_class = np.random.default_rng(0).permutation(pool.n_classes)[pool.latent_class]
+    ways = {
+        "classes grow": (np.arange(len(pool)), "rank all of {:,}"),
+        "more classes": (np.argsort(by_class, kind="stable"), "rank all of {:,}, of some classes"),
+    }
+    found = {}
+    for way, (rows, words) in ways.items() if sizes else ():
+        for size in sizes:
+            with pool.take(rows[:size]) as part:
+                work = partial(lambda part: rank(fresh_pool(part), threads=bench.threads), part)
+                bench.measure(words.format(size), size, work)
+        lines = [bench.row(words.format(size)) for size in sizes] + [bench.row("rank all, warm")]
+        logs = np.log([[line["pairs"], line["cpu_seconds"]] for line in lines])
+        found[way] = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+    return found
 
 
 def _labels(bench: Bench, pool: Pool, classes: int) -> None:
@@ -354,8 +361,10 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"{row['what']:44} {row['pairs']:>10,} {row['seconds']:>9.3f} {cpu:>9} {memory:>8}  {row['note']}"
         )
-    if found.get("exponent") is not None:
-        lines.append(f"seconds grow as pairs to the power {found['exponent']:.2f}")
+    lines += [
+        f"{way}: CPU seconds grow as pairs to the power {power:.2f}"
+        for way, power in found["exponent"].items()
+    ]
     lines += [
         f"{notebook['pairs']:,} pairs in {notebook['classes']} classes: the notebook's route, matrices "
         f"included, takes {notebook['cpu_ratio']:.0f} times the CPU of ours "

@@ -4,10 +4,10 @@
 class of 3,000 evaluates some 16 gains a pick, each a row from memory; here most rows are left alone for many
 picks, and the few that can be picked next are evaluated while they lie in the processor's cache.
 
-With c the mean of the class, c' the same with its halves swapped, a_i = c + x_i, S the t samples taken and
+With c the class's mean, c' the same with its halves swapped, a_i = c + x_i, S the t samples taken and
 D = sum of swapped x_j over them,
 
-    gain_i = base_i - scale * (t m_i + h + <x_i, D>),   m_i = <a_i, c'>,   h = sum of m_j over S - t <c, c'>.
+    gain_i = base_i - scale * (t m_i + h + <x_i, D>),  m_i = <a_i, c'>,  h = sum of m_j over S - t <c, c'>.
 
 All but <x_i, D> is a few numbers a row. That product was right when the row was last evaluated, at D_0, and
 has changed by at most |x_i| |D - D_0| since. |D| stays small, as the samples taken scatter about the mean, so
@@ -16,7 +16,8 @@ that is a close bound, and it costs no look at the row.
 A block goes: with the bounds of all rows, choose the ``candidates`` that may be picked while |D| moves by at
 most ``reach``; evaluate them; pick from them, evaluating again what the bounds do not settle, until D has
 moved too far, or one of the others could be better. What is picked is always the row whose gain, worked out
-as ``greedy.py`` does, is the largest of all, ties to the lower row; only how it is found differs.
+as ``greedy.py`` does, is the largest of all, ties to the lower row; only what is looked at to find it is
+another thing.
 """
 
 from typing import NamedTuple
@@ -24,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from clipcov_pipeline.selection.candidates import BINS, choose_candidates
-from clipcov_pipeline.selection.kernels import FAST, add_swapped, as_float32, dot, prefetch
+from clipcov_pipeline.selection.kernels import FAST, add_swapped, distance, dot, drift, offset, prefetch
 
 # blocks whose D is kept, to tell how far it has moved since a row was evaluated
 _KEPT = 64
+_BINS = 1024
 _PICKS, _MOST_PICKS = 32, 512
 # rows asked for before they are read
 _AHEAD = 2
@@ -37,7 +38,7 @@ _ROUNDING = 4e-6
 _NO_NAN = FAST | {"nnan"}
 
 # numba's cache on disk sees a change in this file only: a test has this line follow
-COMPILED_WITH = {"kernels.py": "2a6cdba4660cb924", "candidates.py": "768a0beb38cd3ef5"}
+COMPILED_WITH = {"kernels.py": "51a57581fc05c47f"}
 
 
 class Rows(NamedTuple):
@@ -81,7 +82,7 @@ class State(NamedTuple):
 
 
 class _Room(NamedTuple):
-    """Scratch of one thread: ``mark`` and ``key`` by row or place of a class, the rest by candidate."""
+    """Scratch of one thread: ``mark`` by row and ``key`` by place in a class; by candidate; by block."""
 
     key: np.ndarray
     mark: np.ndarray
@@ -107,7 +108,7 @@ def _room(n, wide):
     return _Room(
         np.empty(n), np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n), np.empty(n, np.int64),
         np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n),
-        np.empty(BINS, np.int64), np.empty((_KEPT, wide), np.float32), np.empty(_KEPT),
+        np.empty(_BINS, np.int64), np.empty((_KEPT, wide), np.float32), np.empty(_KEPT),
         np.empty(wide, np.float32), np.empty(wide, np.float32),
     )  # fmt: skip
 
@@ -169,11 +170,11 @@ def _advance(pairs, c, start, stop, rows, state, room, floor, most):
         picks = min(max(_PICKS, size // 32), _MOST_PICKS, most - count)
         if reach == 0.0:
             reach = 1.3 * spread * np.sqrt(picks) + 1e-3
-        _offset(chosen, count, centre, room.kept[block])
+        offset(chosen, count, centre, room.kept[block])
         for b in range(block):
-            room.moved[b] = _distance(room.kept[block], room.kept[b])
+            room.moved[b] = distance(room.kept[block], room.kept[b])
         room.moved[block] = 0.0
-        found, outside = choose_candidates(
+        found, outside = _candidates(
             left, size, level, mean, apart, room, scale, count, picks, usual, reach, int(picks + extra)
         )  # fmt: skip
         _evaluate(pairs, start, room, found, base, mean, apart, level, scale, count, known, block)
@@ -210,36 +211,51 @@ def _advance(pairs, c, start, stop, rows, state, room, floor, most):
     return evaluated
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _offset(chosen, count, centre, out):
-    """out = D: ``chosen`` less ``count`` times the centre."""
-    for j in range(chosen.shape[0]):
-        out[j] = chosen[j] - count * np.float64(centre[j])
+@njit(nogil=True, cache=True)
+def _candidates(left, size, level, mean, apart, room, scale, count, picks, usual, reach, want):
+    """Choose about ``want`` rows, or all, by their bounds; in ``room.row``, with ``room.top``.
 
+    ``top`` less scale * (usual * picks since + h) is a bound on the gain of a candidate and of all that come
+    after it, for ``picks`` picks and while D moves by at most ``reach``.
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _distance(a, b):
-    """|a - b|, or a little more, for float32 vectors."""
-    total = np.float32(0.0)
-    for j in range(a.shape[0]):
-        x = a[j] - b[j]
-        total += x * x
-    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _drift(row, centre_swapped, d, drift):
-    """Add x of a row to ``drift`` (float32 [2d], not swapped); returns |drift|, or a little more."""
-    total = np.float32(0.0)
-    for j in range(d):
-        x = drift[j] + (as_float32(row[j]) - centre_swapped[d + j])
-        drift[j] = x
-        total += x * x
-    for j in range(d):
-        x = drift[d + j] + (as_float32(row[d + j]) - centre_swapped[j])
-        drift[d + j] = x
-        total += x * x
-    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
+    Returns:
+        Their number, and the same bound for the rows left out.
+    """
+    key = room.key
+    low, high = np.inf, -np.inf
+    for q in range(size):
+        i = left[q]
+        bound = level[i] - scale * (count * mean[i] - apart[i] * (room.moved[room.mark[i]] + reach))
+        # a row whose gain falls more slowly than the usual counts as it will stand at the end of the block
+        bound += max(0.0, scale * picks * (usual - mean[i]))
+        key[q] = bound
+        low, high = min(low, bound), max(high, bound)
+    per = (_BINS - 1) / max(high - low, 1e-30)
+    bins = room.histogram
+    bins[:] = 0
+    for q in range(size):
+        bins[int((key[q] - low) * per)] += 1
+    last, found = _BINS, 0
+    while last > 0 and found < want:
+        last -= 1
+        found += bins[last]
+    # from counts to where each bin begins, the highest bin first
+    at = 0
+    for b in range(_BINS - 1, last - 1, -1):
+        number = bins[b]
+        bins[b] = at
+        at += number
+    outside = -np.inf
+    for q in range(size):
+        b = int((key[q] - low) * per)
+        if b >= last:
+            room.row[bins[b]], room.top[bins[b]] = left[q], key[q]
+            bins[b] += 1
+        else:
+            outside = max(outside, key[q])
+    for p in range(found - 2, -1, -1):
+        room.top[p] = max(room.top[p], room.top[p + 1])
+    return found, outside
 
 
 @njit(nogil=True, cache=True)
@@ -316,7 +332,7 @@ def _pick(
         room.first[best], room.later[best], ahead = -np.inf, -np.inf, second
         done += 1
         add_swapped(pairs, start + i, d, chosen, room.scaled, scale)
-        moved = _drift(pairs[start + i], centre, d, room.drift)
+        moved = drift(pairs[start + i], centre, d, room.drift)
         path += apart[i]
         known += mean[i] - own
         total += mean[i]
@@ -364,9 +380,9 @@ def _settle(left, size, level, apart, room, chosen, centre, scale, count, blocks
     if blocks == 0:
         return
     # the drift is free between blocks
-    _offset(chosen, count, centre, room.drift)
+    offset(chosen, count, centre, room.drift)
     for b in range(blocks):
-        room.moved[b] = _distance(room.drift, room.kept[b])
+        room.moved[b] = distance(room.drift, room.kept[b])
     for q in range(size):
         i = left[q]
         level[i] += scale * apart[i] * room.moved[room.mark[i]]

@@ -78,7 +78,8 @@ class BlockGreedy:
         of_class = np.searchsorted(self.pool.starts, left, side="right") - 1
         count, scale = self.taken[of_class], self.scale[of_class]
         fallen = scale * (count * self.known.mean[left] + self.state.known[of_class])
-        return self.state.level[left] - fallen
+        # where a class was stopped, its best gain was known: without that the threshold would not get lower
+        return np.minimum(self.state.level[left] - fallen, self.state.best[of_class])
 
 
 class HeapGreedy:
@@ -142,7 +143,7 @@ class BatchOrders:
         # a batch that the scores have not felt yet: its pairs are as similar as usual
         waits, fall = self.state.waiting[of_class], self.state.constant[of_class]
         fallen = np.where(waits > 0, self.scale[of_class] * (fall + waits * self.lasting[left]), 0.0)
-        return self.state.score[left] - fallen
+        return np.minimum(self.state.score[left] - fallen, self.state.lowest[of_class])
 
 
 def _left(pool: Pool, left: np.ndarray, size: np.ndarray, step: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +14,8 @@ from clipcov_pipeline.errors import InputError
 # distance of a norm from 1 that rounding to float16 explains several times over
 NORM_TOLERANCE = 1e-2
 
-BLOCK_BYTES = 256 << 20
+# of embeddings that are moved at once; several such blocks are on their way at a time
+BLOCK_BYTES = 32 << 20
 
 OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
 
@@ -64,8 +66,45 @@ def make_rows(
             f"expected {size / 1e9:.1f} GB; choose another"
         )
     handle, name = tempfile.mkstemp(prefix="pool-", suffix=".rows", dir=folder)
+    # not opened as a new file: some file systems write a file that was emptied to the disk when it is closed
+    os.ftruncate(handle, size)
     os.close(handle)
-    return np.memmap(name, dtype, "w+", shape=shape), Path(name)
+    return np.memmap(name, dtype, "r+", shape=shape), Path(name)
+
+
+class RowFile:
+    """Writes rows to their places in a scratch file; threads may share it.
+
+    By the system's calls for files, not through the memory map: a page that is first touched by a store costs
+    a fault of its own, and those were most of the time of reading a table.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._own = os.open(path, os.O_RDWR), threading.local()
+
+    def room(self, shape: tuple[int, int], dtype: Any) -> np.ndarray:
+        """An array to join rows in, the thread's own: new memory for a block costs as much as the block."""
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        if len(getattr(self._own, "room", b"")) < size:
+            self._own.room = np.empty(size, np.uint8)
+        return self._own.room[:size].view(dtype).reshape(shape)
+
+    def put(self, rows: np.ndarray, into: np.ndarray) -> None:
+        """Write rows [b, 2d], contiguous, to places that ascend."""
+        if len(rows) == 0:
+            return
+        width, data = rows.strides[0], memoryview(rows).cast("B")
+        ends = np.append(np.flatnonzero(np.diff(into) != 1) + 1, len(into)).tolist()
+        at = 0
+        for end, place in zip(ends, into[[0, *ends[:-1]]].tolist(), strict=True):
+            done = 0
+            while done < (end - at) * width:
+                part = data[at * width + done : end * width]
+                done += os.pwrite(self._file, part, place * width + done)
+            at = end
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
 def array_blocks(image: np.ndarray, text: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -62,10 +62,10 @@ def prefetch(pairs, i):
 
 @njit(nogil=True, cache=True)
 def scatter(pairs, into, image, text, by):
-    """pairs[into[i]] = [image[i]; text[i]] for the i in ``by``, in that order; all three of one bit type."""
+    """pairs[into[p]] = [image[by[p]]; text[by[p]]] for all p, in that order; all three of one bit type."""
     d = image.shape[1]
-    for i in by:
-        at = into[i]
+    for p in range(by.shape[0]):
+        i, at = by[p], into[p]
         for j in range(d):
             pairs[at, j] = image[i, j]
         for j in range(d):
@@ -242,6 +242,38 @@ def add_swapped(pairs, i, d, chosen, scaled, scale):
         chosen[d + j] += as_float32(pairs[i, j])
     for j in range(2 * d):
         scaled[j] = chosen[j] * scale
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def offset(chosen, count, centre, out):
+    """out = D: ``chosen`` less ``count`` times the centre."""
+    for j in range(chosen.shape[0]):
+        out[j] = chosen[j] - count * np.float64(centre[j])
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def distance(a, b):
+    """|a - b|, or a little more, for float32 vectors."""
+    total = np.float32(0.0)
+    for j in range(a.shape[0]):
+        x = a[j] - b[j]
+        total += x * x
+    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def drift(row, centre_swapped, d, drift):
+    """Add x of a row to ``drift`` (float32 [2d], not swapped); returns |drift|, or a little more."""
+    total = np.float32(0.0)
+    for j in range(d):
+        x = drift[j] + (as_float32(row[j]) - centre_swapped[d + j])
+        drift[j] = x
+        total += x * x
+    for j in range(d):
+        x = drift[d + j] + (as_float32(row[d + j]) - centre_swapped[j])
+        drift[d + j] = x
+        total += x * x
+    return np.float64(np.sqrt(total)) * 1.0001 + 1e-4
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)

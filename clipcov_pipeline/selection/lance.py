@@ -10,7 +10,7 @@ import numpy as np
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, check_classes, check_similarity
 
-_BATCH_ROWS = 16384
+_BATCH_ROWS = 32768
 # pools smaller than this lie in memory
 _MEMORY_BYTES = 256 << 20
 
@@ -89,7 +89,10 @@ def _labels(table: Any, labels: Any, where: str | None) -> Any:
         raise InputError(
             f"labels: found missing values in {', '.join(missing)}, expected a value for every uid"
         )
-    if frame["uid"].n_unique() < len(frame):
+    uid = text_bytes(frame["uid"].to_arrow())
+    keys = np.sort(_keys(uid, uid.dtype))
+    # names with keys of their own are distinct; others have to be looked at
+    if (keys[1:] == keys[:-1]).any() and frame["uid"].n_unique() < len(frame):
         twice = frame["uid"].filter(frame["uid"].is_duplicated())[0]
         raise InputError(f"labels: found uid {twice} more than once, expected distinct uids")
     return frame
@@ -102,25 +105,18 @@ def _blocks(
     import polars as pl
 
     uid = pool_columns["uid"]
-    by_key = np.argsort(_keys(uid, uid.dtype), kind="stable")
-    ordered = _keys(uid, uid.dtype)[by_key]
-    shared = bool((ordered[1:] == ordered[:-1]).any())
-    if shared:
-        # next to impossible for uids, but then the names themselves have to do
-        by_key = np.argsort(uid, kind="stable")
-        ordered = uid[by_key]
+    find = _Finder(uid)
     met = np.zeros(len(uid), np.bool_)
     columns = ["uid", "image_embedding", "text_embedding"] + (["caption"] if captions else [])
     columns += ["shard"] if shard is not None else []
     for batch in _scan(table, columns, where):
         found = text_bytes(batch.column("uid"))
-        sought = found if shared else _keys(found, uid.dtype)
-        rows = by_key[np.minimum(np.searchsorted(ordered, sought), len(ordered) - 1)]
-        here = uid[rows] == found
+        rows, here = find(found)
         if shard is not None:
             here &= pl.Series(batch.column("shard")).eq_missing(shard.gather(rows)).to_numpy()
         rows = rows[here]
-        if met[rows].any() or len(np.unique(rows)) < len(rows):
+        ascending = bool((rows[1:] > rows[:-1]).all())
+        if met[rows].any() or (not ascending and len(np.unique(rows)) < len(rows)):
             raise InputError(
                 f"table: found a uid more than once ({_twice(found[here], rows, met)}), expected one row each"
             )
@@ -141,6 +137,43 @@ def _blocks(
         )
 
 
+class _Finder:
+    """Tells the pool rows of names that come in blocks."""
+
+    def __init__(self, uid: np.ndarray) -> None:
+        self._uid, self._next = uid, 0
+        keys = _keys(uid, uid.dtype)
+        self._by_key = np.argsort(keys, kind="stable")
+        self._ordered = keys[self._by_key]
+        self._shared = bool((self._ordered[1:] == self._ordered[:-1]).any())
+        if self._shared:
+            # next to impossible for uids, but then the names themselves have to do
+            self._by_key = np.argsort(uid, kind="stable")
+            self._ordered = uid[self._by_key]
+
+    def __call__(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (int64 [b]) and whether the name is that of the row (bool [b])."""
+        uid, stop = self._uid, self._next + len(found)
+        if stop <= len(uid) and np.array_equal(_words(uid[self._next : stop]), _words(found)):
+            # labels in the order of the table: nothing to look up
+            rows, here = np.arange(self._next, stop), np.ones(len(found), np.bool_)
+        else:
+            sought = found if self._shared else _keys(found, uid.dtype)
+            # in order, so that one search finds in the cache what the one before has read
+            by = np.argsort(sought)
+            rows = np.empty(len(found), np.int64)
+            places = np.searchsorted(self._ordered, sought[by])
+            rows[by] = self._by_key[np.minimum(places, len(uid) - 1)]
+            here = uid[rows] == found
+        self._next = int(rows[-1]) + 1 if len(rows) else self._next
+        return rows, here
+
+
+def _words(names: np.ndarray) -> np.ndarray:
+    """Bytes as 64-bit words where they can be: many times faster to compare."""
+    return np.ascontiguousarray(names).view(np.uint64) if names.dtype.itemsize % 8 == 0 else names
+
+
 def _keys(names: np.ndarray, kind: np.dtype) -> np.ndarray:
     """64-bit keys of bytes, uint64 [n]: many times faster to look up than the names, which are then compared.
 
@@ -149,7 +182,7 @@ def _keys(names: np.ndarray, kind: np.dtype) -> np.ndarray:
     words = -(-kind.itemsize // 8)
     parts = np.ascontiguousarray(names.astype(f"S{8 * words}")).view(np.uint64).reshape(len(names), words)
     odd = np.random.default_rng(0).integers(0, 2**63, words, np.uint64) * np.uint64(2) + np.uint64(1)
-    return (parts * odd).sum(axis=1, dtype=np.uint64)
+    return parts @ odd
 
 
 def text_bytes(column: Any) -> np.ndarray:

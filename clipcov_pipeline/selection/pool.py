@@ -14,6 +14,7 @@ from clipcov_pipeline.selection.columns import (
     OPTIONAL_COLUMNS,
     Blocks,
     OptionalColumns,
+    RowFile,
     array_blocks,
     check_classes,
     check_column,
@@ -114,8 +115,7 @@ class Pool:
         pairs, scratch = make_rows((len(order), 2 * d), dtype, scratch_dir)
         # made before it is filled: a failure on the way removes the scratch file with the pool
         pool = cls(pairs, order, starts, latent_class, label_similarity, columns, scratch)
-        for rows, image, text in blocks:
-            pool._write(rows, image, text)
+        pool._fill(blocks, scratch)
         pool.statistics()
         return pool
 
@@ -302,7 +302,20 @@ class Pool:
         both = np.asarray(self.pairs[self.position[rows]])
         return both[:, : self.dim], both[:, self.dim :]
 
-    def _write(self, rows: np.ndarray, image: np.ndarray, text: np.ndarray) -> None:
+    def _fill(self, blocks: Blocks, scratch: Path | None) -> None:
+        """Put all blocks where they belong, while the next ones are read."""
+        from clipcov_pipeline.selection.parallel import over_stream
+
+        self.position  # noqa: B018  worked out once, before threads ask for it
+        file = RowFile(scratch) if scratch else None
+        try:
+            for _ in over_stream(lambda block: self._write(*block, file), blocks, 1):
+                pass
+        finally:
+            if file is not None:
+                file.close()
+
+    def _write(self, rows: np.ndarray, image: np.ndarray, text: np.ndarray, file: RowFile | None) -> None:
         from clipcov_pipeline.selection import kernels
 
         if image.shape != (len(rows), self.dim) or text.shape != image.shape:
@@ -311,9 +324,14 @@ class Pool:
                 f"expected ({len(rows)}, {self.dim})"
             )
         into = self.position[rows]
+        by = np.argsort(into)
         sides = [kernels.bits(np.ascontiguousarray(side, self.pairs.dtype)) for side in (image, text)]
-        # in the order they will lie, so that every page of a scratch file is written in one go
-        kernels.scatter(kernels.bits(self.pairs), into, sides[0], sides[1], np.argsort(into))
+        if file is None:
+            kernels.scatter(kernels.bits(self.pairs), into[by], sides[0], sides[1], by)
+            return
+        joined = file.room((len(rows), 2 * self.dim), self.pairs.dtype)
+        kernels.scatter(kernels.bits(joined), np.arange(len(rows)), sides[0], sides[1], by)
+        file.put(joined, into[by])
 
     def close(self) -> None:
         """Remove the scratch file now instead of with the last reference."""
