@@ -193,12 +193,9 @@ COMPILED_LOOPS = {
     "_advance",
     "_bounds",
     "_evaluate",
-    "_greedy_class",
     "_pick",
     "_settle",
-    "batch_classes",
     "choose_candidates",
-    "greedy_classes",
     "score_classes",
 }
 
