@@ -194,11 +194,8 @@ COMPILED_LOOPS = {
     "_advance",
     "_bounds",
     "_evaluate",
-    "_greedy_class",
     "_pick",
     "_settle",
-    "batch_classes",
-    "greedy_classes",
     "score_classes",
 }
 

@@ -86,27 +86,28 @@ class HeapGreedy:
     """Exact greedy that assumes no more than a least similarity."""
 
     def __init__(self, pool: Pool, start: Scores, scale: np.ndarray, least: float, clip: bool) -> None:
+        from clipcov_pipeline.selection import greedy
+
         n, k = len(pool), pool.n_classes
-        self.pool, self.base, self.scale, self.least, self.clip = pool, start.base, scale, least, clip
-        self.seen, self.total = np.empty(n, np.int32), np.empty(n)
-        self.chosen = np.zeros((k, pool.pairs.shape[1]))
-        self.key, self.row = np.empty(n), np.empty(n, np.int32)
-        self.size, self.taken = np.full(k, -1), np.zeros(k, np.int64)
-        self.rows, self.gains = np.empty(n, np.int32), np.empty(n)
+        self.pool, self.known = pool, greedy.Known(start.base, scale, least, clip)
+        self.taken, self.rows, self.gains = np.zeros(k, np.int64), np.empty(n, np.int32), np.empty(n)
+        self.state = greedy.Heaps(
+            np.empty(n), np.empty(n, np.int32), np.full(k, -1), np.empty(n, np.int32), np.empty(n),
+            np.zeros((k, pool.pairs.shape[1])), self.taken, self.rows, self.gains,
+        )  # fmt: skip
 
     def to(self, floor: float, most: np.ndarray) -> Work:
         from clipcov_pipeline.selection import greedy, kernels
 
         pairs, starts = kernels.bits(self.pool.pairs), self.pool.starts
         return lambda classes: greedy.greedy_classes(
-            pairs, starts, classes, self.base, self.scale, self.least, self.clip, self.seen, self.total,
-            self.chosen, self.key, self.row, self.size, self.taken, floor, most, self.rows, self.gains,
-        )  # fmt: skip
+            pairs, starts, classes, self.known, self.state, floor, most
+        )
 
     def bounds(self, step: int) -> np.ndarray:
-        fallen = self.scale * self.least * self.taken
-        left = zip(self.pool.starts[:-1], self.size, fallen, strict=True)
-        parts = [self.key[start : start + size : step] - fall for start, size, fall in left if size > 0]
+        fallen, key = self.known.scale * self.known.least * self.taken, self.state.key
+        left = zip(self.pool.starts[:-1], self.state.size, fallen, strict=True)
+        parts = [key[start : start + size : step] - fall for start, size, fall in left if size > 0]
         return np.concatenate(parts) if parts else np.empty(0)
 
 
@@ -119,9 +120,9 @@ class BatchOrders:
         from clipcov_pipeline.selection import notebook
 
         n, k = len(pool), pool.n_classes
-        self.pool, self.scale, self.clip, self.batch = pool, scale, clip, batch
-        self.lasting = weights["class"] * start.class_term.astype(np.float64)
-        self.passing = weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
+        lasting = weights["class"] * start.class_term.astype(np.float64)
+        passing = weights["label"] * pool.label_similarity[pool.order].astype(np.float64)
+        self.pool, self.rule = pool, notebook.Rule(lasting, passing, scale, clip, batch)
         self.taken, self.rows, self.gains = np.zeros(k, np.int64), np.empty(n, np.int32), np.empty(n)
         self.state = notebook.Batches(
             start.base.copy(), np.empty(n, np.int32), np.full(k, -1), self.taken, np.zeros(k, np.int64),
@@ -133,16 +134,17 @@ class BatchOrders:
 
         pairs, starts = kernels.bits(self.pool.pairs), self.pool.starts
         return lambda classes: notebook.batch_classes(
-            pairs, starts, classes, self.state, self.lasting, self.passing, self.scale, self.clip, self.batch,
-            floor, most,
-        )  # fmt: skip
+            pairs, starts, classes, self.rule, self.state, floor, most
+        )
 
     def bounds(self, step: int) -> np.ndarray:
         left = _left(self.pool, self.state.left, self.state.size, step)
         of_class = np.searchsorted(self.pool.starts, left, side="right") - 1
         # a batch that the scores have not felt yet: its pairs are as similar as usual
         waits, fall = self.state.waiting[of_class], self.state.constant[of_class]
-        fallen = np.where(waits > 0, self.scale[of_class] * (fall + waits * self.lasting[left]), 0.0)
+        fallen = np.where(
+            waits > 0, self.rule.scale[of_class] * (fall + waits * self.rule.lasting[left]), 0.0
+        )
         return np.minimum(self.state.score[left] - fallen, self.state.lowest[of_class])
 
 

@@ -93,7 +93,7 @@ class RowFile:
         """Write rows [b, 2d], contiguous, to places that ascend."""
         if len(rows) == 0:
             return
-        width, data = rows.strides[0], memoryview(rows).cast("B")
+        width, data = rows.strides[0], memoryview(rows).cast("B")  # type: ignore[arg-type]  # an array is a buffer
         ends = np.append(np.flatnonzero(np.diff(into) != 1) + 1, len(into)).tolist()
         at = 0
         for end, place in zip(ends, into[[0, *ends[:-1]]].tolist(), strict=True):

@@ -3,6 +3,8 @@
 It assumes no more than a least similarity, and is what ``blocks.py`` is checked against.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -10,6 +12,42 @@ from clipcov_pipeline.selection.kernels import add_swapped, clipped_similarity, 
 
 # numba's cache on disk sees a change in this file only: a test has this line follow
 COMPILED_WITH = {"kernels.py": "51a57581fc05c47f"}
+
+
+class Known(NamedTuple):
+    """What is known before the greedy begins, sorted by class.
+
+    Attributes:
+        base: float64 [n], the score before anything is taken.
+        scale: float64 [K], 1 / r_k, the weight of the redundancy.
+        least: no similarity inside a class is below it; clip: count similarities below 0 as 0.
+    """
+
+    base: np.ndarray
+    scale: np.ndarray
+    least: float
+    clip: bool
+
+
+class Heaps(NamedTuple):
+    """How far the classes are.
+
+    Attributes:
+        key, row: float64 [n], int32 [n], the heap of each class; size: int64 [K], -1 is "not begun".
+        seen: int32 [n], number taken when a row was last evaluated; total: float64 [n], its redundancy then.
+        chosen: float64 [K, 2d], sum of [t; v] over what is taken, zero at first; taken: int64 [K].
+        rows, gains: int32 [n], float64 [n]: place in the class and gain, in the order taken.
+    """
+
+    key: np.ndarray
+    row: np.ndarray
+    size: np.ndarray
+    seen: np.ndarray
+    total: np.ndarray
+    chosen: np.ndarray
+    taken: np.ndarray
+    rows: np.ndarray
+    gains: np.ndarray
 
 
 @njit(nogil=True, cache=True)
@@ -33,10 +71,7 @@ def _sift_down(key, row, size, at):
 
 
 @njit(nogil=True, cache=True)
-def greedy_classes(
-    pairs, starts, classes, base, scale, least, clip, seen, total, chosen, key, row, size, taken, floor, most,
-    out_row, out_gain,
-):  # fmt: skip
+def greedy_classes(pairs, starts, classes, known, state, floor, most):
     """Exact lazy greedy inside some classes; a later call with a lower ``floor`` carries on.
 
     All gains fall by at least scale x ``least`` a pick (rise, where it is negative). So with a key that is
@@ -46,63 +81,48 @@ def greedy_classes(
 
     Args:
         pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
-        base: float64 [n], the score before anything is taken.
-        scale: float64 [K], 1 / r_k, the weight of the redundancy.
-        least: no similarity inside a class is below it; clip: count similarities below 0 as 0.
-        seen: int32 [n], number taken when a row was last evaluated; total: float64 [n], its redundancy then.
-        chosen: float64 [K, 2d], updated: sum of [t; v] over what is taken of each class.
-        key, row: float64 [n], int32 [n], the heaps; size, taken: int64 [K], -1 in ``size`` is "not begun".
+        known: ``Known``; state: ``Heaps``, updated.
         floor: stop when the best gain is below; most: int64 [K], stop at so many taken.
-        out_row, out_gain: int32 [n], float64 [n], written: place in the class and gain, in the order taken.
 
     Returns:
         Number of gains evaluated.
     """
     evaluated = 0
     for c in classes:
-        start, stop = starts[c], starts[c + 1]
-        if size[c] < 0:
-            seen[start:stop] = 0
-            total[start:stop] = 0.0
-            size[c] = _heap(base[start:stop], key[start:stop], row[start:stop])
-        evaluated += _greedy_class(
-            pairs, c, start, base[start:stop], scale[c], least, clip, seen[start:stop], total[start:stop],
-            chosen[c], key[start:stop], row[start:stop], size, taken, floor, most[c], out_row[start:stop],
-            out_gain[start:stop],
-        )  # fmt: skip
+        if state.size[c] < 0:
+            _begin(c, starts[c], starts[c + 1], known.base, state)
+        evaluated += _greedy_class(pairs, c, slice(starts[c], starts[c + 1]), known, state, floor, most[c])
     return evaluated
 
 
 @njit(nogil=True, cache=True)
-def _heap(base, key, row):
-    """Heap of the base scores: the gains before anything is taken. Returns its size."""
-    size = base.shape[0]
+def _begin(c, start, stop, base, state):
+    """Heap of the base scores: the gains before anything is taken."""
+    key, row, size = state.key[start:stop], state.row[start:stop], stop - start
     for i in range(size):
-        key[i] = base[i]
+        key[i] = base[start + i]
         row[i] = i
     for i in range(size // 2 - 1, -1, -1):
         _sift_down(key, row, size, i)
-    return size
+    state.seen[start:stop], state.total[start:stop], state.size[c] = 0, 0.0, size
 
 
 @njit(nogil=True, cache=True)
-def _greedy_class(
-    pairs, c, start, base, scale, least, clip, seen, total, chosen, key, row, size, taken, floor, most,
-    out_row, out_gain,
-):  # fmt: skip
-    """``greedy_classes`` for class ``c``; arrays by row are the class's own part. Returns evaluations."""
-    d = pairs.shape[1] // 2
+def _greedy_class(pairs, c, part, known, state, floor, most):
+    """``greedy_classes`` for class ``c``, which is ``part`` of the rows. Returns evaluations."""
+    start, d, scale, clip = part.start, pairs.shape[1] // 2, known.scale[c], known.clip
+    base, seen, total, chosen = known.base[part], state.seen[part], state.total[part], state.chosen[c]
+    key, row, rows, gains = state.key[part], state.row[part], state.rows[part], state.gains[part]
     scaled = (chosen * scale).astype(np.float32)
-    left, count, evaluated = size[c], taken[c], 0
+    left, count, evaluated = state.size[c], state.taken[c], 0
     while count < most and left > 0:
-        fallen = scale * least * count
+        fallen = scale * known.least * count
         if key[0] - fallen < floor:
             break
         i = row[0]
         if seen[i] == count or scale == 0.0:
-            out_row[count] = i
             # not the bound, which is the same but for rounding: that would depend on when it was evaluated
-            out_gain[count] = base[i] - total[i]
+            rows[count], gains[count] = i, base[i] - total[i]
             left -= 1
             key[0], row[0] = key[left], row[left]
             count += 1
@@ -111,12 +131,12 @@ def _greedy_class(
         else:
             if clip:
                 for j in range(seen[i], count):
-                    total[i] += scale * clipped_similarity(pairs, start + i, start + out_row[j], d)
+                    total[i] += scale * clipped_similarity(pairs, start + i, start + rows[j], d)
             else:
                 total[i] = dot(pairs, start + i, scaled)
             seen[i] = count
             evaluated += 1
             key[0] = base[i] - total[i] + fallen
         _sift_down(key, row, left, 0)
-    size[c], taken[c] = left, count
+    state.size[c], state.taken[c] = left, count
     return evaluated

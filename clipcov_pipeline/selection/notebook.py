@@ -11,6 +11,22 @@ from clipcov_pipeline.selection.kernels import add_swapped, clipped_similarity, 
 COMPILED_WITH = {"kernels.py": "51a57581fc05c47f"}
 
 
+class Rule(NamedTuple):
+    """What a batch takes from the scores.
+
+    Attributes:
+        lasting: float64 [n], the class term; passing: float64 [n], half the label similarity.
+        scale: float64 [K]; clip: count similarities below 0 as 0.
+        batch: so many are taken at a time.
+    """
+
+    lasting: np.ndarray
+    passing: np.ndarray
+    scale: np.ndarray
+    clip: bool
+    batch: int
+
+
 class Batches(NamedTuple):
     """How far the classes are. A batch's effect on the scores waits until the next batch is asked for.
 
@@ -36,7 +52,7 @@ class Batches(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def batch_classes(pairs, starts, classes, state, lasting, passing, scale, clip, batch, floor, most):
+def batch_classes(pairs, starts, classes, rule, state, floor, most):
     """The authors' batch rule inside some classes (``clip_core.ipynb`` of their repository).
 
     By score, the best ``batch - 1`` are taken, then ``batch`` at a time. After each batch every score of the
@@ -44,9 +60,10 @@ def batch_classes(pairs, starts, classes, state, lasting, passing, scale, clip, 
     the batch).
 
     Args:
-        state: ``Batches``, updated: a class goes on until ``most`` are taken, or one below ``floor`` was.
-        lasting: float64 [n], the class term; passing: float64 [n], half the label similarity.
-        scale: float64 [K]; clip: count similarities below 0 as 0; floor: a score; most: int64 [K].
+        pairs: [n, 2d] rows sorted by class; starts: int64 [K+1]; classes: int64, which to do.
+        rule: ``Rule``; state: ``Batches``, updated: a class goes on until ``most`` are taken, or one below
+            ``floor`` was.
+        floor: a score; most: int64 [K].
 
     Returns:
         How many of these classes have been taken before anything below ``floor`` was.
@@ -61,9 +78,9 @@ def batch_classes(pairs, starts, classes, state, lasting, passing, scale, clip, 
                 state.left[start + i] = i
         while state.taken[c] < most[c] and state.lowest[c] >= floor:
             if state.waiting[c]:
-                _fall(pairs, c, start, stop, state, passing, scale[c], clip)
-            want = batch - 1 if state.taken[c] == 0 else batch
-            _take(c, start, stop, state, lasting, min(want, most[c] - state.taken[c]))
+                _fall(pairs, c, start, stop, state, rule.passing, rule.scale[c], rule.clip)
+            want = rule.batch - 1 if state.taken[c] == 0 else rule.batch
+            _take(c, start, stop, state, rule.lasting, min(want, most[c] - state.taken[c]))
         lowest = np.inf
         for place in range(start, start + state.taken[c]):
             lowest = min(lowest, state.gains[place])
