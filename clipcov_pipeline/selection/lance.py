@@ -10,7 +10,7 @@ import numpy as np
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, check_classes, check_similarity
 
-_BATCH_ROWS = 32768
+_BATCH_ROWS = 16384
 # pools smaller than this lie in memory
 _MEMORY_BYTES = 256 << 20
 
