@@ -25,7 +25,7 @@ from clipcov_pipeline.experiment.config.automation import Ui
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.project import Project
 
-WORKSPACE = Path(__file__).parent.parent / "workspace.yaml"
+WORKSPACE = Path(__file__).parents[2] / "workspace.yaml"
 
 
 # no calls home, and none of the server's eight processes for jobs that nobody here submits

@@ -77,7 +77,7 @@ def _of_experiment(
             f"explain: found {', '.join(given)} beside --subset, expected none: the experiment settles them"
         )
     from clipcov_pipeline.experiment.project import Project
-    from clipcov_pipeline.report.explain import explain_subset
+    from clipcov_pipeline.report.explain_subset import explain_subset
 
     return explain_subset(Project.open(config), uid, subset, n_neighbours=neighbours, threads=threads)
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.proxy.vectors import vectors_of
-from clipcov_pipeline.report.explain import explain_subset
+from clipcov_pipeline.report.explain_subset import explain_subset
 from clipcov_pipeline.report.search import Searcher
 from lab import Lab
 
