@@ -10,7 +10,12 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.samples import iter_samples
-from clipcov_pipeline.subsets.files import write_datacomp_npy, write_subset_tars
+from clipcov_pipeline.subsets.files import (
+    check_known,
+    check_none_missing,
+    write_datacomp_npy,
+    write_subset_tars,
+)
 
 Format = Literal["tars", "npy", "parquet", "csv", "hf"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -89,15 +94,14 @@ def _write_hf(
     import pyarrow.parquet as pq
 
     schema, used = _hf_schema(index.columns), set(index["shard"])
+    check_known(shards, used)
     wanted = [shard for shard in shards if shard.name in used]
-    if lost := used - {shard.name for shard in wanted}:
-        raise InputError(f"subset: shard {min(lost)} is chosen from but not in the pool; run it again")
     paths = [out / f"train-{i:05d}-of-{len(wanted):05d}.parquet" for i in range(len(wanted))]
     for path, shard in zip(paths, wanted, strict=True):
         rows = index.filter(pl.col("shard") == shard.name)
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in _batches(rows, shard, storage_options):
-                writer.write_batch(batch.cast(schema))
+            for batch in _batches(rows, shard, schema, storage_options):
+                writer.write_batch(batch)
                 if progress is not None:
                     progress(batch.num_rows)
     return paths
@@ -115,10 +119,12 @@ def _hf_schema(columns: Sequence[str]) -> Any:
     return pa.schema(fields, metadata={"huggingface": info})
 
 
-def _batches(rows: pl.DataFrame, shard: Shard, storage_options: dict[str, Any] | None) -> Iterator[Any]:
+def _batches(
+    rows: pl.DataFrame, shard: Shard, schema: Any, storage_options: dict[str, Any] | None
+) -> Iterator[Any]:
+    """Record batches of a shard's chosen samples, in the tar's order."""
     import pyarrow as pa
 
-    schema = _hf_schema(rows.columns)
     by_key = {row["key"]: row for row in rows.iter_rows(named=True)}
     batch: list[dict[str, Any]] = []
     left = set(by_key)
@@ -131,10 +137,6 @@ def _batches(rows: pl.DataFrame, shard: Shard, storage_options: dict[str, Any] |
         if len(batch) == ROW_GROUP:
             yield pa.RecordBatch.from_pylist(batch, schema=schema)
             batch = []
-    if left:
-        raise InputError(
-            f"subset: shard {shard.name} no longer holds {len(left)} of its chosen samples, first"
-            f" {min(left)!r}; it changed since the choice: run the pipeline again"
-        )
+    check_none_missing(shard, left)
     if batch:
         yield pa.RecordBatch.from_pylist(batch, schema=schema)

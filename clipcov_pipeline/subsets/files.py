@@ -118,11 +118,7 @@ def _chosen(
     shards: Sequence[Shard], keys_by_shard: Mapping[str, Collection[str]], storage_options: dict | None
 ) -> Iterator[tuple[str, Group]]:
     """(key in the subset, members) of every chosen sample."""
-    by_name = {shard.name: shard for shard in shards}
-    if unknown := sorted(keys_by_shard.keys() - by_name.keys()):
-        raise InputError(
-            f"subset: shard {unknown[0]} is chosen from but not in the pool; run the pipeline again"
-        )
+    check_known(shards, keys_by_shard)
     uses = Counter(key for keys in keys_by_shard.values() for key in set(keys))
     prefixed = any(count > 1 for count in uses.values())
     for shard in shards:
@@ -134,11 +130,24 @@ def _chosen(
             if isinstance(keys := keys_by_shard[shard.name], Mapping):
                 _put_uid(group, keys[group.key])
             yield (f"{shard.name}/{group.key}" if prefixed else group.key), group
-        if missing:
-            raise InputError(
-                f"subset: shard {shard.name} no longer holds {len(missing)} of its chosen samples, first "
-                f"{min(missing)!r}; it changed since the choice: run the pipeline again"
-            )
+        check_none_missing(shard, missing)
+
+
+def check_known(shards: Sequence[Shard], chosen_from: Collection[str]) -> None:
+    """Raise InputError where a shard that is chosen from, by name, is not among the pool's."""
+    if unknown := sorted(set(chosen_from) - {shard.name for shard in shards}):
+        raise InputError(
+            f"subset: shard {unknown[0]} is chosen from but not in the pool; run the pipeline again"
+        )
+
+
+def check_none_missing(shard: Shard, missing: Collection[str]) -> None:
+    """Raise InputError where a shard was read to its end and chosen keys were not in it."""
+    if missing:
+        raise InputError(
+            f"subset: shard {shard.name} no longer holds {len(missing)} of its chosen samples, first "
+            f"{min(missing)!r}; it changed since the choice: run the pipeline again"
+        )
 
 
 def _put_uid(group: Group, uid: str) -> None:
