@@ -39,9 +39,10 @@ plan: install
 ui: install
 	$(BIN)/clipcov ui
 
+# the same examples in every run; pytest by hand goes on looking for new ones
 test: install
 	$(BIN)/python -m pytest -m ui
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ui"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=ci -m "not ui"
 
 test-fast: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"

@@ -77,7 +77,8 @@ class Weighted:
         counts = _whole_counts(weight)
         self._counts = counts
         self._size = int(counts.sum()) if counts is not None else int(np.count_nonzero(weight))
-        self._shares = weight * (self._size / weight.sum())
+        share = weight / weight.max()  # the sum of very small or very large weights has no reciprocal
+        self._shares = share * (self._size / share.sum())
 
     @property
     def size(self) -> int:
