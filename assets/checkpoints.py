@@ -1,9 +1,11 @@
 """Asset: one trained CLIP model an arm of the experiment."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from assets.display.asset_checks import check_specs
 from assets.display.preview import image
@@ -15,20 +17,30 @@ from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.validation import held_out_tars
 from assets.training.pipes import train
 from clipcov_pipeline.experiment.config.base import FULL
-from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.reasons import flat
 from clipcov_pipeline.experiment.recipes import Recipe, recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import node_name
-from clipcov_pipeline.experiment.train_spec import Tars, train_spec
+from clipcov_pipeline.experiment.train_spec import Tars, train_spec, training_data
 from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
-from clipcov_pipeline.training.spec import CHECKPOINT, RECORD, TrainSpec
+from clipcov_pipeline.subsets.cut import PARQUET
+from clipcov_pipeline.training.spec import RECORD, TrainSpec
 
 CURVE = "learning_curve.png"
-KEPT = ("steps", "samples_seen", "passes", "training_seconds", "first_loss", "last_loss", "parameters")
+KEPT = (
+    "steps",
+    "samples_seen",
+    "passes",
+    "training_seconds",
+    "first_loss",
+    "last_loss",
+    "parameters",
+    "bytes_fetched",
+    "bytes_used",
+)
 
 
 @dg.asset(
@@ -51,16 +63,16 @@ def checkpoints(
     def build(task: Task) -> None:
         recipe = next(r for r in recipes(task.config) if r.key == task.partition)
         settings = task.config.train.under(recipe.protocol)
-        tars = sorted(task.path("subsets", recipe.subset, "shards").glob("*.tar"))
+        index, options = pl.read_parquet(task.path("subsets", recipe.subset, PARQUET)), task.config.shards
         spec = train_spec(
             settings,
             ModelSpec(settings.model, checkpoint_path(task.config, settings.pretrained)),
-            Tars(tars, task.record("subsets", recipe.subset).stats["samples"]),
+            training_data(index, task.project.world.shards, task.scratch, options.storage_options),
             seed=recipe.seed,
             scratch=task.scratch,
             validation=Tars(*held_out_tars(task, task.scratch / "validation")),
         )
-        digest, stats = _trained(context, pipes, task, recipe, spec)
+        digest, stats = _trained(context, pipes, task, recipe, spec, index)
         task.done({"weights": digest}, model=settings.model, subset=recipe.subset, **stats)
 
     yield from materialize_partitions(context, experiment, build, show=show)
@@ -72,6 +84,7 @@ def _trained(
     task: Task,
     recipe: Recipe,
     spec: TrainSpec,
+    index: pl.DataFrame,
 ) -> tuple[str, dict[str, Any]]:
     """Train an arm in an MLflow run of its own, which ends as the training does.
 
@@ -85,13 +98,22 @@ def _trained(
         record = train(context, pipes, spec, folder, arm=recipe.key, gpus=gpus, mlflow=mlflow)
         plot_learning_curve(record["learning_curve"], folder / CURVE)
         stats = {name: record[name] for name in KEPT}
-        digest = digest_of_file(folder / CHECKPOINT)
+        stats |= _given(record, index)
+        digest = record["weights_digest"]
         register(tracking, run_id, folder, digest, {"clipcov.recipe": recipe.key})
         _finish_run(tracking, run_id, task, recipe, stats)
     except BaseException as error:
         tracking.finish(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     return digest, {"mlflow_run_id": run_id, **stats}
+
+
+def _given(record: Mapping[str, Any], index: pl.DataFrame) -> dict[str, Any]:
+    """Return what the training was given, and the distinct samples that were due to it."""
+    seen = {f"seen_{name}": count for name, count in record["seen"].items()}
+    if index["weight"].n_unique() > 1:
+        return {**seen, "due_undefined": "samples are drawn by unequal weights"}
+    return {**seen, "due": min(index.height, record["samples_seen"])}
 
 
 def show(folder: Path) -> Metadata:
@@ -103,7 +125,7 @@ def _finish_run(tracking: Tracking, run_id: str, task: Task, recipe: Recipe, sta
     """Log what the training ended with and what made it, then close the MLflow run."""
     numbers = {f"train/{name}": value for name, value in stats.items()}
     tracking.log_metrics(run_id, numbers, step=int(stats["steps"]))
-    tracking.log_artifact(run_id, task.path("subsets", recipe.subset, "subset.parquet"), "subset")
+    tracking.log_artifact(run_id, task.path("subsets", recipe.subset, PARQUET), "subset")
     tracking.log_artifact(run_id, task.entry.folder / RECORD)
     tracking.log_artifact(run_id, task.entry.folder / CURVE, "plots")
     if recipe.method != FULL:

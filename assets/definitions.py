@@ -16,6 +16,7 @@ from assets.rankings import rankings
 from assets.raw_shards import raw_shards
 from assets.report import report
 from assets.resources import Experiment
+from assets.sample_index import sample_index
 from assets.scores import scores
 from assets.subset_diagnostics import subset_diagnostics
 from assets.subset_galleries import subset_galleries
@@ -28,6 +29,7 @@ defs = dg.Definitions(
         embeddings,
         early_similarities,
         pseudo_labels,
+        sample_index,
         rankings,
         subsets,
         pool_map,

@@ -1,12 +1,12 @@
 """Asset: the model whose embeddings selection works on."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from assets.display.preview import image
 from assets.partitions import every_key
@@ -16,13 +16,18 @@ from assets.training.pipes import train
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.train_spec import RUN, Tars, train_spec
+from clipcov_pipeline.experiment.train_spec import (
+    RUN,
+    TrainingData,
+    train_spec,
+    training_data,
+    written_before,
+)
 from clipcov_pipeline.experiment.world import checkpoint_path
-from clipcov_pipeline.pool.manifest import pool_keys
-from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.pool.holdout import split_holdout
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
-from clipcov_pipeline.subsets.files import write_subset_tars
+from clipcov_pipeline.subsets.index import whole_index
 from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
 
 CURVE = "learning_curve.png"
@@ -46,18 +51,18 @@ def proxy_model(
         if proxy.train is None:
             _named(task)
             return
-        tars, n_samples = _training_tars(context, task)
+        data = _training_data(context, task)
         spec = train_spec(
             proxy.train,
             ModelSpec(proxy.model),
-            Tars(tars, n_samples),
+            data,
             seed=proxy.seed,
             scratch=task.scratch,
             keep_early=True,
         )
         record = train(context, pipes, spec, task.entry.folder, arm="proxy_model", gpus=proxy.train.gpus)
         plot_learning_curve(record["learning_curve"], task.entry.folder / CURVE)
-        _trained(task, record, n_samples)
+        _trained(task, record, data.draws)
 
     return materialize_whole(context, experiment, build, show=show)
 
@@ -97,26 +102,23 @@ def show(folder: Path) -> Metadata:
     return {"learning_curve": image(curve)} if curve.exists() else {}
 
 
-def _training_tars(context: dg.AssetExecutionContext, task: Task) -> tuple[list[Path], int]:
-    """Write the pool, without its held-out share, as tars for the proxy's training; count their samples.
+def _training_data(context: dg.AssetExecutionContext, task: Task) -> TrainingData:
+    """Write the index of the pool, without its held-out share, for the proxy's training.
 
-    A training that was stopped goes on with the tars that it began with, whatever became of the pool since;
-    one that was stopped before its first checkpoint begins anew, with the pool of today.
+    A training that was stopped goes on with the samples that it began with, whatever became of the pool
+    since, while their shards are as they were; else, or where it was stopped before its first checkpoint, it
+    begins anew, with the pool of today.
     """
-    folder = task.scratch / "tars"
-    sizes = folder / "sizes.json"
-    # sizes.json is written last: without it a killed run left incomplete tars
-    if sizes.exists() and any((task.scratch / RUN / "checkpoints").glob("*.pt")):
-        context.log.info("the training goes on, with the samples that it began with")
-    else:
-        shutil.rmtree(task.scratch / RUN, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        manifests = [task.path("raw_shards", name, "manifest.parquet") for name in task.project.shards]
-        keys = pool_keys(manifests, task.config.evaluate.holdout_fraction)
-        total = sum(len(some) for some in keys.values())
-        progress = Progress(context.log.info, total, "samples for the proxy")
-        options = dict(task.config.shards.storage_options)
-        write_subset_tars(
-            list(task.project.shards.values()), keys, folder, storage_options=options, progress=progress.add
-        )
-    return sorted(folder.glob("*.tar")), sum(json.loads(sizes.read_text()).values())
+    options = task.config.shards.storage_options
+    if any((task.scratch / RUN / "checkpoints").glob("*.pt")):
+        if (data := written_before(task.scratch, task.project.world.shards, options)) is not None:
+            context.log.info("the training goes on, with the samples that it began with")
+            return data
+        context.log.warning("the training begins anew: shards that it read have changed or are gone")
+    shutil.rmtree(task.scratch, ignore_errors=True)
+    parts = []
+    for name in task.project.shards:
+        places = pl.read_parquet(task.path("raw_shards", name, "places.parquet"))
+        kept, _ = split_holdout(places, task.config.evaluate.holdout_fraction)
+        parts.append(kept.with_columns(shard=pl.lit(name)))
+    return training_data(whole_index(pl.concat(parts)), task.project.world.shards, task.scratch, options)

@@ -28,7 +28,7 @@ from clipcov_pipeline.progress import Progress
     check_specs=check_specs("raw_shards"),
 )
 def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
-    """WebDataset shards of image-caption pairs: sha256, and a manifest with a status for every sample.
+    """WebDataset shards of image-caption pairs: sha256, a status for every sample, and where it lies.
 
     A bad sample is kept aside with a typed reason and counted; a file that is no tar is quarantined whole.
     """
@@ -40,6 +40,8 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         report = read_shard(shard, max_pixels=pixels, storage_options=options, progress=progress.add)
         path = task.entry.folder / "manifest.parquet"
         report.manifest.write_parquet(path)
+        places = task.entry.folder / "places.parquet"
+        report.places.write_parquet(places, compression="zstd")
         statuses = dict(report.manifest["status"].value_counts().iter_rows())
         ok = statuses.get("ok", 0)
         bad = report.manifest.height - ok
@@ -48,7 +50,10 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         if bad:
             context.log.warning(f"shard {shard.name}: {bad} samples kept aside: {statuses}")
         task.done(
-            {"manifest": digest_of([digest_of_file(path), report.sha256])},
+            {
+                "manifest": digest_of([digest_of_file(path), report.sha256]),
+                "places": digest_of_file(places),
+            },
             sha256=report.sha256,
             url=shard.url,
             samples=report.manifest.height,

@@ -1,4 +1,4 @@
-"""Asset: the first share of a ranking, in the forms that other tools read."""
+"""Asset: the first share of a ranking, as an index over the pool."""
 
 from pathlib import Path
 
@@ -11,67 +11,58 @@ from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
-from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.selection import budget_count
-from clipcov_pipeline.subsets.files import (
-    whole_pool,
-    write_datacomp_npy,
-    write_subset_parquet,
-    write_subset_tars,
-)
+from clipcov_pipeline.subsets.cut import PARQUET, TARS, whole_pool, write_subset
+from clipcov_pipeline.subsets.files import write_subset_tars
 
 
 @dg.asset(
     partitions_def=partitions_of("subsets"),
-    deps=[every_key("rankings"), "pseudo_labels", every_key("raw_shards")],
+    deps=[every_key("rankings"), "pseudo_labels", "sample_index"],
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
     group_name="selection",
-    kinds={"parquet", "webdataset"},
+    kinds={"parquet"},
     owners=["team:data"],
     code_version=CODE_VERSIONS["subsets"],
 )
 def subsets(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
-    """The chosen samples: parquet (uid, rank, gain, latent_class), DataComp ``.npy``, WebDataset tars."""
+    """The chosen samples as an index over the pool's shards (parquet), and as DataComp's ``.npy``."""
 
     def build(task: Task) -> None:
         labels = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
-        subset = chosen(task, labels)
-        folder = task.entry.folder
-        write_subset_parquet(folder / "subset.parquet", subset)
-        write_datacomp_npy(folder / "subset.npy", subset["uid"].to_list())
-        progress = Progress(context.log.info, subset.height, f"samples of {task.partition}")
-        tars = write_subset_tars(
-            list(task.project.shards.values()),
-            keys_by_shard(labels.filter(pl.col("uid").is_in(subset["uid"].implode()))),
-            folder / "shards",
-            samples_per_shard=task.config.select.samples_per_shard,
-            min_shards=max(task.config.train.workers, 1) * task.config.train.gpus,
-            storage_options=dict(task.config.shards.storage_options),
-            progress=progress.add,
-        )
-        task.done(
-            {
-                "samples": digest_of([digest_of_file(tar) for tar in tars]),
-                "subset": digest_of_file(folder / "subset.parquet"),
-            },
-            samples=subset.height,
-            pool=labels.height,
-            classes=subset["latent_class"].n_unique(),
-            bytes=sum(tar.stat().st_size for tar in tars),
-        )
+        places = task.path("sample_index", file="index.parquet")
+        index, digests = write_subset(task.entry.folder, chosen(task, labels), labels, places)
+        stats = {"bytes": _write_tars(context, task, index)} if task.config.select.write_tars else {}
+        classes = index["latent_class"].n_unique()
+        task.done(digests, samples=index.height, pool=labels.height, classes=classes, **stats)
 
     yield from materialize_partitions(context, experiment, build, show=show)
 
 
+def _write_tars(context: dg.AssetExecutionContext, task: Task, index: pl.DataFrame) -> int:
+    """Copy the samples into tars of the subset's own; return their bytes."""
+    progress = Progress(context.log.info, index.height, f"samples of {task.partition}")
+    tars = write_subset_tars(
+        list(task.project.shards.values()),
+        keys_by_shard(index),
+        task.entry.folder / TARS,
+        samples_per_shard=task.config.select.samples_per_shard,
+        min_shards=max(task.config.train.workers, 1) * task.config.train.gpus,
+        storage_options=dict(task.config.shards.storage_options),
+        progress=progress.add,
+    )
+    return sum(tar.stat().st_size for tar in tars)
+
+
 def show(folder: Path) -> Metadata:
     """Return the subset's columns and first samples."""
-    return table_metadata(pl.scan_parquet(folder / "subset.parquet"))
+    return table_metadata(pl.scan_parquet(folder / PARQUET))
 
 
 def chosen(task: Task, labels: pl.DataFrame) -> pl.DataFrame:

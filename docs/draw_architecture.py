@@ -48,6 +48,7 @@ ROOM_OF = {
     "embeddings": "proxy",
     "early_similarities": "proxy",
     "pseudo_labels": "proxy",
+    "sample_index": "pool",
     "rankings": "selection",
     "subsets": "subsets",
     "pool_map": "subsets",
@@ -59,7 +60,13 @@ ROOM_OF = {
     "checkpoint_galleries": "report",
     "report": "report",
 }
-COLUMN = {"early_similarities": 1, "pool_map": 1, "subset_galleries": 2, "checkpoint_galleries": 1}
+COLUMN = {
+    "sample_index": 1,
+    "early_similarities": 1,
+    "pool_map": 1,
+    "subset_galleries": 2,
+    "checkpoint_galleries": 1,
+}
 COLOURS = {
     "pool": "#cfe8d5",
     "selection": "#ffe08a",

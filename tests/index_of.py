@@ -11,7 +11,7 @@ from clipcov_pipeline.pool.places import short_hash
 from clipcov_pipeline.proxy.models import register_model_configs
 from clipcov_pipeline.training.index_loader import IndexData, data_from_index
 from clipcov_pipeline.training.training_index import write_training_index
-from make_training import parsed, spec_for
+from make_training import parsed, spec_for, write_shards
 
 
 def columns_of(tars: Iterable[Path | str], version: Mapping[str, str] | None = None, url: str = "{}") -> dict:
@@ -57,7 +57,7 @@ def _hash(data: bytes) -> int:
 
 def index_spec(tmp_path, index, **changes):
     settings = {"n_samples": 48, "batch_size": 16, "samples_seen": 96, "num_checkpoints": 2, "workers": 0}
-    return spec_for(tmp_path, **{**settings, "index": index, "train_data": "", **changes})
+    return spec_for(tmp_path, **{**settings, "index": index, **changes})
 
 
 class Data:
@@ -91,3 +91,9 @@ def same(left, right):
     for (images, texts), (other_images, other_texts) in zip(left, right, strict=True):
         assert images.equal(other_images)
         assert texts.equal(other_texts)
+
+
+def index_of_noise(folder, sizes):
+    """An index of new shards of noise images in a folder, see `write_shards`; its path."""
+    write_shards(folder, sizes)
+    return write_index(folder / "index.parquet", columns_of(sorted(folder.glob("*.tar"))))

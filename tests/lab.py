@@ -48,6 +48,7 @@ SELECTION = (
     "embeddings",
     "early_similarities",
     "pseudo_labels",
+    "sample_index",
     "rankings",
     "subsets",
 )

@@ -1,10 +1,8 @@
 """Small trainings for the tests: specifications, and shards of noise."""
 
 import io
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from clipcov_pipeline.training import command
@@ -14,20 +12,10 @@ from make_shards import write_tar
 MODEL = "clipcov-tiny-RN"
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """A launch leaves the data workers their cores: what comes after it in this process has all again."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def spec_for(tmp_path="/nowhere", **changes):
     settings = {
         "model": MODEL,
-        "train_data": f"{tmp_path}/{{00000..00003}}.tar",
+        "index": f"{tmp_path}/index.parquet",
         "n_samples": 1000,
         "batch_size": 100,
         "lr": 1e-3,

@@ -32,11 +32,12 @@ SETTINGS: dict[str, Any] = {
 BOARD = {"leaderboard", "report"}
 METHODS, FRACTIONS, SEEDS = ("clipcov", "random"), ("0.25", "0.5"), (0, 1)
 OUTPUTS = {
-    "raw_shards": ("manifest",),
+    "raw_shards": ("manifest", "places"),
     "proxy_model": ("weights", "early"),
     "embeddings": ("rows",),
     "early_similarities": ("similarities",),
     "pseudo_labels": ("labels", "holdout", "pool"),
+    "sample_index": ("index",),
     "rankings": ("ranking",),
     "subsets": ("samples", "subset"),
     "pool_map": ("map",),
@@ -138,6 +139,8 @@ class Simulation:
         read: Any = [step.inputs, node.sources]
         if node.stage == "raw_shards":
             read = self.shards[node.partition]  # the bytes, not the listing
+        if node.stage == "subsets":  # what was chosen, not where it lies
+            read = {name: digest for name, digest in step.inputs.items() if name != "sample_index#index"}
         if (node.stage, output) == ("proxy_model", "weights"):
             params = {**params, "proxy": {k: v for k, v in params["proxy"].items() if k != "early"}}
         if (node.stage, output) == ("pseudo_labels", "pool"):
@@ -193,7 +196,7 @@ FROM_LABELS = {"pseudo_labels", "rankings/clipcov", "rankings/random", "pool_map
 
 EVERYTHING = (
     {f"{stage}/{name}" for stage in ("raw_shards", "embeddings") for name in "abc"}
-    | {"proxy_model"}
+    | {"proxy_model", "sample_index"}
     | FROM_LABELS
 )
 

@@ -1,6 +1,7 @@
 """The whole graph on real data in a real Dagster instance: what its first run leaves."""
 
 import json
+import tarfile
 
 import dagster as dg
 import numpy as np
@@ -20,6 +21,7 @@ FIRST_RUN = {
     "proxy_model": 1,
     "embeddings": 3,
     "pseudo_labels": 1,
+    "sample_index": 1,
     "rankings": 2,
     "subsets": 3,
     "pool_map": 1,
@@ -50,8 +52,28 @@ def test_subset_files_agree_with_each_other_and_the_pool(built_lab: Lab) -> None
         assert set(subset["uid"]) <= set(labels["uid"])
         halves = np.load(folder / "subset.npy")
         assert sorted(subset["uid"]) == [f"{high:016x}{low:016x}" for high, low in halves.tolist()]
-        sizes = json.loads((folder / "shards" / "sizes.json").read_text())
-        assert sum(sizes.values()) == subset.height
+        assert not list(folder.rglob("*.tar"))
+        row = subset.row(subset.height // 2, named=True)
+        with tarfile.open(project.shards[row["shard"]].url) as tar:
+            image = tar.getmember(f"{row['key']}.{row['image_ext']}")
+        assert (row["image_offset"], row["image_size"]) == (image.offset_data, image.size)
+
+
+def test_every_arm_was_given_its_subset_and_nothing_else(built_lab: Lab) -> None:
+    project = built_lab.project()
+    steps = project.plan().by_name
+    for key in ("clipcov-f0.5", "random-f0.5", "full-f1"):
+        subset = pl.read_parquet(project.store.folder(steps[f"subsets/{key}"].record) / "subset.parquet")
+        record = steps[f"checkpoints/{key}-s0"].record
+        assert record is not None
+        seen = pl.read_parquet(project.store.folder(record) / "seen.parquet")
+        assert set(seen["uid"]) <= set(subset["uid"])
+        assert seen.height == min(subset.height, record.stats["samples_seen"])
+        assert seen["times"].sum() == record.stats["samples_seen"] == record.stats["seen_samples"]
+        assert set(seen["times"]) <= {
+            seen["times"].min(),
+            seen["times"].min() + 1,
+        }  # whole passes, part of one
 
 
 def test_no_arm_or_proxy_sees_the_held_out_share(built_lab: Lab) -> None:

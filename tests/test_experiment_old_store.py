@@ -1,26 +1,42 @@
-"""A work folder that earlier code built is found complete: `make_old_store.py` says how it was made."""
+"""A work folder that earlier code built is taken on: `make_old_store.py` says how it was made."""
 
+from pathlib import Path
+
+import pytest
 from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
+from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.stages import STAGES
+from lab import Lab
 
 COMMIT = "ecba9eb496414a5cc49761a8decc08fba3084ca4"
 
 
-def test_the_archive_is_of_that_commit_and_has_an_entry_of_every_stage(old_experiment: str) -> None:
+def test_the_archive_is_of_that_commit_and_has_an_entry_of_every_stage_of_then(old_experiment: str) -> None:
     records = list(Project.open(old_experiment).store.records())
     assert {record.commit for record in records} == {COMMIT}
-    assert {record.stage for record in records} == set(STAGES)
-
-
-def test_nothing_is_to_do(old_experiment: str) -> None:
-    result = CliRunner().invoke(cli, ["plan", "--config", old_experiment], catch_exceptions=False)
-    assert result.output == "Nothing to do: all 34 entries are up to date.\n"
+    assert {record.stage for record in records} == set(STAGES) - {"sample_index"}
 
 
 def test_nothing_is_wrong(old_experiment: str) -> None:
     result = CliRunner().invoke(cli, ["verify", "--deep", "--config", old_experiment], catch_exceptions=False)
     assert result.output.startswith("0 problems; checked 34 entries, ")
     assert result.exit_code == 0
+
+
+@pytest.mark.slow
+def test_places_are_read_off_the_shards_and_nothing_is_embedded_ranked_or_trained_for_that(
+    old_experiment: str, tmp_path: Path
+) -> None:
+    lab = Lab(Path(old_experiment).parent).copy(tmp_path / "old")
+    plan = lab.plan()
+    assert plan.by_name["raw_shards/00000"].why == ("was built without places, which is read now",)
+    before = {step.node.name: step.record for step in plan.steps}
+    assert lab.run(only=("raw_shards", "sample_index")) == {"raw_shards": 2, "sample_index": 1}
+    after = lab.plan().by_name
+    for stage in ("proxy_model", "embeddings", "early_similarities", "pseudo_labels", "rankings"):
+        for step in lab.plan().of(stage):
+            assert (step.status, step.record) == (Status.CURRENT, before[step.node.name])
+    assert after["subsets/full-f1"].why == ("code version of subsets 1 -> 2",)

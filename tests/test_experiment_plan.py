@@ -43,6 +43,7 @@ def test_the_first_run_builds_everything_once_in_order(fresh):
         "proxy_model": 1,
         "embeddings": 3,
         "pseudo_labels": 1,
+        "sample_index": 1,
         "rankings": 2,
         "subsets": 5,
         "pool_map": 1,
@@ -179,7 +180,7 @@ def test_the_held_out_set_is_scored_again_only_where_it_differs(built):
     built.run()
     built.shards["b"], built.times["b"] = "yet another caption", 3
     on_holdout = {f"scores/{subset}-s{seed}@holdout" for subset in arms() for seed in SEEDS}
-    shard = {"raw_shards/b", "embeddings/b"}
+    shard = {"raw_shards/b", "embeddings/b", "sample_index"}
     labels = {"pseudo_labels", "rankings/clipcov", "rankings/random", "pool_map"} | selected(arms())
     assert built.run() == builds(shard | labels | on_holdout | BOARD)
     built.edit(set_key("labels.templates", ["the {}"]))
@@ -205,7 +206,7 @@ def test_a_code_version_with_the_same_result_stops_there(built, monkeypatch, sta
     ("stage", "expected"),
     [
         ("raw_shards", EVERYTHING - {"proxy_model"}),
-        ("proxy_model", EVERYTHING - {f"raw_shards/{name}" for name in "abc"}),
+        ("proxy_model", EVERYTHING - {f"raw_shards/{name}" for name in "abc"} - {"sample_index"}),
         ("embeddings", FROM_LABELS | {f"embeddings/{name}" for name in "abc"}),
         ("pseudo_labels", FROM_LABELS),
         (
@@ -369,7 +370,7 @@ def test_one_new_shard_of_150(fresh):
     fresh.times = dict.fromkeys(fresh.shards, 1)
     fresh.run()
     fresh.shards["00149"], fresh.times["00149"] = "new", 1
-    assert fresh.run() == builds({"raw_shards/00149", "embeddings/00149"} | FROM_LABELS)
+    assert fresh.run() == builds({"raw_shards/00149", "embeddings/00149", "sample_index"} | FROM_LABELS)
 
 
 def test_2000_shards_and_200_recipes_are_planned_in_under_5_seconds(fresh):
@@ -384,7 +385,7 @@ def test_2000_shards_and_200_recipes_are_planned_in_under_5_seconds(fresh):
     while (ready := (plan := make_plan(config, world, fresh.store)).ready()) is not None:
         for step in plan.of(ready[0]):
             fresh.execute(step)
-    assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 40 + 1 + 40 * 2 + 205 * 4 + 2
+    assert len(plan.steps) == 2 * 2000 + 2 + 10 + 41 + 40 + 2 + 40 * 2 + 205 * 4 + 2
 
     def timed(config: Config, world: World) -> tuple[Plan, float]:
         seconds = []

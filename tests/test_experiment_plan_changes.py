@@ -192,7 +192,7 @@ def test_a_shard_added(built):
     assert {step.node.name for step in plan.of("embeddings") if step.status is Status.WAIT} == {
         "embeddings/d"
     }
-    assert built.run() == builds({"raw_shards/d", "embeddings/d"} | FROM_LABELS)
+    assert built.run() == builds({"raw_shards/d", "embeddings/d", "sample_index"} | FROM_LABELS)
 
 
 def test_a_shard_added_is_the_reason_given(built):
@@ -211,7 +211,7 @@ def test_a_shard_changed(built):
     assert {step.node.name for step in plan.of("embeddings") if step.status is not Status.CURRENT} == {
         "embeddings/b"
     }
-    assert built.run() == builds({"raw_shards/b", "embeddings/b"} | FROM_LABELS)
+    assert built.run() == builds({"raw_shards/b", "embeddings/b", "sample_index"} | FROM_LABELS)
 
 
 def test_a_shard_written_again_with_the_same_bytes(built):
@@ -226,15 +226,16 @@ def test_a_shard_changed_without_consequence_for_its_embeddings(built):
     built.shards["b"], built.times["b"] = "other content", 2
     built.run()  # from here on the embeddings of b are what they are
     built.shards["b"], built.times["b"] = "yet other content", 3
-    assert built.run() == builds({"raw_shards/b", "embeddings/b"})
+    cut = {f"subsets/{subset}" for subset in arms()}  # where its samples lie has changed, and no more
+    assert built.run() == builds({"raw_shards/b", "embeddings/b", "sample_index"} | cut)
 
 
 def test_a_shard_removed(built):
     del built.shards["b"]
     assert why(built.plan())["pseudo_labels"] == ("embeddings/b#rows removed",)
-    assert built.run() == builds(FROM_LABELS)
+    assert built.run() == builds({"sample_index"} | FROM_LABELS)
     built.shards["b"] = "content of b"
-    assert built.run() == dict.fromkeys(FROM_LABELS, "restore")
+    assert built.run() == dict.fromkeys({"sample_index"} | FROM_LABELS, "restore")
 
 
 def test_class_names_edited(built):
@@ -279,7 +280,7 @@ def test_a_proxy_that_follows_the_pool_is_trained_again(fresh):
     fresh.shards["d"], fresh.times["d"] = "content of d", 1
     assert fresh.plan().by_name["proxy_model"].status is Status.WAIT
     embeddings = {f"embeddings/{name}" for name in "abcd"}
-    assert fresh.run() == builds({"raw_shards/d", "proxy_model"} | embeddings | FROM_LABELS)
+    assert fresh.run() == builds({"raw_shards/d", "proxy_model", "sample_index"} | embeddings | FROM_LABELS)
 
 
 def test_a_pretrained_proxy_waits_for_no_shard_and_reads_no_pool(fresh):

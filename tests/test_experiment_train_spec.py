@@ -7,12 +7,11 @@ import pytest
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.training import Training
-from clipcov_pipeline.experiment.train_spec import SETTINGS, Tars, train_spec
+from clipcov_pipeline.experiment.train_spec import SETTINGS, TrainingData, train_spec
 from clipcov_pipeline.proxy.models import ModelSpec
-from clipcov_pipeline.training.command import expand_shards
 from clipcov_pipeline.training.spec import TrainSpec, steps, steps_of
 
-DATA = Tars([Path("/pool/{0}.tar"), Path("/pool/1.tar")], 100)
+DATA = TrainingData(Path("/scratch/index.parquet"), 100, "/scratch/fetched", {"anon": True})
 SET = Training.model_validate(
     {
         "epochs": 3,
@@ -47,7 +46,9 @@ def test_every_setting_is_one_of_the_run_and_arrives_there(tmp_path: Path) -> No
     assert {name: getattr(spec, name) for name in plain} == {name: getattr(SET, name) for name in plain}
     assert spec.aug_cfg == {"scale": (0.5, 1.0)}
     assert (spec.model, spec.pretrained, spec.seed) == ("RN50", "weights.pt", 4)
-    assert (spec.n_samples, expand_shards(spec.train_data)) == (100, ["/pool/{0}.tar", "/pool/1.tar"])
+    assert (spec.n_samples, spec.index, spec.cache, spec.storage_options) == (
+        100, "/scratch/index.parquet", "/scratch/fetched", {"anon": True},
+    )  # fmt: skip
     assert (spec.val_data, spec.val_samples, spec.keep_early) == (None, 0, False)
     assert spec.folder == tmp_path / "run"
 

@@ -10,7 +10,7 @@ import pytest
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.holdout import is_held_out, split_holdout
 from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.pool.manifest import good_samples, keys_by_shard, pool_keys, read_shard
+from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.proxy.labels import label_by_clusters, label_by_prompts, label_pool, members
 from clipcov_pipeline.proxy.vectors import Vectors, make_rows
 from dense import unit
@@ -120,27 +120,22 @@ def test_who_is_held_out_depends_on_the_uid_alone(pool, tmp_path):
 
 
 def test_the_proxys_training_leaves_out_the_same_samples(tmp_path):
-    """`pool_keys` reads manifests, `members` the table: both must hold out the same."""
+    """It reads places, `members` the table: both must hold out the same."""
     bad = [("broken.png", b"no image"), ("broken.txt", b"caption")]
     for shard in ("00000", "00001"):
         good = [m for row in range(20) for m in sample_members(f"{shard}{row:04d}", f"caption {row}", row)]
         write_tar(tmp_path / "pool" / f"{shard}.tar", [*good, *bad])
-    manifests = []
-    for shard in scan(str(tmp_path / "pool")):
-        manifests.append(tmp_path / f"{shard.name}.parquet")
-        read_shard(shard, max_pixels=10_000).manifest.write_parquet(manifests[-1])
-    rows = pl.concat([pl.read_parquet(path) for path in manifests])
+    reports = [read_shard(shard, max_pixels=10_000) for shard in scan(str(tmp_path / "pool"))]
+    rows = pl.concat([report.manifest for report in reports])
     assert rows.height == 42
-    assert pl.concat([good_samples(path) for path in manifests]).height == 40
-    keys = pool_keys(manifests, 0.5)
     expected = {
-        (row["shard"], row["key"])
+        row["uid"]
         for row in rows.iter_rows(named=True)
         if row["status"] == "ok" and not is_held_out(row["uid"], 0.5)
     }
     assert 0 < len(expected) < 40
-    assert {(shard, key) for shard, some in keys.items() for key in some} == expected
-    assert keys == keys_by_shard(split_holdout(rows.filter(pl.col("status") == "ok"), 0.5)[0])
+    places = pl.concat([report.places for report in reports])
+    assert set(split_holdout(places, 0.5)[0]["uid"]) == expected
 
 
 # --- members ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from clipcov_pipeline.training.launch import launch
 from clipcov_pipeline.training.result import digest_of_weights, finish
 from clipcov_pipeline.training.spec import CHECKPOINT, from_json, steps, to_json
 from index_of import Data, columns_of, index_spec, same, write_index
-from make_training import parsed, spec_for, threads, write_shards  # noqa: F401 (a fixture)
+from make_training import parsed, write_shards
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_images_and_tokens_are_those_of_open_clip_train(tmp_path, tars):
     spec = dataclasses.replace(spec, num_checkpoints=1)
     register_model_configs()
     _, _, preprocess = create_model_and_transforms(spec.model)
-    args = parsed(dataclasses.replace(spec, index=None, train_data=shard_list(tars), workers=0))
+    args = parsed(dataclasses.replace(spec, workers=0))
+    args.train_data = shard_list(tars)
     wds = get_wds_dataset(args, preprocess, is_train=True, tokenizer=get_tokenizer(spec.model)).dataloader
 
     def rows(batches):
@@ -217,6 +218,6 @@ def test_a_run_is_continued_with_its_own_subset_only(tmp_path, tars):
     moved = write_index(tmp_path / "moved.parquet", columns)
     launch(dataclasses.replace(spec, index=moved))
     other = write_index(tmp_path / "other.parquet", columns, range(47, -1, -1))
-    with pytest.raises(InputError, match="train_data = 'index of digest"):
+    with pytest.raises(InputError, match="samples = 'index of digest"):
         launch(dataclasses.replace(spec, index=other))
-    assert json.loads((spec.folder / "spec.json").read_text())["train_data"].startswith("index of digest")
+    assert json.loads((spec.folder / "spec.json").read_text())["samples"].startswith("index of digest")

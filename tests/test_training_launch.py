@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from clipcov_pipeline.training import folder as training_folder
 from clipcov_pipeline.training import log as training_log
 from clipcov_pipeline.training import spec as training_spec
 from clipcov_pipeline.training.spec import StepPlan
-from make_training import MODEL, parsed, spec_for, threads, write_shards  # noqa: F401 (a fixture)
+from index_of import Data, index_of_noise, index_spec
+from make_training import MODEL, parsed, spec_for, write_shards
 
 # ---- steps
 
@@ -46,15 +46,16 @@ def test_steps_by_hand(changes, expected):
     assert training_spec.steps(spec_for(**changes)) == expected
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("samples_seen", [4000, 4100, 70_000])
 @pytest.mark.parametrize("accum_freq", [1, 4])
 def test_steps_are_those_that_open_clip_train_makes(tmp_path, workers, samples_seen, accum_freq):
-    from open_clip_train.data import get_wds_dataset
-
-    spec = spec_for(tmp_path, workers=workers, samples_seen=samples_seen, accum_freq=accum_freq)
-    args = parsed(spec)
-    loader = get_wds_dataset(args, None, is_train=True).dataloader
+    index = index_of_noise(tmp_path, [100])
+    spec = index_spec(
+        tmp_path, index, workers=workers, samples_seen=samples_seen, accum_freq=accum_freq, n_samples=100,
+        batch_size=100, num_checkpoints=4,
+    )  # fmt: skip
+    args, loader = parsed(spec), Data(spec).info.dataloader
     plan = training_spec.steps(spec)
     assert plan == training_spec.steps(dataclasses.replace(spec, accum_freq=1))
     assert args.accum_freq == accum_freq
@@ -76,71 +77,28 @@ def test_exactly_one_length_is_asked_for(changes):
 # ---- data
 
 
-def test_every_sample_is_drawn_equally_often(tmp_path):
-    from open_clip_train.data import get_wds_dataset
-
-    data = write_shards(tmp_path, [12, 4, 9, 7])
-    spec = spec_for(tmp_path, train_data=data, n_samples=32, batch_size=8, samples_seen=96, workers=0)
-    spec = dataclasses.replace(spec, num_checkpoints=1)
-    counts = Counter()
-    for _, texts in get_wds_dataset(
-        parsed(spec), lambda image: np.asarray(image), is_train=True, tokenizer=lambda text: [text]
-    ).dataloader:
-        counts.update(texts)
-    assert len(counts) == 32
-    assert set(counts.values()) == {3}
-
-
-@pytest.mark.parametrize(
-    ("asked", "shards", "n_samples", "expected"),
-    [
-        (4, 4, 4000, 2),  # with 4, a process could get nothing but the nearly empty last shard
-        (8, 16, 4000, 5),
-        (4, 1, 1000, 1),
-        (2, 2, 1000, 1),
-        (0, 1, 1000, 0),
-    ],
-)
-def test_no_more_workers_than_the_shards_can_feed(asked, shards, n_samples, expected):
-    spec = spec_for(
-        workers=asked,
-        n_samples=n_samples,
-        train_data=f"/x/{{00000..{shards - 1:05d}}}.tar",
-        samples_seen=4000,
-    )
-    assert command.data_workers(spec) == expected
-
-
 def test_shards_of_any_name_are_found(tmp_path):
     from open_clip_train.data import expand_urls
 
     paths = [tmp_path / name for name in ("{1..3}.tar", "a b,c.tar", "back\\slash}.tar", "${HOME}.tar")]
     named = command.shard_list(paths)
-    assert command.expand_shards(named) == expand_urls(named)[0] == [str(path) for path in paths]
+    assert expand_urls(named)[0] == [str(path) for path in paths]
     with pytest.raises(InputError, match="'::'"):
         command.shard_list(["a::b.tar"])
 
 
-def test_a_missing_shard_is_named_before_anything_starts(tmp_path):
-    write_shards(tmp_path, [2, 2])
-    with pytest.raises(InputError, match=r"no shard at .*00002\.tar"):
-        launch.launch(spec_for(tmp_path))
-    assert not (tmp_path / "run").exists()
-
-
-def test_too_few_shards_for_the_gpus_are_refused():
-    spec = spec_for(train_data="/x/a.tar::/x/{b,c}.tar")
-    assert command.expand_shards(spec.train_data) == ["/x/a.tar", "/x/b.tar", "/x/c.tar"]
-    with pytest.raises(InputError, match="3 shards"):
-        command.arguments(spec, n_gpus=4)
+def test_a_missing_shard_is_named_before_anything_is_trained(tmp_path):
+    index = index_of_noise(tmp_path, [40, 40])
+    (tmp_path / "00001.tar").unlink()
+    with pytest.raises(InputError, match=r"00001\.tar"):
+        launch.launch(index_spec(tmp_path, index, n_samples=80))
 
 
 def test_warnings_say_what_will_not_work():
     assert command.warnings(spec_for()) == []
-    found = command.warnings(spec_for(warmup=40, workers=6, precision="fp16"))
-    assert [re.sub(r"\d+ data", "N data", line)[:30] for line in found] == [
+    found = command.warnings(spec_for(warmup=40, precision="fp16"))
+    assert [line[:30] for line in found] == [
         "warm-up of 40 steps is not ove",
-        "N data workers instead of 6: t",
         "precision fp16 trains unreliab",
     ]
 
@@ -177,7 +135,7 @@ def test_augmentation_is_what_open_clip_builds():
 
 
 def test_several_gpus_share_the_batch():
-    spec = spec_for(train_data="/x/{00000..00015}.tar")
+    spec = spec_for()
     args = parsed(spec, n_gpus=2)
     assert (args.batch_size, args.train_num_samples) == (50, 1000)
     assert args.local_loss
@@ -194,7 +152,7 @@ def test_several_gpus_share_the_batch():
 
 
 def test_each_gpu_cuts_its_share_into_parts():
-    spec = spec_for(train_data="/x/{00000..00015}.tar", accum_freq=5, grad_checkpointing=True)
+    spec = spec_for(accum_freq=5, grad_checkpointing=True)
     args = parsed(spec, n_gpus=2)
     assert (args.batch_size, args.accum_freq, args.train_num_samples) == (10, 5, 1000)
     assert args.grad_checkpointing
@@ -202,12 +160,6 @@ def test_each_gpu_cuts_its_share_into_parts():
         command.arguments(spec, n_gpus=3)
     with pytest.raises(InputError, match="accum_freq: 0"):
         spec_for(accum_freq=0)
-
-
-def test_a_part_needs_fewer_samples_of_each_worker():
-    data = "/x/{00000..00003}.tar"
-    assert command.data_workers(spec_for(workers=4, n_samples=200, train_data=data)) == 1
-    assert command.data_workers(spec_for(workers=4, n_samples=200, train_data=data, accum_freq=2)) == 2
 
 
 def test_a_spec_survives_json():
@@ -256,7 +208,6 @@ def test_what_a_log_line_of_an_evaluation_tells():
 
 @pytest.mark.parametrize(("length", "frequency"), [({"epochs": 30}, 3), ({"samples_seen": 4000}, 1)])
 def test_at_most_about_ten_evaluations(tmp_path, length, frequency):
-    write_shards(tmp_path, [1, 1, 1, 1])
     arguments = command.arguments(spec_for(tmp_path, val_data="/h/0.tar", val_samples=9, workers=0, **length))
     at = arguments.index("--val-frequency")
     assert arguments[at : at + 2] == ["--val-frequency", str(frequency)]
@@ -271,10 +222,10 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
     import open_clip
     import torch
 
-    data = write_shards(tmp_path, [24, 24])
+    index = index_of_noise(tmp_path, [24, 24])
     (tmp_path / "held_out").mkdir()
     spec = spec_for(
-        tmp_path, train_data=data, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2,
+        tmp_path, index=index, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2,
         val_data=write_shards(tmp_path / "held_out", [20]), val_samples=20,
         keep_early=True,
     )  # fmt: skip
@@ -293,12 +244,12 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
         launch.launch(dataclasses.replace(spec, lr=0.01))
     launch.launch(dataclasses.replace(spec, val_data=None))  # the curve decides nothing
     (tmp_path / "moved").mkdir()
-    moved = write_shards(tmp_path / "moved", [24, 24])
-    launch.launch(dataclasses.replace(spec, train_data=moved))  # the same shards in another folder
+    moved = index_of_noise(tmp_path / "moved", [24, 24])
+    launch.launch(dataclasses.replace(spec, index=moved))  # the same samples in another folder
     (tmp_path / "other").mkdir()
-    other = write_shards(tmp_path / "other", [20, 28])
-    with pytest.raises(InputError, match="train_data = '2 of digest"):
-        launch.launch(dataclasses.replace(spec, train_data=other))
+    other = index_of_noise(tmp_path / "other", [20, 28])
+    with pytest.raises(InputError, match="samples = 'index of digest"):
+        launch.launch(dataclasses.replace(spec, index=other))
     assert (spec.folder / "out.log").read_text() == before
 
     record = result.finish(spec, tmp_path / "out")
@@ -330,9 +281,9 @@ def test_a_run_from_start_to_loaded_checkpoint(tmp_path):
 def test_a_batch_in_parts_takes_the_same_steps_and_can_go_on(tmp_path):
     import torch
 
-    data = write_shards(tmp_path, [24, 24])
+    index = index_of_noise(tmp_path, [24, 24])
     spec = spec_for(
-        tmp_path, train_data=data, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2,
+        tmp_path, index=index, n_samples=48, batch_size=16, samples_seen=96, num_checkpoints=2,
         workers=0, accum_freq=2,
     )  # fmt: skip
 
@@ -385,8 +336,8 @@ train.launch(train.from_json(pathlib.Path(sys.argv[1]).read_text()), kill)
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_virtual_epoch(tmp_path):
-    data = write_shards(tmp_path, [40, 40])
-    spec = spec_for(tmp_path, train_data=data, n_samples=80, batch_size=16, samples_seen=64 * 16, workers=0)
+    index = index_of_noise(tmp_path, [40, 40])
+    spec = spec_for(tmp_path, index=index, n_samples=80, batch_size=16, samples_seen=64 * 16, workers=0)
     (tmp_path / "spec.json").write_text(training_spec.to_json(spec))
     argv = [
         sys.executable,
@@ -419,10 +370,8 @@ def test_a_killed_run_goes_on_from_its_last_virtual_epoch(tmp_path):
 
 
 def test_a_run_that_ends_early_is_not_taken_for_a_finished_one(tmp_path):
-    data = write_shards(tmp_path, [32])
-    spec = spec_for(
-        tmp_path, train_data=data, n_samples=32, batch_size=16, samples_seen=32, num_checkpoints=2
-    )
+    index = index_of_noise(tmp_path, [32])
+    spec = spec_for(tmp_path, index=index, n_samples=32, batch_size=16, samples_seen=32, num_checkpoints=2)
     with pytest.raises(RuntimeError, match="without the checkpoint of epoch 2"):
         launch.launch(dataclasses.replace(spec, extra=("--epochs", "1")))
 

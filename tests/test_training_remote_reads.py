@@ -13,7 +13,7 @@ from clipcov_pipeline.training.launch import launch
 from clipcov_pipeline.training.remote_reads import bytes_fetched, fetched_into, wanted_ranges
 from clipcov_pipeline.training.training_index import read_training_index
 from index_of import Data, columns_of, index_spec, same, write_index
-from make_training import threads, write_shards  # noqa: F401 (a fixture)
+from make_training import write_shards
 from range_server import serve
 
 

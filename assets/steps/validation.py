@@ -33,6 +33,7 @@ def held_out_tars(task: Task, folder: Path) -> tuple[list[Path], int]:
             keys_by_shard(rows),
             folder,
             samples_per_shard=SAMPLES,
+            pairs_only=True,
             storage_options=dict(task.config.shards.storage_options),
         )
     return sorted(folder.glob("*.tar")), rows.height

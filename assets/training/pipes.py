@@ -58,7 +58,7 @@ def train(
     Raises:
         dagster.Failure: the training failed; its last lines are in the message.
     """
-    for warning in warnings(spec, gpus):
+    for warning in warnings(spec):
         context.log.warning(warning)
     log = Path(spec.log_dir) / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)

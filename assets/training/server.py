@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from assets.training.worker import main
+from clipcov_pipeline.training.launch import SLEEPING_THREADS
 
 FORK = multiprocessing.get_context("fork")
 
@@ -102,7 +103,8 @@ class TrainServer:
             self.close()
             command = [sys.executable, "-m", "assets.training.server"]
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+            environment = {**SLEEPING_THREADS, **os.environ}
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         return self._process
 
 

@@ -196,6 +196,14 @@ def _loss(stats: Stats) -> Figure:
     return _ratio(last, first, text, "the first loss is 0")
 
 
+def _unseen(stats: Stats) -> Figure:
+    """Distinct samples against those due: all of the subset, or as many as there were draws."""
+    if (due := stats.get("due")) is None:
+        return Figure(None, str(stats.get("due_undefined") or _before("due")))
+    text = "share of the samples due that the training was not given ({part:,} of {whole:,})"
+    return _ratio(due - stats["seen_distinct"], due, text, "none was due")
+
+
 def _above_chance(stats: Stats) -> Figure:
     """The metric that is furthest below chance; the noise is a binomial's at chance level."""
     chance, n = stats.get("chance"), stats.get("n_scored")
@@ -288,6 +296,9 @@ CHECKS = (
     ),
     Check(
         CHECKPOINTS, "loss", "at most", _loss, "The loss is finite and lower at the end than at the start."
+    ),
+    Check(
+        CHECKPOINTS, "unseen", "at most", _unseen, "The training was given every sample that it should have."
     ),
     Check(SCORES, "above_chance", "at least", _above_chance, "No metric is below chance by more than noise."),
 )

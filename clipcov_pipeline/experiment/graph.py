@@ -31,6 +31,7 @@ from clipcov_pipeline.experiment.stages import (
     RANKINGS,
     RAW_SHARDS,
     REPORT,
+    SAMPLE_INDEX,
     SCORES,
     SUBSET_DIAGNOSTICS,
     SUBSET_GALLERIES,
@@ -85,6 +86,8 @@ POOL = Input(PSEUDO_LABELS, WHOLE, "pool")
 
 MAP = Input(POOL_MAP, WHOLE, "map")
 
+INDEX = Input(SAMPLE_INDEX, WHOLE, "index")
+
 
 def nodes(config: Config, world: World) -> Iterator[Node]:
     """Yield every entry that should exist, each after what it reads."""
@@ -96,6 +99,7 @@ def nodes(config: Config, world: World) -> Iterator[Node]:
     if config.select.labels_of("c_rho"):
         yield from _early_similarities(shards)
     yield _pseudo_labels(config, world)
+    yield _sample_index(shards)
     yield from _rankings(config, world)
     for method, fraction in dict.fromkeys((arm.method, arm.fraction) for arm in arms):
         yield _subset(config, method, fraction)
@@ -117,6 +121,7 @@ def _raw_shards(config: Config, world: World) -> Iterator[Node]:
             shard.name,
             params=_image_bound(config),
             sources={"shard": f"{shard.name}@{shard.version}"},
+            needs=("places",),
         )
 
 
@@ -158,6 +163,10 @@ def _pseudo_labels(config: Config, world: World) -> Node:
     )
 
 
+def _sample_index(shards: Sequence[str]) -> Node:
+    return Node(SAMPLE_INDEX, WHOLE, inputs=tuple(Input(RAW_SHARDS, name, "places") for name in shards))
+
+
 def _rankings(config: Config, world: World) -> Iterator[Node]:
     early = [Input(EARLY_SIMILARITIES, shard.name, "similarities") for shard in world.shards]
     for label in config.select.methods:
@@ -179,11 +188,13 @@ def _order(method: str) -> Input:
 
 
 def _subset(config: Config, method: str, fraction: float) -> Node:
+    select = config.select
+    tars = {"write_tars": True, "samples_per_shard": select.samples_per_shard} if select.write_tars else {}
     return Node(
         SUBSETS,
         subset_key(method, fraction),
-        params={"select": {"fraction": fraction, "samples_per_shard": config.select.samples_per_shard}},
-        inputs=(_order(method), POOL),
+        params={"select": {"fraction": fraction, **tars}},
+        inputs=(_order(method), POOL, INDEX),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from clipcov_pipeline.experiment import graph
 from clipcov_pipeline.experiment.store import Record
 
-LABELS, POOL = graph.LABELS.name, graph.POOL.name
+LABELS, POOL, PLACES = graph.LABELS.name, graph.POOL.name, graph.INDEX.name
 
 
 class Index:

@@ -28,6 +28,7 @@ class Stage:
             experiment as a whole has one entry and no partitions.
         files: output -> the file whose sha256 is its digest. Not every entry has all of them.
         computed: output -> how its digest follows from the record, for those that are no single file.
+        content: outputs whose digest the stage takes of what they hold, in whatever file.
         one_at_a_time: whether each partition gets a Dagster run of its own.
     """
 
@@ -36,7 +37,13 @@ class Stage:
     each: Literal["experiment", "shard", "method", "subset", "arm"] = "experiment"
     files: Mapping[str, str] = field(default_factory=dict)
     computed: Mapping[str, Callable[[Record], str]] = field(default_factory=dict)
+    content: tuple[str, ...] = ()
     one_at_a_time: bool = False
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """What others can read of an entry."""
+        return frozenset({*self.files, *self.computed, *self.content})
 
 
 TABLE: dict[str, Stage] = {}  # by name, in the order in which they are built
@@ -55,15 +62,13 @@ def _inputs(record: Record) -> str:
     return digest_of(dict(record.inputs))
 
 
-def _tars(record: Record) -> str:
-    return digest_of([digest for name, digest in sorted(record.files.items()) if name.endswith(".tar")])
-
-
-RAW_SHARDS = _row(Stage("raw_shards", "1", "shard", computed={"manifest": _manifest}))
+RAW_SHARDS = _row(
+    Stage("raw_shards", "1", "shard", files={"places": "places.parquet"}, computed={"manifest": _manifest})
+)
 
 PROXY_MODEL = _row(Stage("proxy_model", "1", files={"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}))
 
-EMBEDDINGS = _row(Stage("embeddings", "1", "shard"))  # its rows lie in LanceDB
+EMBEDDINGS = _row(Stage("embeddings", "1", "shard", content=("rows",)))  # they lie in LanceDB
 
 EARLY_SIMILARITIES = _row(
     Stage("early_similarities", "1", "shard", files={"similarities": "similarities.parquet"})
@@ -78,11 +83,11 @@ PSEUDO_LABELS = _row(
     )
 )
 
+SAMPLE_INDEX = _row(Stage("sample_index", "1", files={"index": "index.parquet"}))
+
 RANKINGS = _row(Stage("rankings", "2", "method", files={"ranking": "ranking.parquet"}))
 
-SUBSETS = _row(
-    Stage("subsets", "1", "subset", files={"subset": "subset.parquet"}, computed={"samples": _tars})
-)
+SUBSETS = _row(Stage("subsets", "2", "subset", content=("samples", "subset")))  # wherever the samples lie
 
 POOL_MAP = _row(Stage("pool_map", "1", files={"map": "map.parquet"}))
 
@@ -94,7 +99,7 @@ SUBSET_GALLERIES = _row(Stage("subset_galleries", "1", "subset", files={"gallery
 
 CHECKPOINTS = _row(
     # long enough to deserve a run each: a failure or a kill costs one
-    Stage("checkpoints", "1", "arm", files={"weights": CHECKPOINT}, one_at_a_time=True)
+    Stage("checkpoints", "2", "arm", content=("weights",), one_at_a_time=True)
 )
 
 SCORES = _row(Stage("scores", "3", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))

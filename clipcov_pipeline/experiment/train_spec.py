@@ -1,18 +1,34 @@
 """From the training settings of the YAML to one run of open_clip_train."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import polars as pl
 
 from clipcov_pipeline.experiment.config.training import Training
+from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.proxy.models import ModelSpec
+from clipcov_pipeline.subsets.index import draws_of_pass, training_rows
 from clipcov_pipeline.training.command import shard_list
 from clipcov_pipeline.training.spec import TrainSpec
+from clipcov_pipeline.training.training_index import write_training_index
 
 RUN = "run"  # the training's own folder below its scratch folder
+INDEX = "index.parquet"  # beside it
+CACHE = "fetched"
 
 # a setting and the field of `TrainSpec` that takes it have one name; the GPUs are the launcher's
 SETTINGS = Training.model_fields.keys() - {"gpus"}
+
+
+class TrainingData(NamedTuple):
+    """What is trained on: the path of a `training_index`, the draws of a pass over it, how it is read."""
+
+    index: Path
+    draws: int
+    cache: str = ""
+    storage_options: Mapping[str, Any] | None = None
 
 
 class Tars(NamedTuple):
@@ -25,10 +41,45 @@ class Tars(NamedTuple):
 NO_TARS = Tars()
 
 
+def training_data(
+    index: pl.DataFrame, shards: Iterable[Shard], scratch: Path, storage_options: Mapping[str, Any]
+) -> TrainingData:
+    """Write what a training reads to ``scratch/index.parquet``.
+
+    Args:
+        index: the samples, columns as `subsets.index.INDEX_SCHEMA`.
+        shards: the pool's, as they are now.
+        scratch: the training's folder; what is fetched of remote shards goes below it.
+        storage_options: fsspec's.
+
+    Raises:
+        InputError: as `training_rows`.
+    """
+    path = scratch / INDEX
+    scratch.mkdir(parents=True, exist_ok=True)
+    rows = training_rows(index, shards)
+    write_training_index(path, {column.name: column.to_arrow() for column in rows})
+    return TrainingData(path, draws_of_pass(rows["weight"].to_numpy()), str(scratch / CACHE), storage_options)
+
+
+def written_before(
+    scratch: Path, shards: Iterable[Shard], storage_options: Mapping[str, Any]
+) -> TrainingData | None:
+    """Return what `training_data` wrote earlier, None where there is nothing or a shard is not as it was."""
+    path = scratch / INDEX
+    if not path.exists():
+        return None
+    rows = pl.read_parquet(path, columns=["shard", "shard_version", "weight"])
+    read = set(rows.select("shard", "shard_version").unique().iter_rows())
+    if not read <= {(shard.url, shard.version) for shard in shards}:
+        return None
+    return TrainingData(path, draws_of_pass(rows["weight"].to_numpy()), str(scratch / CACHE), storage_options)
+
+
 def train_spec(
     settings: Training,
     model: ModelSpec,
-    data: Tars,
+    data: TrainingData,
     *,
     seed: int,
     scratch: Path,
@@ -41,7 +92,7 @@ def train_spec(
         settings: how to train, of exactly one length (``samples_seen`` or ``epochs``).
         model: architecture, and the weights to start from, a path already absolute.
         data: what is trained on.
-        seed: of the weights and of the order of shards.
+        seed: of the weights, of the order of samples and of how images are varied.
         scratch: the folder for the run's own one.
         validation: held-out pairs for the retrieval curve; none, no curve.
         keep_early: also keep the weights after the first virtual epoch.
@@ -55,8 +106,10 @@ def train_spec(
         **given,
         model=model.model,
         pretrained=model.pretrained,
-        train_data=shard_list(data.paths),
-        n_samples=data.samples,
+        index=str(data.index),
+        n_samples=data.draws,
+        cache=data.cache,
+        storage_options=data.storage_options,
         seed=seed,
         val_data=shard_list(validation.paths) if validation.paths else None,
         val_samples=validation.samples,

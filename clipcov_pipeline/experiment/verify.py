@@ -10,13 +10,14 @@ import polars as pl
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of_file, fingerprint_from
-from clipcov_pipeline.experiment.index import POOL, Index
+from clipcov_pipeline.experiment.index import PLACES, POOL, Index
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.stages import (
     EMBEDDINGS,
     PSEUDO_LABELS,
     RANKINGS,
+    SAMPLE_INDEX,
     SUBSETS,
     TABLE,
     derived_digests,
@@ -25,12 +26,8 @@ from clipcov_pipeline.experiment.store import Record, node_name
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
 from clipcov_pipeline.selection import budget_count
-from clipcov_pipeline.subsets.files import (
-    whole_pool,
-    write_datacomp_npy,
-    write_subset_parquet,
-    write_subset_tars,
-)
+from clipcov_pipeline.subsets.cut import TARS, whole_pool, write_subset
+from clipcov_pipeline.subsets.files import write_subset_tars
 
 
 @dataclass
@@ -151,11 +148,13 @@ def _rebuilt_problems(project: Project, record: Record, index: Index) -> list[st
     scratch = project.scratch / f"verify-{record.fingerprint[:16]}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        _cut_again(project, record, index, scratch)
+        digests = _cut_again(project, record, index, scratch)
+        found = {name: _digest_or_none(scratch / name) for name in record.files} | digests
+        expected = dict(record.files) | dict(record.digests)
         return [
-            f"cut again, {name} has sha256 {found[:12]}, expected {expected[:12]}"
-            for name, expected in record.files.items()
-            if (found := _digest_or_none(scratch / name)) != expected
+            f"cut again, {name} has sha256 {found[name][:12]}, expected {digest[:12]}"
+            for name, digest in expected.items()
+            if found[name] != digest
         ]
     except (InputError, OSError) as error:
         return [f"cannot be cut again: {error}"]
@@ -167,28 +166,34 @@ def _digest_or_none(path: Path) -> str:
     return digest_of_file(path) if path.is_file() else "none"
 
 
-def _cut_again(project: Project, record: Record, index: Index, folder: Path) -> None:
-    """Write a subset's files from its ranking and the shards, as the stage does."""
-    sources = index.sources(record)
+def _cut_again(project: Project, record: Record, entries: Index, folder: Path) -> dict[str, str]:
+    """Write a subset's files from its ranking and the shards, as the stage does; return its digests."""
+    sources = entries.sources(record)
     ranked = next((name for name in sources if name.startswith(f"{RANKINGS}/")), None)
-    pool, ranking = sources[POOL], sources[ranked] if ranked else None
-    if pool is None or (ranked and ranking is None):
+    pool, places, ranking = sources[POOL], sources[PLACES], sources[ranked] if ranked else None
+    if pool is None or places is None or (ranked and ranking is None):
         raise InputError(f"what {node_name(record.stage, record.partition)} was cut from is not in the store")
-    labels = pl.read_parquet(project.store.folder(pool) / TABLE[PSEUDO_LABELS].files["labels"])
+    labels = pl.read_parquet(_output(project, pool, PSEUDO_LABELS, "labels"))
     settings = record.params["select"]
     if ranking is None:
         subset = whole_pool(labels)
     else:
-        frame = pl.read_parquet(project.store.folder(ranking) / TABLE[RANKINGS].files["ranking"])
+        frame = pl.read_parquet(_output(project, ranking, RANKINGS, "ranking"))
         subset = frame.head(budget_count(settings["fraction"], labels.height))
-    write_subset_parquet(folder / TABLE[SUBSETS].files["subset"], subset)
-    write_datacomp_npy(folder / "subset.npy", subset["uid"].to_list())
-    write_subset_tars(
-        list(project.shards.values()),
-        keys_by_shard(labels.filter(pl.col("uid").is_in(subset["uid"].implode()))),
-        folder / "shards",
-        samples_per_shard=settings["samples_per_shard"],
-        # how many it was spread over follows from knobs of the training
-        min_shards=sum(name.endswith(".tar") for name in record.files),
-        storage_options=dict(project.config.shards.storage_options),
-    )
+    index, digests = write_subset(folder, subset, labels, _output(project, places, SAMPLE_INDEX, "index"))
+    if settings.get("write_tars"):
+        write_subset_tars(
+            list(project.shards.values()),
+            keys_by_shard(index),
+            folder / TARS,
+            samples_per_shard=settings["samples_per_shard"],
+            # how many it was spread over follows from knobs of the training
+            min_shards=sum(name.endswith(".tar") for name in record.files),
+            storage_options=dict(project.config.shards.storage_options),
+        )
+    return digests
+
+
+def _output(project: Project, record: Record, stage: str, output: str) -> Path:
+    """The file of an entry that is an output of its stage."""
+    return project.store.folder(record) / TABLE[stage].files[output]

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import polars as pl
 
-from clipcov_pipeline.pool.holdout import split_holdout
 from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
@@ -132,11 +131,3 @@ def keys_by_shard(samples: pl.DataFrame) -> Mapping[str, set[str]]:
     """Return the keys of these samples for each shard; columns ``shard`` and ``key`` are read."""
     grouped = samples.group_by("shard", maintain_order=True).agg("key")
     return {shard: set(keys) for shard, keys in grouped.iter_rows()}
-
-
-def pool_keys(manifests: Iterable[Path], holdout_fraction: float) -> Mapping[str, set[str]]:
-    """Return the keys of the pool's samples for each shard, straight from the manifests."""
-    keys: dict[str, set[str]] = {}
-    for manifest in manifests:
-        keys |= keys_by_shard(split_holdout(good_samples(manifest), holdout_fraction)[0])
-    return keys

@@ -5,6 +5,7 @@ A subset is an index of such places over the original shards: nothing is copied 
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -38,6 +39,12 @@ def places_of(group: Group, row: Mapping[str, Any]) -> dict[str, Any]:
     place["image_hash"] = short_hash(row["image_sha256"])
     place["caption_hash"] = short_hash(hashlib.sha256(row["caption"].encode()).hexdigest())
     return place
+
+
+def gather_places(files: Mapping[str, Path]) -> pl.DataFrame:
+    """Return the places of all shards in their order: `PLACES_SCHEMA` and shard; ``files`` by shard name."""
+    parts = [pl.scan_parquet(path).with_columns(shard=pl.lit(name)) for name, path in files.items()]
+    return pl.concat(parts).collect()
 
 
 def short_hash(sha256: str) -> int:

@@ -56,6 +56,11 @@ class Group:
                 return extension, data
         return None
 
+    def pair(self) -> list[tuple[str, bytes]]:
+        """(extension, bytes) of image and caption, those that there are."""
+        caption = self.get("txt")
+        return [pair for pair in (self.image(), caption and ("txt", caption)) if pair]
+
     def meta(self) -> dict[str, Any] | None:
         """The json as a dict; None where there is none or it is broken, which is no reason to lose a pair."""
         try:

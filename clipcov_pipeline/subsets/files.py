@@ -1,60 +1,31 @@
-"""Writes a chosen subset in the forms that other tools read: parquet, DataComp's `.npy`, WebDataset tars."""
+"""Writes a chosen subset in the forms that other tools read: DataComp's `.npy`, WebDataset tars."""
 
 import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import Group, iter_groups
 from clipcov_pipeline.selection.outputs import datacomp_uids
 
-SUBSET_SCHEMA = {"uid": pl.String, "rank": pl.Int64, "gain": pl.Float64, "latent_class": pl.Int32}
 
+def write_datacomp_npy(path: Path, uids: Collection[str], draws: npt.NDArray[np.int64] | None = None) -> None:
+    """Write uids as DataComp's resharder reads them, all at once; raises as `datacomp_uids`.
 
-def whole_pool(labels: pl.DataFrame) -> pl.DataFrame:
-    """Return the pool itself as a subset, in its own order; columns ``uid`` and ``latent_class`` are read."""
-    return (
-        labels.select("uid", "latent_class")
-        .with_row_index("rank")
-        .with_columns(gain=pl.lit(None, pl.Float64))
-    )
-
-
-def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Write a subset in the order of its ranks.
-
-    Args:
-        path: of the parquet.
-        frame: columns of `SUBSET_SCHEMA`, cast to its types; other columns are left out.
-
-    Raises:
-        ValueError: a column is missing, or a uid or a rank is given twice.
+    draws: how often each is listed, int64 [n]: the resharder copies a sample as often.
     """
-    missing = SUBSET_SCHEMA.keys() - set(frame.columns)
-    if missing:
-        raise ValueError(f"subset: columns {sorted(missing)} are missing, found {frame.columns}")
-    for column in ("uid", "rank"):
-        if frame[column].n_unique() != frame.height:
-            raise ValueError(
-                f"subset: {frame.height - frame[column].n_unique()} values of {column} come twice"
-            )
-    table = frame.select(pl.col(name).cast(dtype) for name, dtype in SUBSET_SCHEMA.items()).sort("rank")
-    with _written_at_once(path) as temporary:
-        table.write_parquet(temporary, compression="zstd")
-
-
-def write_datacomp_npy(path: Path, uids: Collection[str]) -> None:
-    """Write uids as DataComp's resharder reads them, all at once; raises as `datacomp_uids`."""
     found = datacomp_uids(uids)
-    with _written_at_once(path) as temporary, temporary.open("wb") as file:
+    if draws is not None:  # `found` is in the order of the uids
+        found = np.repeat(found, draws[np.argsort(np.asarray(list(uids)), kind="stable")])
+    with written_at_once(path) as temporary, temporary.open("wb") as file:
         np.save(file, found)
 
 
@@ -65,6 +36,7 @@ def write_subset_tars(
     *,
     samples_per_shard: int = 1000,
     min_shards: int = 1,
+    pairs_only: bool = False,
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
@@ -81,36 +53,39 @@ def write_subset_tars(
         out_dir: for the tars.
         samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
             worker and GPU); the tars are of one size, give or take a sample, and none is empty.
+        pairs_only: copy image and caption alone: open_clip_train decodes every member, and drops a sample
+            over one that it cannot read.
         progress: called with the number of further samples written, as tqdm's `update` is.
 
     Raises:
         ValueError: `out_dir` already holds tars.
         InputError: a chosen sample is not in its shard (the shard changed since the choice).
     """
-    if samples_per_shard < 1 or min_shards < 1:
-        raise ValueError(
-            f"samples_per_shard {samples_per_shard} and min_shards {min_shards} must be at least 1"
-        )
     out_dir.mkdir(parents=True, exist_ok=True)
     if any(out_dir.glob("*.tar")):
         raise ValueError(f"{out_dir} already holds tars; give an empty folder")
     n_samples = sum(len(set(keys)) for keys in keys_by_shard.values())
-    sizes = _even_sizes(n_samples, max(-(-n_samples // samples_per_shard), min(min_shards, n_samples)))
+    sizes = _even_sizes(n_samples, samples_per_shard, min_shards)
     chosen = _chosen(shards, keys_by_shard, storage_options)
     paths = [out_dir / f"{index:05d}.tar" for index in range(len(sizes))]
     for path, size in zip(paths, sizes, strict=True):
         with tarfile.open(path, "w") as tar:
             for _ in range(size):
-                _add(tar, *next(chosen))
+                key, group = next(chosen)
+                _add(tar, key, group.pair() if pairs_only else group.members)
                 if progress is not None:
                     progress(1)
     next(chosen, None)  # the last shard may still be short of a sample
-    sizes_by_name = {path.name: size for path, size in zip(paths, sizes, strict=True)}
-    (out_dir / "sizes.json").write_text(json.dumps(sizes_by_name, indent=1) + "\n", encoding="utf-8")
+    by_name = {path.name: size for path, size in zip(paths, sizes, strict=True)}
+    (out_dir / "sizes.json").write_text(json.dumps(by_name, indent=1) + "\n", encoding="utf-8")
     return paths
 
 
-def _even_sizes(n_samples: int, n_shards: int) -> list[int]:
+def _even_sizes(n_samples: int, most: int, min_shards: int) -> list[int]:
+    """How many samples each tar gets: at most so many, in at least so many tars."""
+    if most < 1 or min_shards < 1:
+        raise ValueError(f"samples_per_shard {most} and min_shards {min_shards} must be at least 1")
+    n_shards = max(-(-n_samples // most), min(min_shards, n_samples))
     return [n_samples // n_shards + (index < n_samples % n_shards) for index in range(n_shards)]
 
 
@@ -161,16 +136,16 @@ def _put_uid(group: Group, uid: str) -> None:
     group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
 
 
-def _add(tar: tarfile.TarFile, key: str, group: Group) -> None:
+def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -> None:
     """Append a sample; a fresh TarInfo has time, owner and group 0, so the bytes are always the same."""
-    for suffix, data in group.members:
+    for suffix, data in members:
         info = tarfile.TarInfo(f"{key}.{suffix}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
 
 
 @contextmanager
-def _written_at_once(path: Path) -> Iterator[Path]:
+def written_at_once(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")

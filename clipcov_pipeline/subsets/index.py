@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.places import PLACES_SCHEMA
 
+# whole-numbered weights up to this are taken at their word: that many draws of a sample in each pass
+MOST_REPEATS = 100
 CHOSEN = {
     "uid": pl.String,
     "rank": pl.Int64,
@@ -34,7 +37,11 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
     Raises:
         InputError: a chosen sample has no place (its shard is gone), or a member that lies in pieces; a
             weight that is negative or not finite, or no weight above 0.
+        ValueError: a uid or a rank is given twice.
     """
+    for column in ("uid", "rank"):
+        if twice := chosen.height - chosen[column].n_unique():
+            raise ValueError(f"subset: {twice} values of {column} come twice")
     weight = pl.col("weight") if "weight" in chosen.columns else pl.lit(1.0)
     rows = chosen.with_columns(weight=weight.cast(pl.Float64))
     check_weights(rows["weight"].to_numpy(), "subset")
@@ -48,6 +55,13 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
             " expected one each: the shard is gone or stores it sparse; run the pipeline again"
         )
     return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()).sort("rank")
+
+
+def whole_index(places: pl.DataFrame) -> pl.DataFrame:
+    """Return all samples as an index, in their order and without classes; ``places`` as `subset_index`."""
+    rows = places.unique("uid", keep="first", maintain_order=True).with_row_index("rank")
+    rows = rows.with_columns(gain=None, latent_class=-1, weight=1.0)
+    return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items())
 
 
 def check_weights(weight: np.ndarray, where: str) -> None:
@@ -65,6 +79,29 @@ def check_weights(weight: np.ndarray, where: str) -> None:
         )
     if not weight.any():
         raise InputError(f"{where}: found {len(weight)} weights of 0, expected at least one above")
+
+
+def whole_draws(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.int64] | None:
+    """Return weights as numbers of draws in a pass, int64 [n]; None where they are no small whole numbers."""
+    if weight.max() >= 2**53 or (weight != np.floor(weight)).any():
+        return None
+    counts = weight.astype(np.int64)
+    counts //= np.gcd.reduce(counts)
+    return counts if counts.max() <= MOST_REPEATS else None
+
+
+def draws_of_pass(weight: npt.NDArray[np.float64]) -> int:
+    """Return the draws of a pass over samples of these weights, float [n], as `training.draws` makes it."""
+    counts = whole_draws(weight)
+    return int(counts.sum()) if counts is not None else int(np.count_nonzero(weight))
+
+
+def chosen_digest(index: pl.DataFrame) -> str:
+    """Return what a subset is, whatever its samples hold and wherever they lie.
+
+    A sha256 in hex over the columns of `CHOSEN`, in the order of the ranks.
+    """
+    return sha256(index.select(list(CHOSEN)).write_csv(include_header=False).encode()).hexdigest()
 
 
 def samples_digest(index: pl.DataFrame) -> str:

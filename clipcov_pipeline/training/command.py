@@ -13,22 +13,15 @@ from clipcov_pipeline.training.spec import EVALUATIONS, TrainSpec, steps
 _AS_NAMED = ("lr", "wd", "beta1", "beta2", "eps", "warmup", "lr_scheduler", "precision", "seed")
 
 
-def expand_shards(train_data: str) -> list[str]:
-    """Shards that a ``train_data`` string names, as webdataset expands it."""
-    import braceexpand
-
-    return [url for part in train_data.split("::") for url in braceexpand.braceexpand(part)]
-
-
 def shard_list(shards: Iterable[str | Path]) -> str:
-    """The ``train_data`` string that names these shards and no others, whatever characters are in a path.
+    """The ``val_data`` string that names these shards and no others, whatever characters are in a path.
 
     Raises:
         InputError: a path holds ``::``, which separates shards.
     """
     names = [str(shard) for shard in shards]
     if bad := [name for name in names if "::" in name]:
-        raise InputError(f"train_data: {bad[0]!r} holds '::', which separates shards; move it elsewhere")
+        raise InputError(f"val_data: {bad[0]!r} holds '::', which separates shards; move it elsewhere")
     return "::".join(re.sub(r"([\\{}])", r"\\\1", name) for name in names)
 
 
@@ -47,46 +40,11 @@ def local_batch_size(spec: TrainSpec, n_gpus: int = 1) -> int:
     return spec.batch_size // parts
 
 
-def data_workers(spec: TrainSpec, n_gpus: int = 1) -> int:
-    """Data-loading processes for each GPU: at most ``spec.workers``, fewer where the data asks for it.
-
-    open_clip_train deals whole shards out to the processes and each makes its own full batches (parts of one
-    under `accum_freq`), so that a process whose shards hold less than a batch would wait for ever; and it
-    rounds the batches of an epoch up to a multiple of the processes, which would make the steps depend on
-    them.
-
-    Raises:
-        InputError: as `local_batch_size`; fewer shards than GPUs, or too few samples for them.
-    """
-    if spec.index:  # any process can make any batch
-        local_batch_size(spec, n_gpus)
-        steps(spec)
-        return spec.workers
-    shards = len(expand_shards(spec.train_data))
-    local_batch = local_batch_size(spec, n_gpus)
-    per_epoch = steps(spec).steps_per_epoch * spec.accum_freq
-
-    def enough(processes: int) -> bool:
-        # one shard less than the fair share: the last shard of a set may be nearly empty
-        dealt = shards // processes - (processes > 1)
-        return processes == 1 or dealt * (spec.n_samples // shards) >= local_batch
-
-    for workers in range(spec.workers, 0, -1):
-        if per_epoch % workers == 0 and shards >= workers * n_gpus and enough(workers * n_gpus):
-            return workers
-    if spec.workers == 0 and shards >= n_gpus and enough(n_gpus):
-        return 0
-    raise InputError(
-        f"train.train_data: {shards} shards with {spec.n_samples} samples are too few to feed {n_gpus} GPUs"
-        f" with batches of {local_batch}; write smaller shards or use fewer GPUs"
-    )
-
-
-def warnings(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
+def warnings(spec: TrainSpec) -> list[str]:
     """What the user should know before the run starts, one line each.
 
     Raises:
-        InputError: as `steps` and `data_workers`.
+        InputError: as `steps`.
     """
     plan = steps(spec)
     found = []
@@ -94,12 +52,6 @@ def warnings(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
         found.append(
             f"warm-up of {spec.warmup} steps is not over when training ends after {plan.total_steps}:"
             f" the learning rate never reaches {spec.lr:g}; lower train.warmup"
-        )
-    workers = data_workers(spec, n_gpus)
-    if workers < spec.workers:
-        found.append(
-            f"{workers} data workers instead of {spec.workers}: the {len(expand_shards(spec.train_data))}"
-            " shards do not feed more with full batches"
         )
     if spec.precision == "fp16":
         found.append("precision fp16 trains unreliably (open_clip says so itself); use amp or amp_bf16")
@@ -110,17 +62,17 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
     """Command line of open_clip_train for a run, without the program's name.
 
     Raises:
-        InputError: as `steps` and `data_workers`.
+        InputError: as `steps` and `local_batch_size`.
     """
     plan = steps(spec)
     given: dict[str, object] = {
         "model": spec.model,
-        "train-data": spec.index or spec.train_data,
+        "train-data": spec.index,
         "dataset-type": "webdataset",
         "train-num-samples": plan.samples_per_epoch,
         "epochs": plan.virtual_epochs,
         "batch-size": local_batch_size(spec, n_gpus),
-        "workers": data_workers(spec, n_gpus),
+        "workers": spec.workers,
         **{name.replace("_", "-"): getattr(spec, name) for name in _AS_NAMED},
         "device": _device(spec),
         "logs": spec.log_dir,

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.training.training_index import check_weights
+from clipcov_pipeline.subsets.index import check_weights, draws_of_pass, whole_draws
 
 Rows = npt.NDArray[np.int64]
-# whole-numbered weights up to this are taken at their word: that many draws of a sample in each pass
-MOST_REPEATS = 100
 _SHUFFLE, _PHASE, _CHOICE = range(3)  # streams of one (seed, pass)
 
 
@@ -65,8 +63,8 @@ class EachOnce:
 class Weighted:
     """Rows drawn in proportion to weights, always the same number of draws a pass.
 
-    Whole-numbered weights (after division by their greatest common divisor at most `MOST_REPEATS`) are the
-    numbers of draws themselves: DataComp's repeated uids. Else a pass has as many draws as there are rows
+    Whole-numbered weights (after division by their greatest common divisor at most `index.MOST_REPEATS`) are
+    the numbers of draws themselves: DataComp's repeated uids. Else a pass has as many draws as there are rows
     with a weight above 0, and a row's share ``e = size * weight / sum`` is drawn floor(e) or ceil(e) times:
     systematic sampling along a new random order in each pass, so that its mean over passes is ``e``.
     """
@@ -74,9 +72,7 @@ class Weighted:
     def __init__(self, weight: npt.NDArray[np.float64], seed: int, where: str = "train.weights") -> None:
         check_weights(weight, where)
         self._seed = seed
-        counts = _whole_counts(weight)
-        self._counts = counts
-        self._size = int(counts.sum()) if counts is not None else int(np.count_nonzero(weight))
+        self._counts, self._size = whole_draws(weight), draws_of_pass(weight)
         share = weight / weight.max()  # the sum of very small or very large weights has no reciprocal
         self._shares = share * (self._size / share.sum())
 
@@ -145,12 +141,3 @@ class Fresh:
 
 def _shuffled(rows: Rows, seed: int, number: int) -> Rows:
     return rows[random_order(seed, number, _SHUFFLE, len(rows))]
-
-
-def _whole_counts(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.int64] | None:
-    """Weights as numbers of draws, None where they are no small whole numbers."""
-    if weight.max() >= 2**53 or (weight != np.floor(weight)).any():
-        return None
-    counts = weight.astype(np.int64)
-    counts //= np.gcd.reduce(counts)
-    return counts if counts.max() <= MOST_REPEATS else None

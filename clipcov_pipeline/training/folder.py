@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.training.command import expand_shards
 from clipcov_pipeline.training.spec import FREE_TO_CHANGE, TrainSpec, steps, to_json
 
 
@@ -19,15 +18,18 @@ def claim_folder(spec: TrainSpec) -> None:
     Raises:
         InputError: the folder holds a run with other settings.
     """
+    from clipcov_pipeline.training.training_index import digest_of_index
+
     note = spec.folder / "spec.json"
     settings = {k: v for k, v in json.loads(to_json(spec)).items() if k not in FREE_TO_CHANGE}
-    settings["train_data"] = _data_contents(spec)
+    digest = digest_of_index(spec.index, classes=spec.quota is not None)
+    settings["samples"] = f"index of digest {digest[:16]}"
     if spec.pretrained is not None:
         settings["pretrained"] = _contents([spec.pretrained])
     if note.exists():
         newer = {f.name: f.default for f in dataclasses.fields(spec)}  # than an earlier version's note
-        before = {**newer, "train_data": settings["train_data"], **json.loads(note.read_text())}
-        changed = sorted(key for key in settings if settings[key] != before[key])
+        before = {**newer, **json.loads(note.read_text())}
+        changed = sorted(key for key in settings if settings[key] != before.get(key))
         if changed:
             raise InputError(
                 f"train: {spec.folder} holds a run with {changed[0]} = {before.get(changed[0])!r}, now it is"
@@ -36,14 +38,6 @@ def claim_folder(spec: TrainSpec) -> None:
     else:
         spec.folder.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, indent=2))
-
-
-def _data_contents(spec: TrainSpec) -> str:
-    if not spec.index:
-        return _contents(expand_shards(spec.train_data))
-    from clipcov_pipeline.training.training_index import digest_of_index
-
-    return f"index of digest {digest_of_index(spec.index)[:16]}"
 
 
 def _contents(files: Sequence[str]) -> str:

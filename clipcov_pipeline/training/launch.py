@@ -1,12 +1,10 @@
 """Runs one training with open_clip_train in this process, from the newest checkpoint there is.
 
 A run is cut into virtual epochs of equal length, after each of which open_clip_train leaves a checkpoint that
-the run can go on from. Arms that are given the same `samples_seen` take exactly the same number of steps,
-whatever the sizes of their subsets. Each virtual epoch draws without replacement: a pass over the shards in
-random order, through a shuffle buffer, begun anew when it is exhausted. Where a virtual epoch is smaller than
-the subset, the next one does not go on from there: it begins a pass in another order of shards, so over
-several of them some samples come more often than others. (DataComp draws shards with replacement, which
-leaves out a third of the shards of a small subset in each pass.)
+the run can go on from, in the middle of a pass over the samples too. Arms that are given the same
+`samples_seen` take exactly the same number of steps, whatever the sizes of their subsets. Every pass draws
+each sample once (or by its weight), in an order that follows from seed and pass alone. (DataComp draws shards
+with replacement, which leaves out a third of the shards of a small subset in each pass.)
 
 `python -m clipcov_pipeline.training.launch SPEC.json OUT_DIR` runs one training from a `TrainSpec` in JSON.
 """
@@ -19,14 +17,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.proxy.models import ModelSpec, check_model, register_model_configs, resolve_device
-from clipcov_pipeline.training.command import arguments, data_workers, expand_shards
+from clipcov_pipeline.training.command import arguments
 from clipcov_pipeline.training.folder import claim_folder, is_complete
-from clipcov_pipeline.training.kept_samples import kept_in_memory
 from clipcov_pipeline.training.log import Point, progress_of
 from clipcov_pipeline.training.result import finish
 from clipcov_pipeline.training.spec import TrainSpec, from_json, steps
+
+# torch's threads spin while they wait, and so keep the data-loading processes off the cores; read once, when
+# torch is imported
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 
 def launch(
@@ -42,16 +42,14 @@ def launch(
     pairs, with step, loss, and the recalls by `metrics.retrieval_recall`'s names.
 
     Raises:
-        InputError: as `check_model` and `arguments`; a shard is missing; the folder holds a run with other
-            settings.
+        InputError: as `check_model`, `arguments` and `index_loader.train_data`; a shard is gone or has
+            changed; the folder holds a run with other settings.
         RuntimeError: open_clip_train returned without having trained to the last step.
     """
     check_model(ModelSpec(spec.model, spec.pretrained))
     n_gpus, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     spec = dataclasses.replace(spec, device=resolve_device(spec.device))
     args = arguments(spec, n_gpus)
-    if not spec.index:
-        _check_shards(spec.train_data)
     if rank == 0:
         claim_folder(spec)
     if is_complete(spec):
@@ -59,11 +57,8 @@ def launch(
     register_model_configs()
     from open_clip_train.main import main as open_clip_train
 
-    if spec.device == "cpu":
-        _share_cores(data_workers(spec, n_gpus))
     kernels = cpu_kernels() if spec.device == "cpu" else nullcontext()
-    data = _index_data(spec) if spec.index else kept_in_memory(expand_shards(spec.train_data))
-    with progress_of(spec, on_progress, on_evaluation), kernels, data:
+    with progress_of(spec, on_progress, on_evaluation), kernels, _data(spec):
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
         raise RuntimeError(
@@ -72,27 +67,11 @@ def launch(
         )
 
 
-def _index_data(spec: TrainSpec) -> AbstractContextManager[None]:
+def _data(spec: TrainSpec) -> AbstractContextManager[None]:
     from clipcov_pipeline.training.index_loader import IndexData, data_from_index
 
-    assert spec.index is not None
     options = dict(spec.storage_options or {})
     return data_from_index(IndexData(spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, options))
-
-
-def _check_shards(train_data: str) -> None:
-    """open_clip_train skips a shard that is not there, and waits for ever when none is."""
-    for shard in expand_shards(train_data):
-        if "://" not in shard and not shard.startswith("pipe:") and not Path(shard).is_file():
-            raise InputError(f"train_data: no shard at {shard}; write the shards again or mend the path")
-
-
-def _share_cores(workers: int) -> None:
-    """Leave the data workers a core each: torch's threads spin, and take several times as long otherwise."""
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
 
 @contextmanager
@@ -127,6 +106,7 @@ def cpu_kernels() -> Iterator[None]:
 
 def main(argv: Sequence[str]) -> None:
     """Run one training: ``SPEC.json OUT_DIR``. open_clip_train logs to stderr."""
+    os.environ.update(SLEEPING_THREADS | os.environ)
     spec = from_json(Path(argv[0]).read_text())
     launch(spec)
     if int(os.environ.get("RANK", 0)) == 0:

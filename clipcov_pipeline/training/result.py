@@ -119,9 +119,7 @@ def _record(spec: TrainSpec, parameters: int) -> dict[str, Any]:
 
 
 def _seen(spec: TrainSpec, out: Path) -> dict[str, Any]:
-    """What was yielded, and bytes fetched, of a training on an index; a table of it goes to ``out``."""
-    if not spec.index:
-        return {}
+    """What was yielded, and bytes fetched; a table of it goes to ``out``."""
     from clipcov_pipeline.training.remote_reads import bytes_fetched, fetched_into
     from clipcov_pipeline.training.seen import SEEN, write_seen_table
     from clipcov_pipeline.training.training_index import read_training_index

@@ -51,16 +51,15 @@ class TrainSpec:
     Attributes:
         model: open_clip architecture.
         pretrained: weights to start from (open_clip tag or checkpoint file), None to start from scratch.
-        train_data: WebDataset shards: a path or URL with braces, or several joined by ``::``.
-        n_samples: samples in these shards.
+        index: what is trained on, a `training_index`.
+        n_samples: draws of a pass over it.
         batch_size: samples a step, over all GPUs and all parts (`accum_freq`) together.
         lr, wd, beta1, beta2, eps: AdamW's settings.
         warmup: steps of linear warm-up.
         lr_scheduler: ``cosine`` (to 0) or ``const``.
         precision: open_clip_train's ``--precision``.
-        workers: most data-loading processes a GPU (0: decode in the training process).
-        seed: of the weights and of the order of shards (the order inside the shuffle buffer is not seeded
-            by open_clip_train, so two runs differ a little).
+        workers: data-loading processes a GPU (0: decode in the training process).
+        seed: of the weights, of the order of samples and of how images are varied.
         device: torch device or ``auto``.
         samples_seen: samples in all, the same for subsets of any size; exactly one of this and `epochs`.
         epochs: passes over the subset.
@@ -68,22 +67,20 @@ class TrainSpec:
         log_dir, name: open_clip_train's ``--logs`` and ``--name``: the run lives in ``log_dir/name``.
         aug_cfg: how training images are varied, by the names of ``open_clip.AugmentationCfg``; None: its
             default.
-        val_data, val_samples: shards of held-out pairs (as `train_data`), and how many they hold: retrieval
-            among them is measured after a virtual epoch, at most about `EVALUATIONS` times, and decides
-            nothing. None: not measured.
+        val_data, val_samples: WebDataset shards of held-out pairs (a path or URL with braces, or several
+            joined by ``::``), and how many they hold: retrieval among them is measured after a virtual epoch,
+            at most about `EVALUATIONS` times, and decides nothing. None: not measured.
         keep_early: also keep the weights after the first virtual epoch, if there are several.
         accum_freq: parts that a GPU cuts its share of the batch into; the loss is over the whole batch, and
             BatchNorm over a part.
         grad_checkpointing: compute activations again in the backward pass, where the model can.
-        index: train on this `training_index`, not on `train_data`; `n_samples` is then the draws of a pass,
-            and the order is exact and seeded.
-        quota: with `index`: samples of each class that every pass draws anew.
-        cache, storage_options: with `index`: folder for what is fetched of remote shards, fsspec's options.
+        quota: samples of each class that every pass draws anew.
+        cache, storage_options: folder for what is fetched of remote shards, fsspec's options.
         extra: further arguments of open_clip_train, passed as they are.
     """
 
     model: str
-    train_data: str
+    index: str
     n_samples: int
     batch_size: int
     lr: float
@@ -109,7 +106,6 @@ class TrainSpec:
     keep_early: bool = False
     accum_freq: int = 1
     grad_checkpointing: bool = False
-    index: str | None = None
     quota: tuple[int, ...] | None = None
     cache: str = ""
     storage_options: Mapping[str, Any] | None = None

@@ -140,13 +140,14 @@ def read_training_index(path: str | Path) -> TrainingIndex:
     return TrainingIndex(str(path), shards, versions, shard, extensions, image_ext, **columns)
 
 
-def digest_of_index(path: str | Path) -> str:
-    """Return a sha256 (hex) of what an index trains on: uids, weights, classes, in their order."""
+def digest_of_index(path: str | Path, *, classes: bool = False) -> str:
+    """Return a sha256 (hex) of what an index trains on: uids, weights and, where asked, classes in order."""
     import pyarrow.parquet as pq
 
     digest = hashlib.sha256()
     with pq.ParquetFile(path) as file:
-        names = [name for name in ("uid", "weight", "latent_class") if name in file.schema_arrow.names]
+        wanted = ("uid", "weight", *(["latent_class"] if classes else []))
+        names = [name for name in wanted if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=names):
             digest.update("\n".join(batch["uid"].to_pylist()).encode())
             for name in names[1:]:

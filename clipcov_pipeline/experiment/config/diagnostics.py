@@ -41,6 +41,8 @@ class Checks(Section):
     """subset_diagnostics: largest share of the subset that repeats an image of it, exactly or nearly."""
     loss: Bound = Bound(bound=1.0)
     """checkpoints: largest ratio of the last loss to the first."""
+    unseen: Bound = Bound(bound=0.01, severity="error")
+    """checkpoints: largest share of the samples due in the training's draws that it was not given."""
     above_chance: Bound = Bound(bound=-3.0)
     """scores: smallest distance of a metric above chance, in standard errors."""
 

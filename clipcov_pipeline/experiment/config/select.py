@@ -14,7 +14,10 @@ class Select(Section):
     fractions: tuple[Fraction, ...] = (0.1, 0.25, 0.5)
     methods: dict[str, dict[str, Any]]
     """Label -> parameters of ``selection.rank``; ``method`` defaults to the label."""
+    write_tars: bool = False
+    """Also copy every subset into tars of its own; a training reads the pool's."""
     samples_per_shard: PositiveInt = 1000
+    """Most samples in such a tar, and in those that ``clipcov export`` writes."""
     threads: Annotated[PositiveInt | None, KNOB] = None
 
     def method_of(self, label: str) -> tuple[str, dict[str, Any]]:
