@@ -212,6 +212,7 @@ def test_one_new_shard(lab: Lab, sample_shards: Path) -> None:
         "pseudo_labels": 1,
         "rankings": 2,
         "subsets": 3,
+        "sample_index": 1,
     }
     plan = lab.plan()
     statuses = {step.node.partition: step.status for step in plan.of("checkpoints")}
@@ -225,6 +226,7 @@ def test_one_changed_shard(lab: Lab, sample_shards: Path) -> None:
     copy_samples(sample_shards / "00005.tar", lab.shard(1), 0, 30)
     executed = lab.run(only=SELECTION)
     expected = {"raw_shards": 1, "embeddings": 1, "pseudo_labels": 1, "rankings": 2, "subsets": 3}
+    expected |= {"sample_index": 1}
     assert dict(executed) == expected
     # and back: everything that was built for it is found again
     shutil.copy(lab.folder / "kept.tar", lab.shard(1))
@@ -252,7 +254,7 @@ def test_only_the_shards_whose_rows_have_changed_are_written_again(lab: Lab) -> 
 def test_one_removed_shard(lab: Lab) -> None:
     lab.shard(2).unlink()
     executed = lab.run(only=SELECTION)
-    assert dict(executed) == {"pseudo_labels": 1, "rankings": 2, "subsets": 3}
+    assert dict(executed) == {"pseudo_labels": 1, "sample_index": 1, "rankings": 2, "subsets": 3}
     project = lab.project()
     labels = project.plan().by_name["pseudo_labels"].record
     assert labels is not None

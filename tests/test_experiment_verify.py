@@ -209,13 +209,13 @@ def test_rows_that_differ_are_found_as_by_looking_up_every_shard(tmp_path: Path,
 def test_what_was_built_verifies(built_lab: Lab) -> None:
     report = verify(built_lab.project(), deep=True)
     assert report.lines() == []
-    assert report.checked["entries"] == 34
+    assert report.checked["entries"] == 35
     assert report.checked["LanceDB rows"] >= 240
     assert report.checked["LanceDB tags"] == 1
     assert report.checked["subsets cut again"] == 3
     code, text = run_command(built_lab, "verify")
     assert code == 0
-    assert text.startswith("0 problems; checked 34 entries")
+    assert text.startswith("0 problems; checked 35 entries")
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_of_several_labels_of_one_pool_those_that_a_subset_was_cut_by_are_meant(
 def test_everything_damaged_is_reported_and_rebuilt(lab: Lab) -> None:
     before = {step.node.name: step.record for step in lab.plan().steps}
     flip(folder_of(lab, "rankings/clipcov") / "ranking.parquet")
-    flip(folder_of(lab, "subsets/full-f1") / "shards" / "00000.tar")
+    flip(folder_of(lab, "subsets/full-f1") / "subset.npy")
     flip(folder_of(lab, "checkpoints/random-f0.5-s0") / "open_clip_pytorch_model.bin")
     (folder_of(lab, "raw_shards/00001") / "manifest.parquet").unlink()
     assert len(verify(lab.project()).lines()) == 4
@@ -253,7 +253,7 @@ def test_everything_damaged_is_reported_and_rebuilt(lab: Lab) -> None:
     assert executed["embeddings"] == executed["pseudo_labels"] == 0  # built again as it was: cut off
     assert not lab.plan().todo
     assert verify(lab.project(), deep=True).lines() == []
-    for name in ("rankings/clipcov", "subsets/full-f1", "raw_shards/00001"):
+    for name in ("rankings/clipcov", "subsets/full-f1", "raw_shards/00001", "checkpoints/random-f0.5-s0"):
         old, new = before[name], record_of(lab, name)
         assert old is not None
         assert new.digests == old.digests
