@@ -13,10 +13,7 @@ from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 from clipcov_pipeline.pool.listing import COMPRESSIONS, Shard, open_shard
-
-# In open_clip_train's order of preference, for a sample that has several.
-IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")
-
+from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 
 # WebDataset's rule: the key ends at the first dot of the base name, folders belong to the key.
 _KEY_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")

@@ -27,6 +27,7 @@ from clipcov_pipeline.training.kept_samples import kept_in_memory
 from clipcov_pipeline.training.log import Point, progress_of
 from clipcov_pipeline.training.result import finish
 from clipcov_pipeline.training.spec import TrainSpec, from_json, steps
+from clipcov_pipeline.training.tar_pairs import pairs_as_everywhere
 
 
 def launch(
@@ -63,7 +64,7 @@ def launch(
         _share_cores(data_workers(spec, n_gpus))
     kernels = cpu_kernels() if spec.device == "cpu" else nullcontext()
     data = _index_data(spec) if spec.index else kept_in_memory(expand_shards(spec.train_data))
-    with progress_of(spec, on_progress, on_evaluation), kernels, data:
+    with progress_of(spec, on_progress, on_evaluation), kernels, pairs_as_everywhere(), data:
         open_clip_train(args)
     if rank == 0 and not is_complete(spec):
         raise RuntimeError(
