@@ -10,6 +10,8 @@ pixels (``Image.MAX_IMAGE_PIXELS``) has no part in it.
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -69,12 +71,8 @@ def open_image(data: bytes) -> "Image.Image":
         try:
             return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         except Image.DecompressionBombError:
-            with _UNBOUNDED:
-                bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = bound
+            with _without_pillows_bound():
+                return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
         reason = f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
         raise UnusableImageError("undecodable_image", reason) from None
@@ -147,7 +145,7 @@ def one_colour(opened: "Image.Image") -> tuple[int, int, int] | None:
 def _decoded(opened: "Image.Image") -> "Image.Image":
     """In RGB; the image itself where it is that already."""
     try:
-        opened.load()
+        _load(opened)
         if opened.mode in HIGH_BIT_DEPTH:
             return _scaled(opened)
         return opened if opened.mode == "RGB" else opened.convert("RGB")
@@ -155,6 +153,33 @@ def _decoded(opened: "Image.Image") -> "Image.Image":
         raise
     except Exception as error:  # decoders of damaged files raise all sorts
         raise _undecodable(error) from error
+
+
+def _load(opened: "Image.Image") -> None:
+    """Decode; an image that is over Pillow's bound has been let through by the rules."""
+    from PIL import Image
+
+    try:
+        opened.load()
+    except (
+        Image.DecompressionBombError
+    ):  # TIFF asks again, and of its tiles, which may be bombs in a small image
+        if opened.width * opened.height <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
+            raise
+        with _without_pillows_bound():
+            opened.load()
+
+
+@contextmanager
+def _without_pillows_bound() -> Iterator[None]:
+    from PIL import Image
+
+    with _UNBOUNDED:
+        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = bound
 
 
 def _scaled(image: "Image.Image") -> "Image.Image":

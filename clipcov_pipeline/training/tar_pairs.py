@@ -1,4 +1,4 @@
-"""Has open_clip_train read tars as everything else here reads shards: image and caption, decoded the same way.
+"""Has open_clip_train read tars as all others here read shards: image and caption, decoded the same way.
 
 Left to itself it decodes every member of a sample, drops the pair where one of them cannot be decoded, and
 knows images by four suffixes only.

@@ -17,7 +17,7 @@ class Shards(Section):
     max_image_pixels: PositiveInt = MAX_PIXELS  # Pillow's own bound against decompression bombs
     """Width x height of a usable image at most. Pillow's own bound does not count beside it."""
     max_resized_pixels: PositiveInt = MAX_PIXELS
-    """The same once the short side is 512, as the largest of open_clip's models resize: bounds thin images."""
+    """The same once the short side is 512, as the largest of open_clip's models resize: bounds thin ones."""
     high_bit_depth: HighBitDepth = "refuse"
     """16-bit, 32-bit and float grey: kept aside, or each image's own range mapped to 0..255 (``scale``)."""
     settle_seconds: Annotated[NonNegativeFloat, KNOB] = 0.0
