@@ -31,6 +31,8 @@ MANIFEST_SCHEMA = {
     "image_sha256": pl.String,
 }
 
+_SAME_UID = "an earlier sample of this shard has the same uid"
+
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -67,8 +69,7 @@ def read_shard(
 
     Args:
         shard: the shard.
-        max_pixels, max_resized_pixels, high_bit_depth: `ImageRules`; an image is decoded to RGB after its
-            header has shown that they take it.
+        max_pixels, max_resized_pixels, high_bit_depth: `ImageRules`; only what they take is decoded.
         storage_options: fsspec's.
         progress: called with the number of further samples done, as tqdm's `update` is.
         workers: threads that decode; by default one a core, at most 16.
@@ -81,7 +82,7 @@ def read_shard(
     seen_uids: set[str] = set()
     quarantined = None
     rules = ImageRules(max_pixels, max_resized_pixels, high_bit_depth)
-    check = partial(_check, shard_name=shard.name, rules=rules)
+    check = partial(_check, shard.name, rules)
     with open_shard(shard.url, storage_options) as file, warnings.catch_warnings():
         # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
         warnings.simplefilter("ignore")
@@ -90,8 +91,7 @@ def read_shard(
             for row, place in map_in_order(check, read_groups(reader, load=is_checked), workers):
                 if row["status"] == SampleStatus.ok:
                     if row["uid"] in seen_uids:
-                        row["status"] = SampleStatus.duplicate_uid
-                        row["reason"] = "an earlier sample of this shard has the same uid"
+                        row |= {"status": SampleStatus.duplicate_uid, "reason": _SAME_UID}
                     else:
                         places.append(place)
                     seen_uids.add(row["uid"])
@@ -113,7 +113,7 @@ def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
     return hashlib.sha256(f"{shard_name}/{key}".encode()).hexdigest()[:32]
 
 
-def _check(group: Group, shard_name: str, rules: ImageRules) -> tuple[dict, dict]:
+def _check(shard_name: str, rules: ImageRules, group: Group) -> tuple[dict, dict]:
     """The manifest's row of one sample, and where a good one lies."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
     row.update(uid=uid_of(shard_name, group.key, group.meta()), key=group.key, shard=shard_name)
