@@ -1,6 +1,7 @@
 """Training runs: steps, command line, progress, resuming, and what a finished run leaves."""
 
 import dataclasses
+import io
 import json
 import random
 import re
@@ -20,6 +21,7 @@ from clipcov_pipeline.training import folder as training_folder
 from clipcov_pipeline.training import log as training_log
 from clipcov_pipeline.training import spec as training_spec
 from clipcov_pipeline.training.spec import StepPlan
+from make_shards import write_tar
 from make_training import MODEL, parsed, spec_for, threads, write_shards  # noqa: F401 (a fixture)
 
 # ---- steps
@@ -455,3 +457,33 @@ def test_cpu_kernels_take_the_same_steps_and_end_with_their_block():
     _, after = trained()
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
     assert (before, inside, after) == ((False, False), (True, True), (False, False))
+
+
+def test_only_image_and_caption_of_a_sample_are_read_whatever_the_images_suffix(tmp_path):
+    """open_clip_train alone drops every one of these pairs, and waits for ever for a batch."""
+    members = [
+        (f"{number:03d}.{suffix}", data)
+        for number in range(16)
+        for suffix, data in (
+            (("avif", "gif", "bmp", "tif")[number % 4], picture(("avif", "gif", "bmp", "tiff")[number % 4])),
+            ("txt", f"drawing {number}".encode()),
+            ("json", b"{"),
+            ("cls", b"cat"),
+        )
+    ]
+    path = write_tar(tmp_path / "0.tar", members)
+    launch.launch(
+        spec_for(
+            tmp_path, train_data=str(path), n_samples=16, batch_size=8, samples_seen=16, num_checkpoints=1,
+            val_data=str(path), val_samples=16, workers=0,
+        ),
+        on_evaluation=(evaluated := []).append,
+    )  # fmt: skip
+    assert [point["step"] for point in evaluated] == [2]
+    assert "Ignoring" not in (tmp_path / "run" / "out.log").read_text()
+
+
+def picture(kind):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
