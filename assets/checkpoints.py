@@ -14,7 +14,7 @@ from assets.mlflow_runs.tracking import Tracking, dagster_run_url, tracking_uri
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from assets.steps.validation import held_out_tars
+from assets.steps.validation import held_out_index
 from assets.training.pipes import train
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Task
@@ -22,7 +22,7 @@ from clipcov_pipeline.experiment.reasons import flat
 from clipcov_pipeline.experiment.recipes import Recipe, recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import node_name
-from clipcov_pipeline.experiment.train_spec import Tars, train_spec, training_data
+from clipcov_pipeline.experiment.train_spec import train_spec, training_data
 from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
@@ -70,7 +70,7 @@ def checkpoints(
             training_data(index, task.project.world.shards, task.scratch, options.storage_options),
             seed=recipe.seed,
             scratch=task.scratch,
-            validation=Tars(*held_out_tars(task, task.scratch / "validation")),
+            held_out=held_out_index(task, task.scratch / "held_out.parquet"),
         )
         digest, stats = _trained(context, pipes, task, recipe, spec, index)
         task.done({"weights": digest}, model=settings.model, subset=recipe.subset, **stats)

@@ -36,8 +36,8 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
     def build(task: Task) -> None:
         shard, settings = task.project.shards[task.partition], task.config.shards
         progress = Progress(context.log.info, None, f"samples of {shard.name}")
-        pixels, options = settings.max_image_pixels, dict(settings.storage_options)
-        report = read_shard(shard, max_pixels=pixels, storage_options=options, progress=progress.add)
+        rules, options = settings.image_rules._asdict(), dict(settings.storage_options)
+        report = read_shard(shard, **rules, storage_options=options, progress=progress.add)
         path = task.entry.folder / "manifest.parquet"
         report.manifest.write_parquet(path)
         places = task.entry.folder / "places.parquet"

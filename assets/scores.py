@@ -29,6 +29,7 @@ from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.pool.pixels import ImageRules
 from clipcov_pipeline.pool.spread import evenly
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
@@ -138,10 +139,11 @@ def _evaluate(
         decoded = _decoded(task.config.automation.pools.get("gpu", 1))
         return evaluate_folder(
             encoder, folder_set, model=model, pretrained=recipe, decoded=decoded,
+            rules=task.config.shards.image_rules,
             classifier=lambda names, templates: _classifier(encoder, tuple(names), tuple(templates)),
         )  # fmt: skip
     options = json.dumps(dict(chosen.storage_options))
-    manifest = pl.concat([_manifest(s, task.config.shards.max_image_pixels, options) for s in shards])
+    manifest = pl.concat([_manifest(s, task.config.shards.image_rules, options) for s in shards])
     pairs = embed_pairs(encoder, shards, manifest, storage_options=dict(chosen.storage_options))
     on_pairs(pairs)
     return evaluate_pairs(
@@ -161,9 +163,9 @@ def _encoder(model: str, weights: str, device: str, batch_size: int) -> Encoder:
 
 
 @cache
-def _manifest(shard: Shard, max_pixels: int, storage_options: str) -> pl.DataFrame:
+def _manifest(shard: Shard, rules: ImageRules, storage_options: str) -> pl.DataFrame:
     """Every arm is scored on the same shards: check their samples once a process."""
-    return read_shard(shard, max_pixels=max_pixels, storage_options=json.loads(storage_options)).manifest
+    return read_shard(shard, **rules._asdict(), storage_options=json.loads(storage_options)).manifest
 
 
 @lru_cache(maxsize=64)

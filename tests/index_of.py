@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 from clipcov_pipeline.pool.places import short_hash
 from clipcov_pipeline.proxy.models import register_model_configs
 from clipcov_pipeline.training.index_loader import IndexData, data_from_index
@@ -24,7 +25,7 @@ def columns_of(tars: Iterable[Path | str], version: Mapping[str, str] | None = N
             members = {member.name: member for member in file}
             for name in sorted(member for member in members if member.endswith(".txt")):
                 key = name.removesuffix(".txt")
-                ext = next(ext for ext in ("webp", "png", "jpg") if f"{key}.{ext}" in members)
+                ext = next(ext for ext in IMAGE_EXTENSIONS if f"{key}.{ext}" in members)
                 image, caption = members[f"{key}.{ext}"], members[name]
                 rows.append(
                     {

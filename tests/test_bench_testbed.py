@@ -15,6 +15,7 @@ from clipcov_pipeline.bench.testbed import class_sizes, plan_samples, plant
 from clipcov_pipeline.bench.testbed_rule import SHIFTS, Rule
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.pool.samples import iter_samples
 from make_benchmark import write_photos
 
@@ -113,3 +114,30 @@ def test_unusable_photos_are_named(tmp_path: Path):
     with pytest.raises(InputError, match="found one test photo in each class, expected at least 2"):
         plant(tmp_path / "few", None, tmp_path / "out", RULE)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".AVIF", ".gif", ".tif"])
+def test_photos_of_all_formats_are_planted_as_what_every_tool_reads(suffix, tmp_path):
+    photos = write_photos(tmp_path / "photos", {"cat": 24, "owl": 24})
+    for path in photos.rglob("*.png"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    plant(photos, None, tmp_path / "out", RULE)
+    for tars in ("out/pool", "out/eval/photos/test", "out/eval/captions"):
+        for tar in (tmp_path / tars).glob("*.tar"):
+            with tarfile.open(tar) as opened:
+                assert {Path(name).suffix for name in opened.getnames()} <= {".png", ".txt", ".json", ".cls"}
+    shards = scan(str(tmp_path / "out" / "pool"))
+    found = pl.concat(read_shard(shard, max_pixels=10**6).manifest for shard in shards)
+    assert set(found["status"]) == {"ok"}
+
+
+def test_a_damaged_photo_is_named(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"cat": 24, "owl": 24})
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"<html>404</html>")
+    with pytest.raises(
+        InputError, match=r"images: .*\.png is not usable \(undecodable_image: not an image of"
+    ):
+        plant(photos, None, tmp_path / "out", RULE)

@@ -1,5 +1,7 @@
 """Exactly what one change of the YAML, the shards or the files makes out of date, and the reason given."""
 
+import pytest
+
 from clipcov_pipeline.experiment.digests import digest_of
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.recipes import recipes
@@ -135,19 +137,27 @@ def test_an_evaluation_setting_concerns_its_own_set_only(built):
     assert built.run() == builds(scores | BOARD)
 
 
-def test_the_bound_on_pixels_concerns_the_scores_of_sets_of_pairs(built):
-    """Their samples are checked by it, too, whether or not a sample of the pool is concerned."""
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("max_image_pixels", 1000, "89478485 -> 1000"),
+        ("max_resized_pixels", 1000, "89478485 -> 1000"),
+        ("high_bit_depth", "scale", "refuse -> scale"),
+    ],
+)
+def test_the_rules_for_images_concern_the_scores_of_evaluation_sets(built, key, value, reason):
+    """Their samples are checked by them, too, whether or not a sample of the pool is concerned."""
     before = {step.node.name: step.fingerprint for step in built.plan().of("scores")}
     current = built.store.current
     built.digest = lambda step, output: current(step.node.stage, step.node.partition).digests[output]
-    built.edit(set_key("shards.max_image_pixels", 1000))
-    reasons = why(built.plan())["scores/random-f0.5-s0@coco"]
-    assert reasons[0] == "shards.max_image_pixels 89478485 -> 1000"
+    built.edit(set_key(f"shards.{key}", value))
+    reasons = why(built.plan())
+    shard = next(name for name in reasons if name.startswith("raw_shards/"))
+    assert {reasons[name][0] for name in (shard, "scores/random-f0.5-s0@coco")} == {f"shards.{key} {reason}"}
     built.run()
     after = {step.node.name: step.fingerprint for step in built.plan().of("scores")}
     changed = {name.rpartition("@")[2] for name in after if after[name] != before[name]}
-    sets = built.settings["evaluate"]["sets"]
-    assert changed == {name for name, settings in sets.items() if "shards" in settings}
+    assert changed == set(built.settings["evaluate"]["sets"])
 
 
 def test_an_evaluation_set_that_lies_elsewhere_is_the_same_set(built):

@@ -49,7 +49,7 @@ def test_every_setting_is_one_of_the_run_and_arrives_there(tmp_path: Path) -> No
     assert (spec.n_samples, spec.index, spec.cache, spec.storage_options) == (
         100, "/scratch/index.parquet", "/scratch/fetched", {"anon": True},
     )  # fmt: skip
-    assert (spec.val_data, spec.val_samples, spec.keep_early) == (None, 0, False)
+    assert (spec.val_data, spec.keep_early) == (None, False)
     assert spec.folder == tmp_path / "run"
 
 

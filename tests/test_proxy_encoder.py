@@ -115,7 +115,9 @@ def test_embeddings_are_open_clips_own(encoder, checkpoint):
     images = [encoded(seed, *[kinds[seed % 4][0]], kind=kinds[seed % 4][1]) for seed in range(10)]
     texts = [f"drawing of {seed} " + "long words " * seed for seed in range(10)]
     with torch.no_grad():
-        pixels = torch.stack([preprocess(Image.open(io.BytesIO(image))) for image in images])
+        # as open_clip_train and CLIP_benchmark hand them over
+        opened = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
+        pixels = torch.stack([preprocess(image) for image in opened])
         expected_images = model.encode_image(pixels, normalize=True).numpy()
         expected_texts = model.encode_text(tokenizer(texts), normalize=True).numpy()
     found_images, found_texts = encoder.encode_images(images), encoder.encode_texts(texts)

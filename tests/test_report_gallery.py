@@ -275,7 +275,8 @@ def test_damaged_images_are_placeholders_and_counted(tmp_path):
     assert "1 picture cannot be shown" in (tmp_path / "g.html").read_text()
 
 
-def test_transparent_images_stand_on_white():
+def test_pictures_are_what_a_model_sees():
+    """Transparency is dropped, as `pixels.to_rgb` does, and what it hid is there."""
     import io
 
     from PIL import Image
@@ -283,10 +284,11 @@ def test_transparent_images_stand_on_white():
     from clipcov_pipeline.report.thumbnails import make_thumbnail
 
     file = io.BytesIO()
-    Image.new("RGBA", (300, 100), (0, 0, 0, 0)).save(file, "PNG")
+    Image.new("RGBA", (300, 100), (0, 200, 0, 0)).save(file, "PNG")
     with Image.open(io.BytesIO(make_thumbnail(file.getvalue()))) as small:
         assert small.size == (96, 32)
-        assert min(low for low, _ in small.convert("RGB").getextrema()) > 250
+        assert small.mode == "RGB"
+        assert small.getpixel((40, 16)) == pytest.approx((0, 200, 0), abs=5)
 
 
 def test_captions_and_keys_are_escaped(tmp_path):

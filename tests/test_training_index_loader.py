@@ -14,7 +14,6 @@ import pytest
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.proxy.models import register_model_configs
-from clipcov_pipeline.training.command import shard_list
 from clipcov_pipeline.training.launch import launch
 from clipcov_pipeline.training.result import digest_of_weights, finish
 from clipcov_pipeline.training.spec import CHECKPOINT, from_json, steps, to_json
@@ -49,7 +48,7 @@ def test_images_and_tokens_are_those_of_open_clip_train(tmp_path, tars):
     register_model_configs()
     _, _, preprocess = create_model_and_transforms(spec.model)
     args = parsed(dataclasses.replace(spec, workers=0))
-    args.train_data = shard_list(tars)
+    args.train_data = "::".join(map(str, tars))
     wds = get_wds_dataset(args, preprocess, is_train=True, tokenizer=get_tokenizer(spec.model)).dataloader
 
     def rows(batches):

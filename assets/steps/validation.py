@@ -5,38 +5,30 @@ from pathlib import Path
 import polars as pl
 
 from clipcov_pipeline.experiment.project import Task
-from clipcov_pipeline.pool.manifest import good_samples, keys_by_shard
-from clipcov_pipeline.subsets.files import write_subset_tars
+from clipcov_pipeline.experiment.train_spec import write_rows
+from clipcov_pipeline.pool.manifest import good_samples
+from clipcov_pipeline.subsets.index import whole_index
 
 SAMPLES = 256
 
 SPREAD = 4  # shards are read that hold about this many times the pairs, so that they come from all over
 
 
-def held_out_tars(task: Task, folder: Path) -> tuple[list[Path], int]:
-    """Write up to 256 pairs of the held-out share as tars (once); return the tars and the number of pairs.
+def held_out_index(task: Task, path: Path) -> Path | None:
+    """Write an index of up to 256 pairs of the held-out share; return its path, None where there are none.
 
-    Captions and images that come twice are taken once: they have no single right answer. Without a held-out
-    share there are none.
+    Captions and images that come twice are taken once: they have no single right answer.
     """
     rows = held_out_rows(task, SAMPLES)
     if rows.is_empty():
-        return [], 0
+        return None
     for column in ("caption", "image_sha256"):
         rows = rows.unique(column, keep="first", maintain_order=True)
     rows = rows.gather_every(max(1, rows.height // SAMPLES)).head(SAMPLES)
-    if not (folder / "sizes.json").exists():  # written last: a killed run left incomplete tars
-        for left in folder.glob("*.tar"):
-            left.unlink()
-        write_subset_tars(
-            list(task.project.shards.values()),
-            keys_by_shard(rows),
-            folder,
-            samples_per_shard=SAMPLES,
-            pairs_only=True,
-            storage_options=dict(task.config.shards.storage_options),
-        )
-    return sorted(folder.glob("*.tar")), rows.height
+    places = pl.scan_parquet(task.path("sample_index", file="index.parquet"))
+    of_rows = places.join(rows.lazy().select("shard", "uid"), on=["shard", "uid"], how="semi").collect()
+    write_rows(path, whole_index(of_rows), task.project.world.shards)
+    return path
 
 
 def held_out_rows(task: Task, count: int) -> pl.DataFrame:

@@ -13,9 +13,11 @@ import numpy as np
 from clipcov_pipeline.bench.captions import PROMPTS, faithful_caption, spoken
 from clipcov_pipeline.bench.testbed_rule import SHIFTS, Rule
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.tars import IMAGE_EXTENSIONS
+from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS, ImageRules, UnusableImageError, usable_rgb
 
-IMAGE_SUFFIXES = {*(f".{extension}" for extension in IMAGE_EXTENSIONS), ".bmp"}
+IMAGE_SUFFIXES = {f".{extension}" for extension in IMAGE_EXTENSIONS}
+
+READ_ELSEWHERE = {".jpg", ".png", ".jpeg", ".webp"}  # by open_clip_train and CLIP_benchmark
 
 MARKER = "testbed.json"
 
@@ -81,17 +83,19 @@ def find_photos(
 def write_pool(
     folder: Path, samples: Sequence[dict[str, Any]], photos: dict[str, list[Path]], rule: Rule
 ) -> None:
-    """Write the pool's shards; a sample that is a near-duplicate gets its photo changed a little."""
+    """Write the pool's shards; a sample that is a near-duplicate gets its photo changed a little.
+
+    Raises:
+        InputError: a photo that has to be decoded cannot be.
+    """
     rng = np.random.default_rng([rule.draw, 1])
 
     def members() -> Iterator[dict[str, Any]]:
         for sample in samples:
-            data = photos[sample["class_name"]][sample["index"]].read_bytes()
+            photo = photos[sample["class_name"]][sample["index"]]
             truth = {k: sample[k] for k in ("class_name", "caption_class", "kind", "source", "is_duplicate")}
             meta = {"uid": sample["uid"], "key": sample["key"], "caption": sample["caption"], "truth": truth}
-            suffix = photos[sample["class_name"]][sample["index"]].suffix.lower().lstrip(".")
-            if sample["is_duplicate"]:
-                data, suffix = _near_duplicate(data, rng), "png"
+            suffix, data = ("png", _near_duplicate(photo, rng)) if sample["is_duplicate"] else _stored(photo)
             yield {"__key__": sample["key"], suffix: data, "txt": sample["caption"], "json": meta}
 
     write_tars(folder, members(), SAMPLES_PER_SHARD, "{:05d}.tar")
@@ -125,11 +129,19 @@ def _bytes(value: Any) -> bytes:
     return (value if isinstance(value, str) else json.dumps(value)).encode()
 
 
-def _near_duplicate(data: bytes, rng: np.random.Generator) -> bytes:
+def _stored(photo: Path) -> tuple[str, bytes]:
+    """(suffix, bytes) of a photo as a member: as it is, or PNG where other tools would not take it."""
+    suffix = photo.suffix.lower()
+    if suffix in READ_ELSEWHERE:
+        return suffix.removeprefix("."), photo.read_bytes()
+    return "png", _png(_rgb(photo))
+
+
+def _near_duplicate(photo: Path, rng: np.random.Generator) -> bytes:
     """The image less a sixteenth of its height and width, at its old size, 10 to 25 % brighter or darker."""
     from PIL import Image, ImageEnhance
 
-    image = _rgb(data)
+    image = _rgb(photo)
     width, height = image.size
     left, top = (int(rng.integers(0, max(side // 16, 1) + 1)) for side in (width, height))
     box = (left, top, left + width - max(width // 16, 1), top + height - max(height // 16, 1))
@@ -139,7 +151,11 @@ def _near_duplicate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def write_evaluation(folder: Path, photos: dict[str, list[Path]], rule: Rule) -> None:
-    """Write the evaluation sets of these test photos: as they are, shifted, and with captions."""
+    """Write the evaluation sets of these test photos: as they are, shifted, and with captions.
+
+    Raises:
+        InputError: as `write_pool`.
+    """
     rng = np.random.default_rng([rule.draw, 2])
     names = list(photos)
     shuffled = {name: [files[int(i)] for i in rng.permutation(len(files))] for name, files in photos.items()}
@@ -151,13 +167,13 @@ def write_evaluation(folder: Path, photos: dict[str, list[Path]], rule: Rule) ->
         train += [(label, path) for path in files[n_test : n_test + rule.train_per_class]]
         shifted += [(label, path) for path in files[: rule.shifted_per_class]]
     for split, rows in (("test", test), ("train", train)):
-        _write_benchmark(folder / "photos", names, split, ((k, p.read_bytes(), p.suffix) for k, p in rows))
+        _write_benchmark(folder / "photos", names, split, ((k, *_stored(p)) for k, p in rows))
     for shift in SHIFTS:
-        rows = ((label, _shifted(shift, path.read_bytes(), rng), ".png") for label, path in shifted)
+        rows = ((label, "png", _shifted(shift, path, rng)) for label, path in shifted)
         _write_benchmark(folder / shift, names, "test", rows)
     pairs = [test[i] for i in rng.permutation(len(test))[: rule.retrieval_pairs]]
     members = (
-        {"__key__": f"{i:06d}", path.suffix.lstrip(".").lower(): path.read_bytes(), "txt": caption}
+        {"__key__": f"{i:06d}", **dict([_stored(path)]), "txt": caption}
         for i, ((_, path), caption) in enumerate(
             zip(pairs, _distinct_captions([names[label] for label, _ in pairs], rng), strict=True)
         )
@@ -180,12 +196,12 @@ def _distinct_captions(classes: Sequence[str], rng: np.random.Generator) -> list
 
 
 def _write_benchmark(
-    folder: Path, names: Sequence[str], split: str, rows: Iterable[tuple[int, bytes, str]]
+    folder: Path, names: Sequence[str], split: str, rows: Iterable[tuple[int, str, bytes]]
 ) -> None:
     """Write one split in the layout of CLIP_benchmark's webdataset folders."""
     members = (
-        {"__key__": f"{i:06d}", suffix.lstrip(".").lower(): data, "cls": str(label)}
-        for i, (label, data, suffix) in enumerate(rows)
+        {"__key__": f"{i:06d}", suffix: data, "cls": str(label)}
+        for i, (label, suffix, data) in enumerate(rows)
     )
     n_tars = write_tars(folder / split, members, SAMPLES_PER_SHARD, "{}.tar")
     (folder / split / "nshards.txt").write_text(f"{n_tars}\n")
@@ -194,11 +210,11 @@ def _write_benchmark(
     (folder / "zeroshot_classification_templates.txt").write_text(templates + "\n")
 
 
-def _shifted(shift: str, data: bytes, rng: np.random.Generator) -> bytes:
+def _shifted(shift: str, photo: Path, rng: np.random.Generator) -> bytes:
     """A version of the photo that no arm has seen."""
     from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-    image = _rgb(data)
+    image = _rgb(photo)
     match shift:
         case "grayscale":
             image = ImageOps.grayscale(image)
@@ -220,10 +236,13 @@ def _shifted(shift: str, data: bytes, rng: np.random.Generator) -> bytes:
     return _png(image.convert("RGB"))
 
 
-def _rgb(data: bytes) -> Any:
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")
+def _rgb(photo: Path) -> Any:
+    try:
+        return usable_rgb(photo.read_bytes(), ImageRules(high_bit_depth="scale"))
+    except UnusableImageError as error:
+        raise InputError(
+            f"images: {photo} is not usable ({error.status}: {error}); mend the file or remove it"
+        ) from error
 
 
 def _png(image: Any) -> bytes:

@@ -50,7 +50,8 @@ def command(
     project = Project.open(config)
     searcher = search.Searcher.open(project)
     encoder = searcher.encoder()
-    query = search.image_query(encoder, image) if image else search.text_query(encoder, str(text))
+    rules = project.config.shards.image_rules
+    query = search.image_query(encoder, image, rules) if image else search.text_query(encoder, str(text))
     hits = search.search(searcher, query, report=lambda line: click.echo(line, err=True), **how)
     click.echo(json.dumps(search.as_json(hits)) if as_json else search.as_text(hits))
     if html is not None:

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.pixels import (
+    IMAGE_FORMATS,
+    ImageRules,
+    UnusableImageError,
+    check_rules,
+    open_image,
+)
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.proxy.prompts import class_embeddings
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IMAGE, CLASS_NAMES, TEMPLATES = "image", "class_names", "templates"
+RULES = ImageRules(high_bit_depth="scale")  # the model may have been trained on such images
 
 
 class Classifier:
@@ -68,16 +76,26 @@ class Classifier:
         missing = [path for path in paths if not Path(path).is_file()]
         if missing:
             raise InputError(f"{IMAGE}: no file at {missing[0]!r}, expected the path of an image")
-        images = self.encoder.encode_images(Path(path).read_bytes() for path in paths)
+        images = self.encoder.encode_images(map(_usable, paths))
         bad = np.flatnonzero(np.isnan(images).any(axis=1))
         if len(bad):
             raise InputError(
-                f"{IMAGE}: {paths[bad[0]]!r} cannot be read as an image, expected JPEG, PNG or WebP"
+                f"{IMAGE}: {paths[bad[0]]!r} cannot be read as an image, expected a whole file of the formats"
+                f" {', '.join(IMAGE_FORMATS)}"
             )
         scale = float(self.encoder.model.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
         logits = scale * (images @ class_embeddings(self.encoder, names, templates).T).astype(np.float64)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _usable(path: str) -> bytes:
+    data = Path(path).read_bytes()
+    try:
+        check_rules(open_image(data), RULES)
+    except UnusableImageError as error:
+        raise InputError(f"{IMAGE}: {path!r} cannot be read as an image: {error}") from error
+    return data
 
 
 def _load_pyfunc(path: str) -> Classifier:

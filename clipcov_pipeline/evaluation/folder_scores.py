@@ -7,6 +7,7 @@ the class name). Samples that cannot be read are counted and are in no denominat
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from clipcov_pipeline.evaluation.splits import (
 )
 from clipcov_pipeline.evaluation.tasks import METRICS
 from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.pixels import RULES, ImageRules
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def evaluate_folder(
     pretrained: str,
     decoded: DecodedImages,
     classifier: Callable[[Sequence[str], Sequence[str]], np.ndarray],
+    rules: ImageRules = RULES,
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on a folder: one record a task; every image is read and embedded once.
 
@@ -109,11 +112,12 @@ def evaluate_folder(
         pretrained: for the record.
         decoded: decoded images of earlier checkpoints.
         classifier: (class names, templates) -> float32 [n_classes, d], as `prompts.class_embeddings`.
+        rules: which images are usable; others are counted as damaged.
 
     Raises:
         InputError: nothing readable, labels or captions missing, a label without a class name.
     """
-    splits = _embed_splits(encoder, chosen, decoded)
+    splits = _embed_splits(partial(embed_split, encoder, decoded=decoded, rules=rules), chosen)
     named = {"dataset": chosen.name, "model": model, "pretrained": pretrained}
     return [
         _retrieval(encoder, chosen, splits.test, named)
@@ -132,17 +136,18 @@ class _Splits:
     valid: EmbeddedSplit | None = None
 
 
-def _embed_splits(encoder: FolderEncoder, chosen: FolderSet, decoded: DecodedImages) -> _Splits:
+def _embed_splits(embed: Callable[..., EmbeddedSplit], chosen: FolderSet) -> _Splits:
+    """Embed the splits that are read; embed: `embed_split` less its shards and what is chosen of them."""
     settings = chosen.settings
-    test = embed_split(encoder, _of_split(chosen.shards, settings.split), decoded)
+    test = embed(_of_split(chosen.shards, settings.split))
     if not settings.reads_train:
         return _Splits(test)
     drawn, valid = {shard for shard, _ in chosen.drawn or ()}, None
-    train = embed_split(encoder, _of_split(chosen.shards, TRAIN_SPLIT), decoded, chosen.drawn)
+    train = embed(_of_split(chosen.shards, TRAIN_SPLIT), chosen=chosen.drawn)
     for split in VALID_SPLITS:
         found = [] if split == settings.split else _of_split(chosen.shards, split)
         if any(shard.name in drawn for shard in found):  # none is where it has no labels
-            valid = embed_split(encoder, found, decoded, chosen.drawn)
+            valid = embed(found, chosen=chosen.drawn)
     return _Splits(test, train, valid)
 
 

@@ -68,7 +68,9 @@ def embed_pairs(
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EmbeddedPairs:
-    """Embed the `ok` pairs of a manifest: `read_shard`'s, of one or several shards, whole or filtered.
+    """Embed the readable pairs (`ok` or `one_colour`) of a manifest.
+
+    It is `read_shard`'s, of one or several shards, whole or filtered.
 
     Args:
         encoder: the checkpoint's.
@@ -96,8 +98,9 @@ def embed_pairs(
 
 
 def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[str, pl.DataFrame]:
-    """Return the `ok` rows of a manifest by shard, in the order of the shards and of each tar."""
-    good = manifest.filter(pl.col("status") == SampleStatus.ok)
+    """Return the readable rows of a manifest by shard, in the order of the shards and of each tar."""
+    # an image of one colour is of no use to train on, but a query like any other
+    good = manifest.filter(pl.col("status").is_in([SampleStatus.ok, SampleStatus.one_colour]))
     if good.is_empty():
         raise InputError(
             f"evaluation set: none of its {manifest.height} pairs is readable; see the manifest for reasons"

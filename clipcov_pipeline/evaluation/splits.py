@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import psutil
@@ -13,8 +13,12 @@ import psutil
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.evaluation.probe import stratified
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.tars import IMAGE_EXTENSIONS, Group, NotATarError, iter_all_groups, map_in_order
+from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS, RULES, ImageRules, UnusableImageError, usable_rgb
+from clipcov_pipeline.pool.tars import Group, NotATarError, iter_all_groups, map_in_order
 from clipcov_pipeline.proxy.prompts import TextEncoder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 KEPT_BYTES = 1 << 30
 
@@ -31,7 +35,7 @@ class FolderEncoder(TextEncoder, Protocol):
     @property
     def pixels_key(self) -> str: ...
 
-    def pixels_of(self, image: bytes) -> np.ndarray | None: ...
+    def pixels_of(self, image: "Image.Image") -> np.ndarray | None: ...
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray: ...
 
@@ -111,6 +115,7 @@ def embed_split(
     shards: Sequence[Shard],
     decoded: DecodedImages,
     chosen: frozenset[tuple[str, str]] | None = None,
+    rules: ImageRules = RULES,
 ) -> EmbeddedSplit:
     """Decode and embed the samples of shards, or of them those chosen by (shard name, key).
 
@@ -119,6 +124,7 @@ def embed_split(
         shards: of one split.
         decoded: where decoded images are kept.
         chosen: samples to read; None for all.
+        rules: which images are usable; others are among the damaged.
 
     Raises:
         InputError: a shard that is no tar, or no readable sample in any of them.
@@ -126,7 +132,7 @@ def embed_split(
     embedded, labels, captions, damaged = [], [], [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of images that are odd but readable
-        for shard, chunk in _chunks(encoder, shards, decoded, chosen):
+        for shard, chunk in _chunks(encoder, shards, decoded, chosen, rules):
             if len(chunk.pixels):
                 embedded.append(encoder.encode_pixels(chunk.pixels))
             labels.append(chunk.labels)
@@ -144,19 +150,27 @@ def _chunks(
     shards: Sequence[Shard],
     decoded: DecodedImages,
     chosen: frozenset[tuple[str, str]] | None,
+    rules: ImageRules,
 ) -> Iterator[tuple[Shard, Chunk]]:
     for shard in shards:
         keys = None if chosen is None else frozenset(key for name, key in chosen if name == shard.name)
         if keys is None or keys:
-            read = partial(_decode, encoder, shard, keys)
-            for chunk in decoded.chunks((shard, keys, encoder.pixels_key), read):
+            read = partial(_decode, encoder, shard, keys, rules)
+            for chunk in decoded.chunks((shard, keys, rules, encoder.pixels_key), read):
                 yield shard, chunk
 
 
-def _decode(encoder: FolderEncoder, shard: Shard, keys: frozenset[str] | None) -> Iterator[Chunk]:
-    def one(group: Group) -> tuple[Group, np.ndarray | None]:
+def _decode(
+    encoder: FolderEncoder, shard: Shard, keys: frozenset[str] | None, rules: ImageRules
+) -> Iterator[Chunk]:
+    def one(group: Group) -> tuple[Group, np.ndarray | None, str | None]:
         image = group.image()
-        return group, encoder.pixels_of(image[1]) if image and not group.damage and group.first else None
+        if not image or group.damage or not group.first:
+            return group, None, group.damage
+        try:
+            return group, encoder.pixels_of(usable_rgb(image[1], rules)), None
+        except UnusableImageError as error:
+            return group, None, f"{error.status}, {error}"
 
     pixels: list[np.ndarray] = []
     labels: list[int] = []
@@ -167,9 +181,9 @@ def _decode(encoder: FolderEncoder, shard: Shard, keys: frozenset[str] | None) -
         stacked = np.stack(pixels) if pixels else np.empty((0, 1, 1, 3), np.uint8)
         return Chunk(stacked, np.array(labels, np.int64), list(captions), list(damaged))
 
-    for group, image in map_in_order(one, _groups(shard, keys)):
+    for group, image, why in map_in_order(one, _groups(shard, keys)):
         if image is None:
-            damaged.append(f"{group.key}: {group.damage or 'no readable image'}")
+            damaged.append(f"{group.key}: {why or 'no readable image'}")
             continue
         pixels.append(image)
         labels.append(_label(group))

@@ -119,7 +119,7 @@ def _raw_shards(config: Config, world: World) -> Iterator[Node]:
         yield Node(
             RAW_SHARDS,
             shard.name,
-            params=_image_bound(config),
+            params=_image_rules(config),
             sources={"shard": f"{shard.name}@{shard.version}"},
             needs=("places",),
         )
@@ -261,10 +261,7 @@ def _scores(config: Config, world: World, arm: Recipe, name: str) -> Node:
     return Node(
         SCORES,
         partition,
-        params={
-            "evaluate": {"sets": {name: semantic}},
-            **(_image_bound(config) if settings.shards is not None else {}),
-        },
+        params={"evaluate": {"sets": {name: semantic}}, **_image_rules(config)},
         sources={**shards, **_tokens(world, *files)},
         inputs=(checkpoint,),
     )
@@ -324,8 +321,10 @@ def _compared(config: Config) -> dict[str, Any]:
     return {"evaluate": board, "select": {"methods": methods}}
 
 
-def _image_bound(config: Config) -> dict[str, Any]:
-    return {"shards": {"max_image_pixels": config.shards.max_image_pixels}}
+def _image_rules(config: Config) -> dict[str, Any]:
+    """What decides which images are usable."""
+    rules = ("max_image_pixels", "max_resized_pixels", "high_bit_depth")
+    return {"shards": _some(config.shards.semantic(), *rules)}
 
 
 def _holdout(config: Config) -> dict[str, Any]:

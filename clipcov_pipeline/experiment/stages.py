@@ -63,15 +63,15 @@ def _inputs(record: Record) -> str:
 
 
 RAW_SHARDS = _row(
-    Stage("raw_shards", "1", "shard", files={"places": "places.parquet"}, computed={"manifest": _manifest})
+    Stage("raw_shards", "2", "shard", files={"places": "places.parquet"}, computed={"manifest": _manifest})
 )
 
 PROXY_MODEL = _row(Stage("proxy_model", "1", files={"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}))
 
-EMBEDDINGS = _row(Stage("embeddings", "1", "shard", content=("rows",)))  # they lie in LanceDB
+EMBEDDINGS = _row(Stage("embeddings", "2", "shard", content=("rows",)))  # they lie in LanceDB
 
 EARLY_SIMILARITIES = _row(
-    Stage("early_similarities", "1", "shard", files={"similarities": "similarities.parquet"})
+    Stage("early_similarities", "2", "shard", files={"similarities": "similarities.parquet"})
 )
 
 PSEUDO_LABELS = _row(
@@ -95,18 +95,18 @@ SUBSET_DIAGNOSTICS = _row(
     Stage("subset_diagnostics", "1", "subset", files={"table": "table.parquet", OVERLAP: "overlap.parquet"})
 )
 
-SUBSET_GALLERIES = _row(Stage("subset_galleries", "1", "subset", files={"gallery": GALLERY}))
+SUBSET_GALLERIES = _row(Stage("subset_galleries", "2", "subset", files={"gallery": GALLERY}))
 
 CHECKPOINTS = _row(
     # long enough to deserve a run each: a failure or a kill costs one
     Stage("checkpoints", "2", "arm", content=("weights",), one_at_a_time=True)
 )
 
-SCORES = _row(Stage("scores", "3", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))
+SCORES = _row(Stage("scores", "4", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))
 
 LEADERBOARD = _row(Stage("leaderboard", "2", files={"scores": "scores.parquet"}))
 
-CHECKPOINT_GALLERIES = _row(Stage("checkpoint_galleries", "1", "arm", files={"gallery": GALLERY}))
+CHECKPOINT_GALLERIES = _row(Stage("checkpoint_galleries", "2", "arm", files={"gallery": GALLERY}))
 
 REPORT = _row(Stage("report", "2", files={"report": "report.html"}))
 

@@ -1,6 +1,6 @@
 """From the training settings of the YAML to one run of open_clip_train."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ from clipcov_pipeline.experiment.config.training import Training
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.subsets.index import draws_of_pass, training_rows
-from clipcov_pipeline.training.command import shard_list
 from clipcov_pipeline.training.spec import TrainSpec
 from clipcov_pipeline.training.training_index import write_training_index
 
@@ -31,14 +30,12 @@ class TrainingData(NamedTuple):
     storage_options: Mapping[str, Any] | None = None
 
 
-class Tars(NamedTuple):
-    """WebDataset tars, and the number of samples that they hold together."""
-
-    paths: Sequence[Path] = ()
-    samples: int = 0
-
-
-NO_TARS = Tars()
+def write_rows(path: Path, index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
+    """Write what a training reads of an index to a file; return the rows. Raises as `training_rows`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = training_rows(index, shards)
+    write_training_index(path, {column.name: column.to_arrow() for column in rows})
+    return rows
 
 
 def training_data(
@@ -56,9 +53,7 @@ def training_data(
         InputError: as `training_rows`.
     """
     path = scratch / INDEX
-    scratch.mkdir(parents=True, exist_ok=True)
-    rows = training_rows(index, shards)
-    write_training_index(path, {column.name: column.to_arrow() for column in rows})
+    rows = write_rows(path, index, shards)
     return TrainingData(path, draws_of_pass(rows["weight"].to_numpy()), str(scratch / CACHE), storage_options)
 
 
@@ -83,7 +78,7 @@ def train_spec(
     *,
     seed: int,
     scratch: Path,
-    validation: Tars = NO_TARS,
+    held_out: Path | None = None,
     keep_early: bool = False,
 ) -> TrainSpec:
     """Return the training run that the settings ask for.
@@ -94,11 +89,11 @@ def train_spec(
         data: what is trained on.
         seed: of the weights, of the order of samples and of how images are varied.
         scratch: the folder for the run's own one.
-        validation: held-out pairs for the retrieval curve; none, no curve.
+        held_out: index of the held-out pairs of the retrieval curve; None, no curve.
         keep_early: also keep the weights after the first virtual epoch.
 
     Raises:
-        InputError: no samples, or a path with ``::``.
+        InputError: no samples.
     """
     given = {name: getattr(settings, name) for name in SETTINGS}
     given["aug_cfg"] = settings.aug_cfg.semantic() if settings.aug_cfg is not None else None
@@ -111,8 +106,7 @@ def train_spec(
         cache=data.cache,
         storage_options=data.storage_options,
         seed=seed,
-        val_data=shard_list(validation.paths) if validation.paths else None,
-        val_samples=validation.samples,
+        val_data=str(held_out) if held_out is not None else None,
         keep_early=keep_early,
         log_dir=str(scratch),
         name=RUN,

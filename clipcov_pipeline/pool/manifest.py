@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from clipcov_pipeline.pool.listing import Shard, open_shard
+from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
 from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
 from clipcov_pipeline.pool.tars import DigestReader, Group, NotATarError, map_in_order, read_groups
@@ -28,6 +29,8 @@ MANIFEST_SCHEMA = {
     "image_ext": pl.String,
     "image_sha256": pl.String,
 }
+
+_SAME_UID = "an earlier sample of this shard has the same uid"
 
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
@@ -53,18 +56,19 @@ def read_shard(
     shard: Shard,
     *,
     max_pixels: int,
+    max_resized_pixels: int = MAX_PIXELS,
+    high_bit_depth: HighBitDepth = "refuse",
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> ShardReport:
     """Check every sample of a shard and give it a status; one pass, which also takes the file's sha256.
 
-    The report is a function of the file's bytes and `max_pixels` alone.
+    The report is a function of the file's bytes and the rules for images alone.
 
     Args:
         shard: the shard.
-        max_pixels: every image is decoded to RGB, after its header has shown at most so many pixels (width x
-            height).
+        max_pixels, max_resized_pixels, high_bit_depth: `ImageRules`; only what they take is decoded.
         storage_options: fsspec's.
         progress: called with the number of further samples done, as tqdm's `update` is.
         workers: threads that decode; by default one a core, at most 16.
@@ -76,7 +80,8 @@ def read_shard(
     places: list[dict] = []
     seen_uids: set[str] = set()
     quarantined = None
-    check = partial(_check, shard_name=shard.name, max_pixels=max_pixels)
+    rules = ImageRules(max_pixels, max_resized_pixels, high_bit_depth)
+    check = partial(_check, shard.name, rules)
     with open_shard(shard.url, storage_options) as file, warnings.catch_warnings():
         # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
         warnings.simplefilter("ignore")
@@ -85,8 +90,7 @@ def read_shard(
             for row, place in map_in_order(check, read_groups(reader, load=is_checked), workers):
                 if row["status"] == SampleStatus.ok:
                     if row["uid"] in seen_uids:
-                        row["status"] = SampleStatus.duplicate_uid
-                        row["reason"] = "an earlier sample of this shard has the same uid"
+                        row |= {"status": SampleStatus.duplicate_uid, "reason": _SAME_UID}
                     else:
                         places.append(place)
                     seen_uids.add(row["uid"])
@@ -108,11 +112,11 @@ def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
     return hashlib.sha256(f"{shard_name}/{key}".encode()).hexdigest()[:32]
 
 
-def _check(group: Group, shard_name: str, max_pixels: int) -> tuple[dict, dict]:
+def _check(shard_name: str, rules: ImageRules, group: Group) -> tuple[dict, dict]:
     """The manifest's row of one sample, and where a good one lies."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
     row.update(uid=uid_of(shard_name, group.key, group.meta()), key=group.key, shard=shard_name)
-    row["status"], row["reason"] = check_sample(group, max_pixels, row)
+    row["status"], row["reason"] = check_sample(group, row, rules)
     good = row["status"] == SampleStatus.ok
     return row, places_of(group, row) if good else {}
 

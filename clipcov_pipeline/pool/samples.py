@@ -1,9 +1,7 @@
 """Samples: those of a shard one after another, some by key, and whether one is usable, or why not."""
 
 import hashlib
-import io
 import json
-import re
 import tarfile
 from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
@@ -14,8 +12,17 @@ from typing import Any
 import polars as pl
 
 from clipcov_pipeline.pool.listing import Shard, open_shard
-from clipcov_pipeline.pool.tars import (
+from clipcov_pipeline.pool.pixels import (
     IMAGE_EXTENSIONS,
+    MAX_PIXELS,
+    HighBitDepth,
+    ImageRules,
+    UnusableImageError,
+    check_rules,
+    one_colour,
+    open_image,
+)
+from clipcov_pipeline.pool.tars import (
     Group,
     NotATarError,
     StrictTarInfo,
@@ -23,9 +30,6 @@ from clipcov_pipeline.pool.tars import (
     key_and_suffix,
     why_no_tar,
 )
-
-# What may be inside a file with one of these extensions: crawlers often keep the address's extension.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class SampleStatus(StrEnum):
@@ -39,7 +43,10 @@ class SampleStatus(StrEnum):
     non_utf8_caption = "non_utf8_caption"
     empty_caption = "empty_caption"
     too_many_pixels = "too_many_pixels"
+    too_thin = "too_thin"
+    high_bit_depth = "high_bit_depth"
     undecodable_image = "undecodable_image"
+    one_colour = "one_colour"
     duplicate_uid = "duplicate_uid"
 
 
@@ -133,7 +140,7 @@ def is_checked(_key: str, suffix: str) -> bool:
     return suffix in IMAGE_EXTENSIONS or suffix in ("txt", "json")
 
 
-def check_sample(group: Group, max_pixels: int, row: dict) -> tuple[SampleStatus, str | None]:
+def check_sample(group: Group, row: dict, rules: ImageRules) -> tuple[SampleStatus, str | None]:
     """Return status and reason; fills in the caption and what is known of the image on the way."""
     if group.damage is not None:
         return SampleStatus.truncated, group.damage
@@ -149,14 +156,15 @@ def check_sample(group: Group, max_pixels: int, row: dict) -> tuple[SampleStatus
             "the members of a sample must be neighbours in the tar",
         )
     if image is None:
-        return SampleStatus.missing_image, f"no .jpg, .jpeg, .png or .webp member (there: {found})"
+        expected = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+        return SampleStatus.missing_image, f"no member {expected} (there: {found})"
     if caption_status is SampleStatus.missing_caption:
         return caption_status, f"no .txt member (there: {found})"
     if caption_status is SampleStatus.non_utf8_caption:
         return caption_status, "the .txt member is not UTF-8"
     if caption_status is SampleStatus.empty_caption:
         return caption_status, "the .txt member has nothing but white space"
-    return _check_image(image[1], max_pixels, row)
+    return _check_image(image[1], rules.max_pixels, row, rules.max_resized_pixels, rules.high_bit_depth)
 
 
 def _caption(group: Group) -> tuple[str | None, SampleStatus]:
@@ -170,27 +178,19 @@ def _caption(group: Group) -> tuple[str | None, SampleStatus]:
     return (caption, SampleStatus.ok) if caption else (None, SampleStatus.empty_caption)
 
 
-def _check_image(data: bytes, max_pixels: int, row: dict) -> tuple[SampleStatus, str | None]:
-    from PIL import Image, UnidentifiedImageError
-
+def _check_image(
+    data: bytes,
+    max_pixels: int,
+    row: dict,
+    max_resized_pixels: int = MAX_PIXELS,
+    high_bit_depth: HighBitDepth = "refuse",
+) -> tuple[SampleStatus, str | None]:
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with open_image(data) as image:
             row["width"], row["height"] = image.size
-            if image.width * image.height > max_pixels:
-                return (
-                    SampleStatus.too_many_pixels,
-                    f"{image.width} x {image.height} = {image.width * image.height} pixels, "
-                    f"over the bound of {max_pixels}",
-                )
-            image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        return SampleStatus.too_many_pixels, str(error)
-    except UnidentifiedImageError:
-        return SampleStatus.undecodable_image, f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders of damaged files raise all sorts
-        # an address in the text would make the manifest differ from one run to the next
-        text = re.sub(r"0x[0-9a-fA-F]+", "0x...", str(error)) or type(error).__name__
-        return SampleStatus.undecodable_image, text
+            check_rules(image, ImageRules(max_pixels, max_resized_pixels, high_bit_depth))
+            if (colour := one_colour(image)) is not None:
+                return SampleStatus.one_colour, f"every pixel is {colour} in RGB"
+    except UnusableImageError as error:
+        return SampleStatus(error.status), str(error)
     return SampleStatus.ok, None

@@ -13,10 +13,7 @@ from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 from clipcov_pipeline.pool.listing import COMPRESSIONS, Shard, open_shard
-
-# In open_clip_train's order of preference, for a sample that has several.
-IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")
-
+from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 
 # WebDataset's rule: the key ends at the first dot of the base name, folders belong to the key.
 _KEY_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -55,11 +52,6 @@ class Group:
             if (data := self.get(extension)) is not None:
                 return extension, data
         return None
-
-    def pair(self) -> list[tuple[str, bytes]]:
-        """(extension, bytes) of image and caption, those that there are."""
-        caption = self.get("txt")
-        return [pair for pair in (self.image(), caption and ("txt", caption)) if pair]
 
     def meta(self) -> dict[str, Any] | None:
         """The json as a dict; None where there is none or it is broken, which is no reason to lose a pair."""

@@ -5,7 +5,6 @@ The models are open_clip's own architectures and those in ``model_configs/`` of 
 ``local-dir:`` names.
 """
 
-import io
 import itertools
 import os
 import pickle
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.pixels import to_rgb
 from clipcov_pipeline.proxy.models import ModelSpec, check_model, register_model_configs, resolve_device
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Encoder:
     ) -> np.ndarray:
         """Embed encoded or opened images, read lazily: decoding in threads runs ahead of the model.
 
+        The model's preprocessing is given what `pixels.to_rgb` makes of each, however large it is.
         ``progress`` is called after each batch with the number of images done.
         """
         done, rows = 0, []
@@ -73,20 +74,18 @@ class Encoder:
         """What `pixels_of` depends on besides the image, in words."""
         return repr(self.preprocess)
 
-    def pixels_of(self, image: bytes) -> np.ndarray | None:
-        """An encoded image resized and cropped for the model: uint8 [height, width, 3]; None if undecodable.
+    def pixels_of(self, image: "bytes | Image.Image") -> np.ndarray | None:
+        """An image resized and cropped for the model: uint8 [height, width, 3]; None if undecodable.
 
         Cheap to keep, unlike what the model takes; `encode_pixels` goes on from here.
         """
-        from PIL import Image
-
         steps: list[Any] = self.preprocess.transforms[:-2]  # type: ignore[attr-defined]
         try:
-            opened: Any = Image.open(io.BytesIO(image))
+            pixels: Any = to_rgb(image)
             for step in steps:
-                opened = step(opened)
-            return np.asarray(opened)
-        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+                pixels = step(pixels)
+            return np.asarray(pixels)
+        except (OSError, ValueError):
             return None
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -111,12 +110,9 @@ class Encoder:
         return self._stack(rows)
 
     def _decode(self, image: "bytes | Image.Image") -> "torch.Tensor | None":
-        from PIL import Image, UnidentifiedImageError
-
         try:
-            opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-            return self.preprocess(opened)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+            return self.preprocess(to_rgb(image))
+        except (OSError, ValueError):
             return None
 
     def _decoded_batches(

@@ -18,6 +18,7 @@ from clipcov_pipeline.experiment.index import Index
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.store import WHOLE, Record, require
 from clipcov_pipeline.experiment.world import latent_class_names
+from clipcov_pipeline.pool.pixels import RULES, ImageRules, UnusableImageError, usable_rgb
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.proxy.prompts import name_of
@@ -150,11 +151,11 @@ def text_query(encoder: Encoder, text: str) -> np.ndarray:
     return _checked(encoder.encode_texts([text])[0], f"the text {text!r}")
 
 
-def image_query(encoder: Encoder, path: Path) -> np.ndarray:
+def image_query(encoder: Encoder, path: Path, rules: ImageRules = RULES) -> np.ndarray:
     """Embed an image file: float32 [d], unit norm.
 
     Raises:
-        InputError: no such file, no image, or the model gives no embedding.
+        InputError: no such file, no image that the rules take, or the model gives no embedding.
     """
     try:
         data = path.read_bytes()
@@ -162,7 +163,11 @@ def image_query(encoder: Encoder, path: Path) -> np.ndarray:
         raise InputError(
             f"--image: {path} cannot be read ({error.strerror}), expected an image file"
         ) from error
-    return _checked(encoder.encode_images([data])[0], f"the image {path}")
+    try:
+        image = usable_rgb(data, rules)
+    except UnusableImageError as error:
+        raise InputError(f"--image: {path} is not usable ({error.status}: {error})") from error
+    return _checked(encoder.encode_images([image])[0], f"the image {path}")
 
 
 def _checked(embedding: np.ndarray, what: str) -> np.ndarray:

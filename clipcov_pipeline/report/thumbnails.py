@@ -4,10 +4,15 @@ import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.samples import IMAGE_FORMATS, image_digest, read_images
+from clipcov_pipeline.pool.pixels import open_image, to_rgb
+from clipcov_pipeline.pool.samples import image_digest, read_images
 from clipcov_pipeline.pool.tars import NotATarError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDE = 96  # pixels of the longer side
 
@@ -77,21 +82,18 @@ def _thumbnail(data: bytes, sha256: str | None) -> Thumbnail:
 
 
 def make_thumbnail(data: bytes, side: int = SIDE) -> bytes:
-    """Return an encoded image as a small WebP; what is transparent becomes white."""
-    from PIL import Image
+    """Return an encoded image as a small WebP, with the pixels that models see: nothing is transparent."""
+    file = io.BytesIO()
+    small_picture(data, side).save(file, "WEBP", quality=QUALITY, method=4)
+    return file.getvalue()
 
+
+def small_picture(data: bytes, side: int) -> "Image.Image":
+    """Return an encoded image in RGB, made smaller where it is over ``side`` pixels in width or height."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the shard's check has taken or refused what Pillow warns of
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with open_image(data) as image:
             image.draft("RGB", (2 * side, 2 * side))  # JPEG: decode no more than is needed
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                layer = image.convert("RGBA")
-                layer.thumbnail((side, side))
-                small = Image.new("RGB", layer.size, "white")
-                small.paste(layer, mask=layer.getchannel("A"))
-            else:
-                small = image.convert("RGB")
-                small.thumbnail((side, side))
-    file = io.BytesIO()
-    small.save(file, "WEBP", quality=QUALITY, method=4)
-    return file.getvalue()
+            small = to_rgb(image)
+    small.thumbnail((side, side))
+    return small

@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,6 @@ def write_subset_tars(
     *,
     samples_per_shard: int = 1000,
     min_shards: int = 1,
-    pairs_only: bool = False,
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
@@ -53,8 +52,6 @@ def write_subset_tars(
         out_dir: for the tars.
         samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
             worker and GPU); the tars are of one size, give or take a sample, and none is empty.
-        pairs_only: copy image and caption alone: open_clip_train decodes every member, and drops a sample
-            over one that it cannot read.
         progress: called with the number of further samples written, as tqdm's `update` is.
 
     Raises:
@@ -71,8 +68,7 @@ def write_subset_tars(
     for path, size in zip(paths, sizes, strict=True):
         with tarfile.open(path, "w") as tar:
             for _ in range(size):
-                key, group = next(chosen)
-                _add(tar, key, group.pair() if pairs_only else group.members)
+                _add(tar, *next(chosen))
                 if progress is not None:
                     progress(1)
     next(chosen, None)  # the last shard may still be short of a sample
@@ -136,9 +132,9 @@ def _put_uid(group: Group, uid: str) -> None:
     group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
 
 
-def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -> None:
+def _add(tar: tarfile.TarFile, key: str, group: Group) -> None:
     """Append a sample; a fresh TarInfo has time, owner and group 0, so the bytes are always the same."""
-    for suffix, data in members:
+    for suffix, data in group.members:
         info = tarfile.TarInfo(f"{key}.{suffix}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))

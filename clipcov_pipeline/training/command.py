@@ -1,28 +1,13 @@
 """The arguments that open_clip_train is run with, and what is to be said of them before."""
 
 import math
-import re
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.training.spec import EVALUATIONS, TrainSpec, steps
 
 # settings that open_clip_train has under the same name
 _AS_NAMED = ("lr", "wd", "beta1", "beta2", "eps", "warmup", "lr_scheduler", "precision", "seed")
-
-
-def shard_list(shards: Iterable[str | Path]) -> str:
-    """The ``val_data`` string that names these shards and no others, whatever characters are in a path.
-
-    Raises:
-        InputError: a path holds ``::``, which separates shards.
-    """
-    names = [str(shard) for shard in shards]
-    if bad := [name for name in names if "::" in name]:
-        raise InputError(f"val_data: {bad[0]!r} holds '::', which separates shards; move it elsewhere")
-    return "::".join(re.sub(r"([\\{}])", r"\\\1", name) for name in names)
 
 
 def local_batch_size(spec: TrainSpec, n_gpus: int = 1) -> int:
@@ -87,8 +72,6 @@ def arguments(spec: TrainSpec, n_gpus: int = 1) -> list[str]:
     if spec.accum_freq > 1:
         given["accum-freq"] = spec.accum_freq
     if spec.val_data:
-        given["val-data"] = spec.val_data
-        given["val-num-samples"] = spec.val_samples
         given["val-frequency"] = math.ceil(plan.virtual_epochs / EVALUATIONS)
     options = [text for key, value in given.items() for text in (f"--{key}", str(value))]
     return [*options, *_flags(spec, n_gpus), *spec.extra]

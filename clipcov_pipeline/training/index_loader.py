@@ -1,7 +1,7 @@
 """The training data of open_clip_train drawn from an index over the original shards.
 
-`data_from_index` puts it in the place of `open_clip_train.main.get_data`; held-out data stays
-open_clip_train's own. The order is computed in the training process (`order.Order`), batches are made in its
+`data_from_index` puts it, and held-out pairs beside it, in the place of `open_clip_train.main.get_data`. The
+order is computed in the training process (`order.Order`), batches are made in its
 data-loading processes (`samples.Samples`), and neither their number nor that of GPUs changes what is in a
 batch. Random numbers of the training itself are seeded anew with each virtual epoch: a resumed run has the
 same ones.
@@ -20,6 +20,7 @@ import torch
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.training.draws import Draws, EachOnce, Fresh, Rows, Weighted
+from clipcov_pipeline.training.held_out import HeldOutPairs
 from clipcov_pipeline.training.member_reads import MemberReads
 from clipcov_pipeline.training.order import Order
 from clipcov_pipeline.training.remote_reads import RemoteReads, check_room, fetched_into, is_remote
@@ -40,6 +41,7 @@ class IndexData:
         cache: folder for what is fetched of remote shards.
         storage_options: fsspec's, for remote shards.
         kept_bytes: of decoded samples that each data-loading process keeps.
+        held_out: the index of the pairs that the model is evaluated on.
     """
 
     path: str
@@ -49,12 +51,18 @@ class IndexData:
     cache: str = ""
     storage_options: dict[str, Any] = field(default_factory=dict)
     kept_bytes: int = KEPT_BYTES
+    held_out: str | None = None
 
 
 @contextmanager
 def data_from_index(settings: IndexData) -> Iterator[None]:
-    """Inside the block open_clip_train trains on an index; counts are written to ``RUN/seen``."""
+    """Inside the block open_clip_train trains on an index; counts are written to ``RUN/seen``.
+
+    Pillow's bound on pixels, which a random crop of a large image meets again, is off: which images are too
+    large was said when the shards were read.
+    """
     from open_clip_train import main
+    from PIL import Image
 
     get_data = main.get_data
 
@@ -62,13 +70,16 @@ def data_from_index(settings: IndexData) -> Iterator[None]:
         others = copy.copy(args)
         others.train_data = None
         data = get_data(others, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        if settings.held_out is not None:
+            data["val"] = held_out_data(settings, args, preprocess_fns[1], tokenizer)
         return {"train": train_data(settings, args, preprocess_fns[0], epoch, tokenizer), **data}
 
+    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     main.get_data = get_index_data
     try:
         yield
     finally:
-        main.get_data = get_data
+        main.get_data, Image.MAX_IMAGE_PIXELS = get_data, bound
 
 
 def train_data(
@@ -96,6 +107,20 @@ def train_data(
     folder = Path(args.logs) / args.name / SEEN
     loader = IndexLoader(samples, batches, len(index), args.workers, settings.seed, folder)
     return DataInfo(dataloader=loader, shared_epoch=batches)  # pyright: ignore[reportArgumentType]
+
+
+def held_out_data(settings: IndexData, args: Any, preprocess: Callable[[Any], Any], tokenizer: Any) -> Any:
+    """open_clip_train's ``DataInfo`` for the held-out index; args: its parsed arguments.
+
+    Raises:
+        InputError: as `read_training_index` and `check_room`.
+    """
+    from open_clip_train.data import DataInfo
+
+    assert settings.held_out is not None
+    index = read_training_index(settings.held_out)
+    samples = Samples(reads_of(settings, index), preprocess, tokenizer, settings.seed, settings.kept_bytes)
+    return DataInfo(dataloader=HeldOutPairs(samples, len(index), args.batch_size))  # pyright: ignore[reportArgumentType]
 
 
 def order_of(settings: IndexData, index: TrainingIndex) -> Order:

@@ -71,7 +71,11 @@ def _data(spec: TrainSpec) -> AbstractContextManager[None]:
     from clipcov_pipeline.training.index_loader import IndexData, data_from_index
 
     options = dict(spec.storage_options or {})
-    return data_from_index(IndexData(spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, options))
+    return data_from_index(
+        IndexData(
+            spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, options, held_out=spec.val_data
+        )
+    )
 
 
 @contextmanager

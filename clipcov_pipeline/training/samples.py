@@ -4,7 +4,6 @@ What a sample looks like depends on its place in the training alone: the random 
 are seeded by (seed, place), so that no number of data-loading processes changes a result.
 """
 
-import io
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.pixels import to_rgb
 from clipcov_pipeline.training.draws import Rows
 from clipcov_pipeline.training.member_reads import Pair
 
@@ -98,7 +98,7 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         image, tokens = self._images.get(row), self._tokens.get(row)
         if image is None or tokens is None:
             stored, caption = self._reads.read(row)
-            image, tokens = decoded(stored), self._tokenize(caption.decode("utf-8"))[0]
+            image, tokens = to_rgb(stored), self._tokenize(caption.decode("utf-8"))[0]
             self._keep(row, image, tokens)
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
@@ -111,14 +111,6 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         if size <= self._room and self._same_tokens:
             self._room -= size
             self._images[row], self._tokens[row] = image, tokens
-
-
-def decoded(stored: bytes) -> Image.Image:
-    """An image file in RGB, as webdataset's ``pilrgb`` makes it."""
-    with io.BytesIO(stored) as stream:
-        image = Image.open(stream)
-        image.load()
-        return image.convert("RGB")
 
 
 def place_seed(seed: int, place: int) -> int:

@@ -34,7 +34,6 @@ FREE_TO_CHANGE = {
     "cache",
     "storage_options",
     "val_data",
-    "val_samples",
     "keep_early",
     "grad_checkpointing",
     "workers",
@@ -67,9 +66,8 @@ class TrainSpec:
         log_dir, name: open_clip_train's ``--logs`` and ``--name``: the run lives in ``log_dir/name``.
         aug_cfg: how training images are varied, by the names of ``open_clip.AugmentationCfg``; None: its
             default.
-        val_data, val_samples: WebDataset shards of held-out pairs (a path or URL with braces, or several
-            joined by ``::``), and how many they hold: retrieval among them is measured after a virtual epoch,
-            at most about `EVALUATIONS` times, and decides nothing. None: not measured.
+        val_data: an index of held-out pairs: retrieval among them is measured after a virtual epoch, at most
+            about `EVALUATIONS` times, and decides nothing. None: not measured.
         keep_early: also keep the weights after the first virtual epoch, if there are several.
         accum_freq: parts that a GPU cuts its share of the batch into; the loss is over the whole batch, and
             BatchNorm over a part.
@@ -102,7 +100,6 @@ class TrainSpec:
     num_checkpoints: int = 4
     aug_cfg: Mapping[str, Any] | None = None
     val_data: str | None = None
-    val_samples: int = 0
     keep_early: bool = False
     accum_freq: int = 1
     grad_checkpointing: bool = False

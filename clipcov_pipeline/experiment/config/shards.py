@@ -5,16 +5,27 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from clipcov_pipeline.experiment.config.base import KNOB, NonNegativeFloat, PositiveInt, Section
+from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
 
 
 class Shards(Section):
-    """Where the pool's WebDataset shards are (img2dataset layout) and which images are too large."""
+    """Where the pool's WebDataset shards are (img2dataset layout) and which images are usable."""
 
     source: str = "sample"
     """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these."""
     storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
-    max_image_pixels: PositiveInt = 89_478_485  # Pillow's own bound against decompression bombs
+    max_image_pixels: PositiveInt = MAX_PIXELS  # Pillow's own bound against decompression bombs
+    """Width x height of a usable image at most. Pillow's own bound does not count beside it."""
+    max_resized_pixels: PositiveInt = MAX_PIXELS
+    """The same once the short side is 512, as the largest of open_clip's models resize: bounds thin ones."""
+    high_bit_depth: HighBitDepth = "refuse"
+    """16-bit, 32-bit and float grey: kept aside, or each image's own range mapped to 0..255 (``scale``)."""
     settle_seconds: Annotated[NonNegativeFloat, KNOB] = 0.0
     """A local shard that was written to within this time is left for the next scan."""
     expected_samples: Annotated[PositiveInt | None, KNOB] = None
     """Size of a pool that is not here yet: only ``clipcov check`` reads it, and counts where it can."""
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """Which images are usable."""
+        return ImageRules(self.max_image_pixels, self.max_resized_pixels, self.high_bit_depth)
