@@ -80,7 +80,7 @@ def test_no_arm_or_proxy_sees_the_held_out_share(built_lab: Lab) -> None:
     project = built_lab.project()
     folder = project.store.folder(project.plan().by_name["pseudo_labels"].record)
     labels, holdout = pl.read_parquet(folder / "labels.parquet"), pl.read_parquet(folder / "holdout.parquet")
-    assert labels.height + holdout.height == 240
+    assert labels.height + holdout.height == 238  # of 240, two are of one colour
     assert not set(labels["uid"]) & set(holdout["uid"])
     assert 20 < holdout.height < 80  # a fifth, by hash
 

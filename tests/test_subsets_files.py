@@ -5,12 +5,11 @@ import random
 import tarfile
 
 import numpy as np
-import polars as pl
 import pytest
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.subsets.files import write_datacomp_npy, write_subset_parquet, write_subset_tars
+from clipcov_pipeline.subsets.files import write_datacomp_npy, write_subset_tars
 from make_shards import image_bytes, sample_members, write_pool, write_tar
 
 
@@ -24,40 +23,6 @@ def members_of(paths) -> dict[str, bytes]:
                 assert info.name not in found
                 found[info.name] = file.read()
     return found
-
-
-# --- parquet ----------------------------------------------------------------------------------------
-
-
-def test_parquet_has_the_stated_types_and_order(tmp_path):
-    frame = pl.DataFrame(
-        {
-            "gain": [1, 2, 3],
-            "uid": ["c", "a", "b"],
-            "rank": [2, 0, 1],
-            "latent_class": [5, 6, 7],
-            "other": [0, 0, 0],
-        }
-    )
-    write_subset_parquet(tmp_path / "new" / "subset.parquet", frame)
-    back = pl.read_parquet(tmp_path / "new" / "subset.parquet")
-    assert dict(back.schema) == {
-        "uid": pl.String,
-        "rank": pl.Int64,
-        "gain": pl.Float64,
-        "latent_class": pl.Int32,
-    }
-    assert back.rows() == [("a", 0, 2.0, 6), ("b", 1, 3.0, 7), ("c", 2, 1.0, 5)]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["subset.parquet"]
-
-
-def test_parquet_refuses_repeats_and_missing_columns(tmp_path):
-    frame = pl.DataFrame({"uid": ["a", "a"], "rank": [0, 1], "gain": [1.0, 2.0], "latent_class": [0, 0]})
-    with pytest.raises(ValueError, match="1 values of uid come twice"):
-        write_subset_parquet(tmp_path / "s.parquet", frame)
-    with pytest.raises(ValueError, match=r"\['gain'\] are missing"):
-        write_subset_parquet(tmp_path / "s.parquet", frame.drop("gain"))
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- DataComp's npy ------------------------------------------------------------------------------------

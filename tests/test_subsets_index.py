@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.subsets.cut import write_subset
 from clipcov_pipeline.subsets.export import export_subset
 from clipcov_pipeline.subsets.index import INDEX_SCHEMA, samples_digest, subset_index, training_rows
 from make_shards import sample_members, write_pool, write_tar
@@ -94,6 +96,34 @@ def test_the_index_keeps_the_ranks_and_weighs_all_alike(index: pl.DataFrame) -> 
     assert index["rank"].to_list() == list(range(8))
     assert index["weight"].to_list() == [1.0] * 8
     assert index["shard"].unique().sort().to_list() == ["00000", "00001", "00002"]
+
+
+@pytest.mark.parametrize("column", ["uid", "rank"])
+def test_what_is_chosen_twice_is_refused(pool: list[Shard], column: str) -> None:
+    places = places_by_shard(pool).head(3)
+    chosen = places.select("uid").with_row_index("rank").with_columns(gain=0.0, latent_class=0)
+    chosen = chosen.with_columns(pl.lit(chosen[column][0]).alias(column))
+    with pytest.raises(ValueError, match=f"2 values of {column} come twice"):
+        subset_index(chosen, places.select("uid", "shard"), places)
+
+
+def test_a_subset_is_written_as_an_index_and_as_datacomps_list(pool: list[Shard], tmp_path: Path) -> None:
+    places = places_by_shard(pool)
+    places.write_parquet(tmp_path / "places.parquet")
+    chosen = places.select("uid")[[7, 2, 5]].with_row_index("rank")
+    chosen = chosen.with_columns(gain=0.0, latent_class=0, weight=pl.Series([2.0, 1.0, 0.0]))
+    index, digests = write_subset(tmp_path / "out", chosen, places, tmp_path / "places.parquet")
+    assert pl.read_parquet(tmp_path / "out" / "subset.parquet").equals(index)
+    assert index["uid"].to_list() == chosen["uid"].to_list()
+    listed = [f"{high:016x}{low:016x}" for high, low in np.load(tmp_path / "out" / "subset.npy").tolist()]
+    assert listed == sorted([chosen["uid"][0], chosen["uid"][0], chosen["uid"][1]])
+    moved = places.with_columns(pl.col("image_offset") + 512)
+    moved.write_parquet(tmp_path / "places.parquet")
+    _, again = write_subset(tmp_path / "moved", chosen, places, tmp_path / "places.parquet")
+    assert again == digests  # its samples lie elsewhere: nothing is to be trained again
+    even = chosen.with_columns(weight=1.0)
+    _, other = write_subset(tmp_path / "even", even, places, tmp_path / "places.parquet")
+    assert not set(other.values()) & set(digests.values())
 
 
 def test_of_two_shards_with_one_uid_the_labelled_one_is_taken(pool: list[Shard]) -> None:
