@@ -113,7 +113,9 @@ def bench_loader(loading: Loading, folder: Path | None, say: Say) -> dict[str, A
         pool = write_pool(scratch / "pool", loading.samples, loading.size, loading.samples_per_shard)
         say(f"pool: {len(pool):,} samples in {len(pool.shards)} tars")
         with range_server(scratch, loading.latency) as server:
-            subsets = [_subset(pool, density, scratch, server, loading.workers) for density in loading.densities]
+            subsets = [
+                _subset(pool, density, scratch, server, loading.workers) for density in loading.densities
+            ]
             rows = _Contest(loading, scratch, server).run(subsets, say)
         size = sum(Path(shard.url).stat().st_size for shard in pool.shards)
     return {
@@ -234,6 +236,12 @@ class Feeds:
     def seen(self, samples: int) -> int:
         """Samples of a pass: full batches, so that nothing is read a second time."""
         return samples // self._loading.batch_size * self._loading.batch_size
+
+    def imported(self) -> None:
+        """Import what making the data does."""
+        import open_clip_train.main  # noqa: F401
+
+        self._arguments(self._loading.batch_size, index="none")
 
     def tars(self, tars: Sequence[Path | str], samples: int, kept: bool = False) -> Any:
         """open_clip_train's own data. kept: in memory, as the pipeline's trainings on tars keep small subsets."""

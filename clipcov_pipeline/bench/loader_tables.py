@@ -29,10 +29,58 @@ def speed_table(found: dict[str, Any]) -> str:
     return head + "\n\n" + _aligned([title, *(_speed_cells(row) for row in found["rows"])])
 
 
+def subsets_table(found: dict[str, Any]) -> str:
+    """The measurements of `subset_making.bench_subsets`."""
+    seconds, size = found["seconds"], found["bytes"]
+    rows = [("", "seconds", "MB", "tars' seconds to these", "tars' bytes to these")]
+    for way in seconds:
+        rows.append(
+            (
+                way,
+                f"{seconds[way]:.2f}",
+                f"{size[way] / 1e6:.1f}",
+                f"{seconds['tars'] / seconds[way]:.0f}",
+                f"{size['tars'] / size[way]:.0f}",
+            )
+        )
+    head = (
+        f"10 subsets (5 rankings x 10 and 50 %) of {found['samples']:,} samples of {found['size']} px,"
+        f" {found['pool_bytes'] / 1e9:.2f} GB of tars; seconds until the disk has them\n"
+        "index: subset.parquet and subset.npy; training index: what a training reads, written when it begins;"
+        " tars: with subset.parquet and subset.npy"
+    )
+    return head + "\n\n" + _aligned(rows)
+
+
+def start_table(found: dict[str, Any]) -> str:
+    """The measurements of `loader_start.bench_start`."""
+    starts = found["starts"]
+    columns = {
+        "seconds to the first batch": [run["seconds"] for run in starts],
+        "of them, reading the index": [run["read_seconds"] for run in starts],
+        "MB, training process after its imports": [run["before"] / 1e6 for run in starts],
+        "MB, training process": [run["training"] / 1e6 for run in starts],
+        "MB, largest data-loading process": [max(run["workers"]) / 1e6 for run in starts],
+        "MB of them, not shared with the training process": [max(run["own"]) / 1e6 for run in starts],
+    }
+    head = (
+        f"index of {found['rows']:,} samples in {found['shards']:,} tars, {found['index_bytes'] / 1e6:.0f} MB;"
+        f" {found['workers']} data-loading processes; median (least to most) of {len(starts)} starts, each in a"
+        " fresh process whose imports are done; MB: anonymous memory, resident (RssAnon)"
+    )
+    rows = [
+        (name, _spread(values, ",.2f" if "seconds" in name or "of them, r" in name else ",.0f"), "")
+        for name, values in columns.items()
+    ]
+    return head + "\n\n" + _aligned(rows)
+
+
 def _speed_cells(row: dict[str, Any]) -> Cells:
     tars, index = row["rates"][TARS], row["rates"][INDEX]
     ratios = [ours / theirs for ours, theirs in zip(index, tars, strict=False)]
-    used = [f"{row['bytes_per_used'][way]:.2f}" if way in row["bytes_per_used"] else "" for way in (TARS, INDEX)]
+    used = [
+        f"{row['bytes_per_used'][way]:.2f}" if way in row["bytes_per_used"] else "" for way in (TARS, INDEX)
+    ]
     return (
         row["condition"],
         f"{row['density']:.0%}",

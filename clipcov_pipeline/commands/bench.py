@@ -156,7 +156,9 @@ def _numbers(kind: type) -> Any:
     "--subsets", type=click.IntRange(20), help="Instead: make 10 subsets of a pool of so many samples."
 )
 @click.option(
-    "--start", type=click.IntRange(1000), help="Instead: start on an index of so many samples in 1,000 shards."
+    "--start",
+    type=click.IntRange(1000),
+    help="Instead: start on an index of so many samples in 1,000 shards.",
 )
 @click.option(
     "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
