@@ -1,4 +1,4 @@
-"""A synthetic pool of tars as img2dataset writes them, and subsets of it as indexes and as tars of their own."""
+"""A synthetic pool of tars as img2dataset writes them; subsets of it as indexes and as tars of their own."""
 
 import hashlib
 import io
@@ -22,7 +22,22 @@ from clipcov_pipeline.training.training_index import write_training_index
 
 QUALITY = 95  # img2dataset's
 _GRAIN = 10.0  # of 255: photos at this size have some 2 to 3 KB at 64 px
-_WORDS = "red blue old small bird boat house tree man dog street of on with near a the in at by".split()
+_WORDS = (
+    "red",
+    "blue",
+    "old",
+    "small",
+    "bird",
+    "boat",
+    "house",
+    "tree",
+    "street",
+    "of",
+    "on",
+    "with",
+    "a",
+    "the",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class TarPool:
 def write_pool(folder: Path, samples: int, size: int, samples_per_shard: int, seed: int = 0) -> TarPool:
     """Write a pool below an empty or new folder and read it as the pipeline does.
 
-    samples: in all; size: width and height of an image, pixels. Each image and each caption is unlike all others.
+    samples: in all; size: width and height of an image, pixels. No image and no caption comes twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, samples, samples_per_shard)):
@@ -92,7 +107,7 @@ def write_tars(folder: Path, rows: pl.DataFrame, shards: Sequence[Shard], fewest
 
 def bytes_used(rows: pl.DataFrame) -> int:
     """Bytes of images and captions."""
-    return int(rows["image_size"].sum() + rows["caption_size"].sum())
+    return sum(int(rows[name].sum()) for name in ("image_size", "caption_size"))
 
 
 def _read_pool(shards: list[Shard], size: int) -> TarPool:

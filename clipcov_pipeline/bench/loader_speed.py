@@ -1,4 +1,4 @@
-"""Samples a second of two ways to feed open_clip_train with a subset: its own tars, or an index of the pool's.
+"""Samples a second of two ways to feed open_clip_train with a subset: tars of its own, or an index.
 
 The tars go through open_clip_train's own reader (webdataset), the index through `training.index_loader`. Both
 decode, vary and tokenize, and are measured in turn.
@@ -25,11 +25,10 @@ from clipcov_pipeline.bench.loader_pool import (
     write_pool,
     write_tars,
 )
-from clipcov_pipeline.bench.range_server import RangeServer, range_server
 from clipcov_pipeline.bench.measuring import Say
+from clipcov_pipeline.bench.range_server import RangeServer, range_server
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import scan
-
 from clipcov_pipeline.training import command
 from clipcov_pipeline.training.index_loader import IndexData, train_data
 from clipcov_pipeline.training.kept_samples import kept_in_memory
@@ -49,8 +48,8 @@ MOST_REPEATS = 4  # times the repeats of all: what is short is measured more oft
 class Loading:
     """What is measured.
 
-    samples, samples_per_shard: of the pool; size: width and height of an image, pixels; densities: shares of the
-    pool; latency: of the web server, seconds; workers: data-loading processes; model: open_clip's name.
+    samples, samples_per_shard: of the pool; size: width and height of an image, pixels; densities: shares
+    of the pool; latency: of the web server, seconds; workers: data-loading processes; model: open_clip's name.
     """
 
     samples: int
@@ -66,7 +65,11 @@ class Loading:
 
 @dataclass
 class Row:
-    """Measurements of one condition at one density; rates in samples a second, bytes a byte of image and caption."""
+    """What was found under one condition at one density.
+
+    samples: of a pass; rates: samples a second of each run; bytes_per_used: bytes read or fetched in a pass,
+    for each byte of the subset's images and captions; both by way.
+    """
 
     condition: str
     density: float
@@ -105,8 +108,8 @@ def bench_loader(loading: Loading, folder: Path | None, say: Say) -> dict[str, A
     least = round(min(loading.densities) * loading.samples)
     if least < loading.batch_size:
         raise InputError(
-            f"bench loader: {min(loading.densities):.0%} of --samples {loading.samples} are {least}, expected at"
-            f" least a batch of {loading.batch_size}; give more samples"
+            f"bench loader: {min(loading.densities):.0%} of --samples {loading.samples} are {least}, expected"
+            f" at least a batch of {loading.batch_size}; give more samples"
         )
     with tempfile.TemporaryDirectory(prefix="clipcov-bench-", dir=folder) as room:
         scratch = Path(room)
@@ -161,12 +164,12 @@ class _Contest:
         return [self._rows[c, s.density] for c in CONDITIONS for s in subsets if (c, s.density) in self._rows]
 
     def _round(self, subset: Subset, turned: bool) -> None:
-        feeds = self._feeds
+        feeds, n = self._feeds, subset.samples
         turns: list[Callable[[], None]] = [
-            lambda: self._warm(subset, TARS, (FIRST, NEXT), feeds.tars(subset.tars, subset.samples)),
-            lambda: self._warm(subset, INDEX, (FIRST, NEXT), feeds.index(subset.index, subset.samples, 0)),
-            lambda: self._warm(subset, TARS, ("", KEPT), feeds.tars(subset.tars, subset.samples, kept=True)),
-            lambda: self._warm(subset, INDEX, ("", KEPT), feeds.index(subset.index, subset.samples, KEPT_BYTES)),
+            lambda: self._warm(subset, TARS, (FIRST, NEXT), feeds.tars(subset.tars, n)),
+            lambda: self._warm(subset, INDEX, (FIRST, NEXT), feeds.index(subset.index, n, 0)),
+            lambda: self._warm(subset, TARS, ("", KEPT), feeds.tars(subset.tars, n, kept=True)),
+            lambda: self._warm(subset, INDEX, ("", KEPT), feeds.index(subset.index, n, KEPT_BYTES)),
             lambda: self._cold(subset, TARS),
             lambda: self._cold(subset, INDEX),
             lambda: self._http(subset, TARS),
@@ -230,7 +233,7 @@ class Feeds:
 
         register_model_configs()
         self._loading, self._scratch = loading, scratch
-        _, self._preprocess, _ = create_model_and_transforms(loading.model)
+        self._preprocess: Any = create_model_and_transforms(loading.model)[1]
         self._tokenizer = get_tokenizer(loading.model)
 
     def seen(self, samples: int) -> int:
@@ -244,7 +247,7 @@ class Feeds:
         self._arguments(self._loading.batch_size, index="none")
 
     def tars(self, tars: Sequence[Path | str], samples: int, kept: bool = False) -> Any:
-        """open_clip_train's own data. kept: in memory, as the pipeline's trainings on tars keep small subsets."""
+        """open_clip_train's own data. kept: in memory, as a training on tars keeps a small subset."""
         from open_clip_train import main
 
         args = self._arguments(samples, train_data=command.shard_list(tars))

@@ -46,7 +46,8 @@ def bench_start(
     """
     if rows < SHARDS or rows < batch_size * STEPS:
         raise InputError(
-            f"bench loader: --start {rows} rows, expected at least {max(SHARDS, batch_size * STEPS)}; give more"
+            f"bench loader: --start {rows} rows, expected at least {max(SHARDS, batch_size * STEPS)};"
+            " give more"
         )
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def write_large_index(folder: Path, rows: int, batch_size: int) -> Path:
     number, within = np.divmod(np.arange(rows), per_shard)
     hashes = {name: rng.integers(-(2**63), 2**63, rows) for name in ("caption_hash", "image_hash")}
     sizes = {name: np.full(rows, 1, np.int64) for name in ("image_size", "caption_size")}
-    # the order depends on which hashes are equal: none is, so that it stays the same with those of real samples
+    # the order depends on which hashes are equal; none is, nor will be
     order = Order(rows, EachOnce(rows, 0), batch_size, [])
     tars = [folder / f"{shard:05d}.tar" for shard in range(SHARDS)]
     for tar in tars:
@@ -179,5 +180,5 @@ def _random_uids(rng: np.random.Generator, n: int) -> Any:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    print(json.dumps(start(given[0], *map(int, given[1:4]), given[4])))  # noqa: T201
+    path, n, processes, batch, name = sys.argv[1:]
+    print(json.dumps(start(path, int(n), int(processes), int(batch), name)))  # noqa: T201

@@ -41,7 +41,8 @@ def range_server(folder: Path, latency: float) -> Iterator[RangeServer]:
     asked = os.environ.get("no_proxy", "")
     os.environ["no_proxy"] = ",".join(filter(None, [asked, "127.0.0.1"]))  # curl asks a proxy otherwise
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             port = process.stdout.readline().strip()
             if not port:

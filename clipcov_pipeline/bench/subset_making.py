@@ -21,14 +21,14 @@ SAMPLES_PER_SHARD = 1000
 
 
 def bench_subsets(samples: int, size: int, folder: Path | None, say: Say) -> dict[str, Any]:
-    """Make `METHODS` random rankings' subsets of `FRACTIONS` in turn in both ways; removes all that it writes.
+    """Make `METHODS` random rankings' subsets of `FRACTIONS` in turn in both ways.
 
-    samples: of the synthetic pool; size: width and height of an image, pixels; folder: scratch, the system's
-    temporary folder when None.
+    All that is written is removed. samples: of the synthetic pool; size: width and height of an image,
+    pixels; folder: scratch, the system's temporary folder when None.
 
     Returns:
-        JSON-able: samples, pool_bytes, and for ``index``, ``training index`` (what a training reads, written for
-        each) and ``tars`` the seconds and bytes of all subsets, the disk's writing included.
+        JSON-able: samples, pool_bytes, and for ``index``, ``training index`` (what a training reads, written
+        for each) and ``tars`` the seconds and bytes of all subsets, the disk's writing included.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
