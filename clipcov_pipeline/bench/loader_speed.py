@@ -41,7 +41,7 @@ FIRST, NEXT, KEPT = "warm disk, first pass", "warm disk, next pass", "warm disk,
 COLD, HTTP, HTTP_NEXT = "cold disk, first pass", "HTTP, first pass", "HTTP, next pass"
 CONDITIONS = (FIRST, NEXT, KEPT, COLD, HTTP, HTTP_NEXT)
 TARS, INDEX = "tars", "index"
-MOST_REPEATS = 4  # times the repeats of all: what is short is measured more often
+MOST_REPEATS = 3  # times the repeats of all: what is short is measured more often
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Loading:
     """What is measured.
 
     samples, samples_per_shard: of the pool; size: width and height of an image, pixels; densities: shares
-    of the pool; latency: of the web server, seconds; workers: data-loading processes; model: open_clip's name.
+    of the pool; latency: of the web server, seconds; workers: data-loading processes; model: by open_clip's
+    name.
     """
 
     samples: int

@@ -71,9 +71,10 @@ def start_table(found: dict[str, Any]) -> str:
     rows = [(name, _spread(values, ",.2f"), "") for name, values in seconds.items()]
     rows += [(name, _spread([v / 1e6 for v in values], ",.0f"), "") for name, values in memory.items()]
     head = (
-        f"index of {found['rows']:,} samples in {found['shards']:,} tars, {found['index_bytes'] / 1e6:.0f} MB;"
-        f" {found['workers']} data-loading processes; {len(starts)} starts, each in a fresh process,"
-        " whose imports are done\nmedian (least to most); MB: anonymous memory, resident (RssAnon)"
+        f"index of {found['rows']:,} samples in {found['shards']:,} tars,"
+        f" {found['index_bytes'] / 1e6:.0f} MB; {found['workers']} data-loading processes;"
+        f" {len(starts)} starts, each in a fresh"
+        " process, whose imports are done\nmedian (least to most); MB: anonymous memory, resident (RssAnon)"
     )
     return head + "\n\n" + _aligned(rows)
 

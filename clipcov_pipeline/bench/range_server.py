@@ -54,75 +54,88 @@ def range_server(folder: Path, latency: float) -> Iterator[RangeServer]:
             os.environ["no_proxy"] = asked
 
 
-def _handler(folder: Path, latency: float) -> type[BaseHTTPRequestHandler]:
-    lock = threading.Lock()
-    counts = {"requests": 0, "bytes": 0}
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing is logged."""
-
-        def do_HEAD(self) -> None:
-            self._answer(content=False)
-
-        def do_GET(self) -> None:
-            if self.path == COUNTS:
-                with lock:
-                    body = json.dumps(counts).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-                return
-            self._answer(content=True)
-
-        def _answer(self, content: bool) -> None:
-            time.sleep(latency)
-            path = folder / self.path.lstrip("/")
-            if not path.is_file():
-                self.send_error(404)
-                return
-            stat = path.stat()
-            first, last = 0, stat.st_size - 1
-            found = _RANGE.match(self.headers.get("Range", ""))
-            if found:
-                first, last = int(found[1]), min(int(found[2] or last), last)
-            self.send_response(206 if found else 200)
-            if found:
-                self.send_header("Content-Range", f"bytes {first}-{last}/{stat.st_size}")
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("ETag", f'"{stat.st_size}-{stat.st_mtime_ns}"')
-            self.send_header("Content-Length", str(last + 1 - first))
-            self.end_headers()
-            if content:
-                self._send(path, first, last + 1 - first)
-
-        def _send(self, path: Path, first: int, count: int) -> None:
-            with path.open("rb") as file:
-                file.seek(first)
-                try:
-                    self.connection.sendfile(file, first, count)
-                except (BrokenPipeError, ConnectionResetError):  # the reader has enough
-                    self.close_connection = True
-                sent = file.tell() - first
-            with lock:
-                counts["requests"] += 1
-                counts["bytes"] += sent
-
-    return Handler
-
-
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    def __init__(self, folder: Path, latency: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.latency = folder, latency
+        self.lock = threading.Lock()
+        self.requests = self.bytes = 0
+        self.at_work = 0  # answers that are being sent, and are not counted yet
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is logged."""
+
+    def do_HEAD(self) -> None:
+        self._answer(content=False)
+
+    def do_GET(self) -> None:
+        if self.path == COUNTS:
+            self._answer_counts()
+        else:
+            self._answer(content=True)
+
+    def _answer_counts(self) -> None:
+        while self.server.at_work:
+            time.sleep(0.001)
+        body = json.dumps({"requests": self.server.requests, "bytes": self.server.bytes}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _answer(self, content: bool) -> None:
+        time.sleep(self.server.latency)
+        path = self.server.folder / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        stat = path.stat()
+        first, last = 0, stat.st_size - 1
+        found = _RANGE.match(self.headers.get("Range", ""))
+        if found:
+            first, last = int(found[1]), min(int(found[2] or last), last)
+        self.send_response(206 if found else 200)
+        if found:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{stat.st_size}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{stat.st_size}-{stat.st_mtime_ns}"')
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        if content:
+            self._send(path, first, last + 1 - first)
+
+    def _send(self, path: Path, first: int, count: int) -> None:
+        with self.server.lock:
+            self.server.at_work += 1
+        sent = 0
+        try:
+            with path.open("rb") as file:
+                file.seek(first)
+                try:
+                    self.connection.sendfile(file, first, count)
+                finally:
+                    sent = file.tell() - first
+        except ConnectionError:  # the reader has enough
+            self.close_connection = True
+        finally:
+            with self.server.lock:
+                self.server.requests += 1
+                self.server.bytes += sent
+                self.server.at_work -= 1
+
 
 def main(folder: str, latency: str) -> None:
     """Print the port, and serve until stdin ends."""
-    server = _Server(("127.0.0.1", 0), _handler(Path(folder), float(latency)))
+    server = _Server(Path(folder), float(latency))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)  # noqa: T201
     sys.stdin.read()

@@ -132,7 +132,7 @@ def _numbers(kind: type) -> Any:
 
 @command.command()
 @click.option(
-    "--samples", type=click.IntRange(1), default=5000, show_default=True, help="Of the synthetic pool."
+    "--samples", type=click.IntRange(1), default=3000, show_default=True, help="Of the synthetic pool."
 )
 @click.option(
     "--image-size", "size", type=click.IntRange(8), default=64, show_default=True, help="Pixels a side."
@@ -143,7 +143,7 @@ def _numbers(kind: type) -> Any:
     "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs; of small densities more."
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=32, show_default=True)
 @click.option(
     "--latency",
     type=click.FloatRange(0),
