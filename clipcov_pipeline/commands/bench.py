@@ -130,6 +130,68 @@ def _numbers(kind: type) -> Any:
     return read
 
 
+@command.command()
+@click.option(
+    "--samples", type=click.IntRange(1), default=3000, show_default=True, help="Of the synthetic pool."
+)
+@click.option(
+    "--image-size", "size", type=click.IntRange(8), default=64, show_default=True, help="Pixels a side."
+)
+@click.option("--samples-per-shard", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--densities", default="0.05,0.25,1", show_default=True, callback=_numbers(float))
+@click.option(
+    "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs; of small densities more."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=32, show_default=True)
+@click.option(
+    "--latency",
+    type=click.FloatRange(0),
+    default=0.02,
+    show_default=True,
+    help="Seconds before each answer of the web server.",
+)
+@click.option("--model", default="clipcov-tiny-RN", show_default=True, help="An open_clip model's name.")
+@click.option(
+    "--subsets", type=click.IntRange(20), help="Instead: make 10 subsets of a pool of so many samples."
+)
+@click.option(
+    "--start",
+    type=click.IntRange(1000),
+    help="Instead: start on an index of so many samples in 1,000 shards.",
+)
+@click.option(
+    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
+)
+def loader(
+    scratch_dir: Path | None, json_path: Path | None, subsets: int | None, start: int | None, **how: Any
+) -> None:
+    """Training data from an index of the original tars, beside tars of the subset's own.
+
+    Samples a second from a warm disk, a cold one and a web server on this machine, on a synthetic pool that
+    is removed at the end. `--subsets` and `--start` measure something else instead.
+    """
+    from clipcov_pipeline.bench import loader_speed, loader_start, loader_tables, subset_making
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    if start is not None:
+        found = loader_start.bench_start(start, how["workers"], how["batch_size"], how["model"], scratch_dir)
+        click.echo(loader_tables.start_table(found))
+    elif subsets is not None:
+        found = subset_making.bench_subsets(subsets, how["size"], scratch_dir, say)
+        click.echo(loader_tables.subsets_table(found))
+    else:
+        found = loader_speed.bench_loader(loader_speed.Loading(**how), scratch_dir, say)
+        click.echo(loader_tables.speed_table(found))
+    if json_path is not None:
+        _write(json_path, json.dumps(found, indent=1) + "\n")
+
+
 @dataclass(frozen=True)
 class _Quality:
     """The options of ``clipcov bench quality``."""

@@ -166,7 +166,8 @@ class LocalReads(MemberReads):
     """Reads of shards that lie on this machine."""
 
     def prepare(self, rows: Rows) -> None:
-        """Nothing is to be fetched."""
+        """Nothing is to be fetched; the disk begins to read."""
+        self.expect(rows)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.places import short_hash
@@ -40,6 +41,19 @@ class MemberReads:
     def __getstate__(self) -> dict[str, object]:
         """Another process opens its own files."""
         return {**self.__dict__, "_open": OrderedDict()}
+
+    def expect(self, rows: npt.NDArray[np.int64]) -> None:
+        """Have the system read rows ahead, all at once, while the first of them are worked on.
+
+        On a cold disk each would be waited for in turn.
+
+        Raises:
+            InputError: as `read`.
+        """
+        if hasattr(os, "posix_fadvise"):
+            for row in rows.tolist():
+                at = Places(self._index, row)
+                os.posix_fadvise(self._file(at.shard), at.first, at.span, os.POSIX_FADV_WILLNEED)
 
     def read(self, row: int) -> Pair:
         """(image file, caption) of a row, bytes as stored.
@@ -163,6 +177,8 @@ def _hash(data: bytes) -> int:
 
 def _header_problem(header: bytes, suffix: str, size: int) -> str | None:
     """What is wrong with a member's header, None where it is the expected one."""
+    if _plainly_right(header, suffix, size):
+        return None
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:  # pyright: ignore[reportAttributeAccessIssue]
@@ -172,3 +188,21 @@ def _header_problem(header: bytes, suffix: str, size: int) -> str | None:
     if member.size != size or (found != suffix and not long_name):
         return f"{member.name!r} of {member.size} bytes where .{suffix} of {size} bytes was"
     return None
+
+
+def _plainly_right(header: bytes, suffix: str, size: int) -> bool:
+    """Whether a header is the expected one and of the common kind: a short name, its size in octal digits.
+
+    Of these it is as good as tarfile's reading, in a quarter of the time.
+    """
+    if len(header) != HEADER or header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
+        return False
+    name = header[:_NAME_FIELD].partition(b"\0")[0].rpartition(b"/")[2]
+    if len(name) >= _NAME_FIELD or name.partition(b".")[2].lower() != suffix.encode():
+        return False
+    size_digits, sum_digits = header[124:136].strip(b" \0"), header[148:156].strip(b" \0")
+    if not (size_digits.isdigit() and sum_digits.isdigit()) or b"8" in sum_digits or b"9" in sum_digits:
+        return False
+    # the checksum counts its own eight bytes as blanks
+    checksum = sum(header) - sum(header[148:156]) + 8 * 32
+    return size_digits.lstrip(b"0") == b"%o" % size and int(sum_digits, 8) == checksum

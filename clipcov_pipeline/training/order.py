@@ -49,7 +49,8 @@ class Order:
                 f" {draws.size}, or a larger fraction"
             )
         self._draws, self._batch, self._hashes = draws, batch_size, [np.arange(n_rows), *hashes]
-        self._codes = [_codes_of_repeated(column) for column in hashes]
+        codes = [_codes_of_repeated(column) for column in hashes]
+        self._codes = [column for column in codes if column is not None]
         self._long = draws.size >= LONG_PASS * batch_size
         self._kept: dict[int, Rows] = {}
         self._relaxed: dict[int, int] = {}
@@ -243,12 +244,13 @@ class _Layout:
             count[key] += sign
 
 
-def _codes_of_repeated(column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """A small number for each value that comes more than once, -1 for the others, int64 [rows]."""
+def _codes_of_repeated(column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """A small number for each value that comes more than once, -1 for the others, int64 [rows]; None where
+    no value does."""
     ordered = np.sort(column)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
-        return np.full(len(column), -1)
+        return None
     at = np.minimum(np.searchsorted(repeated, column), len(repeated) - 1)
     return np.where(repeated[at] == column, at, -1)
 

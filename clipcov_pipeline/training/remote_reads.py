@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,6 +61,7 @@ class RemoteReads:
         self._files = [str(self._folder / f"{number:06d}.sparse") for number in range(len(index.shards))]
         self._there: set[int] = set()
         self._local = MemberReads(index, self._files)
+        _import_clients(index.shards)
 
     def prepare(self, rows: npt.NDArray[np.int64]) -> None:
         """Fetch what is not here yet of the shards of these rows, several shards at once.
@@ -91,6 +93,15 @@ class RemoteReads:
             fetched = fetch_shard(self._index, shard, part, self._options)
             file.with_suffix(".json").write_text(json.dumps(asdict(fetched)))
             part.replace(file)
+
+
+def _import_clients(shards: Iterable[str]) -> None:
+    """Import what reads these URLs before data-loading processes are forked: each would wait for it."""
+    from fsspec import get_filesystem_class
+
+    for protocol in {shard.partition("://")[0] for shard in shards if is_remote(shard)}:
+        with suppress(ImportError, ValueError):  # said when a shard is fetched
+            get_filesystem_class(protocol)
 
 
 def fetched_into(index: TrainingIndex, cache: str | Path) -> Path:

@@ -46,7 +46,7 @@ class Refused(NamedTuple):
 
 
 class Reads(Protocol):
-    """Where the bytes of a row come from."""
+    """Where the bytes of a row come from: `read` is asked for rows that were prepared together before."""
 
     def prepare(self, rows: Rows) -> None: ...
 
@@ -80,7 +80,8 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         """A batch; the random numbers of this process are as before afterwards."""
         state = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
         try:
-            self._reads.prepare(wanted.rows)
+            new = [row for row in wanted.rows.tolist() if row not in self._images]
+            self._reads.prepare(np.asarray(new, np.int64))
             made = [
                 self._sample(row, place_seed(self._seed, place))
                 for row, place in zip(wanted.rows.tolist(), wanted.places.tolist(), strict=True)

@@ -5,7 +5,6 @@ makes it, `read_training_index` reads it into numpy columns of fixed width: some
 data-loading processes share with the process that forked them.
 """
 
-import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,6 @@ def read_training_index(path: str | Path) -> TrainingIndex:
         versions = _version_of_each(path, file, shard, len(shards))
         extensions, image_ext = _coded(file, "image_ext", np.int8)
     pa.default_memory_pool().release_unused()
-    gc.collect()
     _check_places(path, columns)
     if columns.get("weight") is not None:
         check_weights(columns["weight"], f"training index {path}")
