@@ -16,6 +16,7 @@ from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.validation import held_out_index
 from assets.training.pipes import train
+from clipcov_pipeline.experiment.batches import repeats_in_batches
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.reasons import flat
@@ -27,6 +28,7 @@ from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
 from clipcov_pipeline.subsets.cut import PARQUET
+from clipcov_pipeline.subsets.index import most_alike
 from clipcov_pipeline.training.spec import RECORD, TrainSpec
 
 CURVE = "learning_curve.png"
@@ -64,14 +66,17 @@ def checkpoints(
         recipe = next(r for r in recipes(task.config) if r.key == task.partition)
         settings = task.config.train.under(recipe.protocol)
         index, options = pl.read_parquet(task.path("subsets", recipe.subset, PARQUET)), task.config.shards
+        data = training_data(index, task.project.world.shards, task.scratch, options.storage_options)
         spec = train_spec(
             settings,
             ModelSpec(settings.model, checkpoint_path(task.config, settings.pretrained)),
-            training_data(index, task.project.world.shards, task.scratch, options.storage_options),
+            data,
             seed=recipe.seed,
             scratch=task.scratch,
             held_out=held_out_index(task, task.scratch / "held_out.parquet"),
         )
+        if text := repeats_in_batches(most_alike(index), data.draws, settings.batch_size):
+            context.log.warning(f"{recipe.subset}: {text}")
         digest, stats = _trained(context, pipes, task, recipe, spec, index)
         task.done({"weights": digest}, model=settings.model, subset=recipe.subset, **stats)
 

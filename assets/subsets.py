@@ -19,6 +19,7 @@ from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.selection import budget_count
 from clipcov_pipeline.subsets.cut import PARQUET, TARS, whole_pool, write_subset
 from clipcov_pipeline.subsets.files import write_subset_tars
+from clipcov_pipeline.subsets.index import draws_of_pass, most_alike
 
 
 @dg.asset(
@@ -39,8 +40,9 @@ def subsets(context: dg.AssetExecutionContext, experiment: Experiment) -> Events
         places = task.path("sample_index", file="index.parquet")
         index, digests = write_subset(task.entry.folder, chosen(task, labels), labels, places)
         stats = {"bytes": _write_tars(context, task, index)} if task.config.select.write_tars else {}
-        classes = index["latent_class"].n_unique()
-        task.done(digests, samples=index.height, pool=labels.height, classes=classes, **stats)
+        stats |= {"classes": index["latent_class"].n_unique(), "most_alike": most_alike(index)}
+        draws = draws_of_pass(index["weight"].to_numpy())
+        task.done(digests, samples=index.height, draws=draws, pool=labels.height, **stats)
 
     yield from materialize_partitions(context, experiment, build, show=show)
 

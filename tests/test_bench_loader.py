@@ -13,7 +13,6 @@ from clipcov_pipeline.bench.loader_tables import start_table
 from clipcov_pipeline.bench.range_server import range_server
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from make_training import threads  # noqa: F401 (a fixture)
 
 
 def run(*arguments):

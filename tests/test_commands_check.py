@@ -12,10 +12,14 @@ from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment import disk
 from clipcov_pipeline.experiment import preflight as experiment_preflight
+from clipcov_pipeline.experiment.batches import repeats_in_batches
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.disk import model_size
 from clipcov_pipeline.experiment.preflight import count_samples, preflight
 from clipcov_pipeline.experiment.rates import measure_rates, time_needed
+from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.stages import SUBSETS
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.experiment.weights import cached_weights
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.proxy.models import register_model_configs
@@ -146,7 +150,11 @@ def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.Monk
     found = preflight(config, measure=False)
     pool = sum(path.stat().st_size for path in (tmp_path / "pool").iterdir())
     size = model_size("clipcov-tiny-RN")
-    assert found.disk["subsets"] == 2 * pool  # all of it, and half of it twice
+    indexes = 2 * 20 * disk.INDEX_BYTES  # all of the pool, and half of it twice
+    assert found.disk["subsets"] == indexes
+    select = config.select.model_copy(update={"write_tars": True})
+    with_tars = preflight(config.model_copy(update={"select": select}), measure=False)
+    assert with_tars.disk["subsets"] == indexes + 2 * pool
     assert found.disk["embeddings"] == 20 * (4 * size.embed_dim + 200)
     assert found.disk["checkpoints"] == 4 * size.parameters * (2 * 6 + 3 + 1)
 
@@ -232,3 +240,19 @@ def test_mistakes_in_the_yaml_are_errors(tmp_path: Path):
         with pytest.raises(InputError, match=r"RN51|'x' is neither a file nor an open_clip tag"):
             preflight(load_config(str(path)), measure=False)
     assert isinstance(check("no_such_preset").exception, InputError)
+
+
+@pytest.mark.parametrize(("alike", "batch_size", "warned"), [(3, 8, True), (2, 8, False), (3, 4, False)])
+def test_batches_that_cannot_be_free_of_repeats_are_told(alike: int, batch_size: int, warned: bool):
+    text = repeats_in_batches(alike, 20, batch_size)  # 2.5 batches, or 5
+    assert text.startswith(f"one image or caption comes {alike} times in a pass of 2.5 batches") == warned
+
+
+def test_the_check_tells_it_of_subsets_that_are_built(tmp_path: Path):
+    config = load_config(str(experiment(tmp_path)))
+    store = Store(config.work / "store")
+    subset = next(arm.subset for arm in recipes(config))
+    with store.write(SUBSETS, subset, "0" * 64, code_version="2", params={}, sources={}, inputs={}) as entry:
+        entry.stats = {"most_alike": 9, "draws": 20}
+    (found,) = [each for each in preflight(config, measure=False).findings if each.subject == "batches"]
+    assert (found.level, found.text.partition(":")[0]) == ("warning", subset)

@@ -16,7 +16,13 @@ from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.subsets.cut import write_subset
 from clipcov_pipeline.subsets.export import export_subset
-from clipcov_pipeline.subsets.index import INDEX_SCHEMA, samples_digest, subset_index, training_rows
+from clipcov_pipeline.subsets.index import (
+    INDEX_SCHEMA,
+    most_alike,
+    samples_digest,
+    subset_index,
+    training_rows,
+)
 from make_shards import sample_members, write_pool, write_tar
 
 LONG = "a/" + "long" * 40  # over 100 characters: a PAX header lies before the member's own
@@ -96,6 +102,18 @@ def test_the_index_keeps_the_ranks_and_weighs_all_alike(index: pl.DataFrame) -> 
     assert index["rank"].to_list() == list(range(8))
     assert index["weight"].to_list() == [1.0] * 8
     assert index["shard"].unique().sort().to_list() == ["00000", "00001", "00002"]
+
+
+def test_how_often_one_image_or_caption_comes_in_a_pass(index: pl.DataFrame) -> None:
+    assert most_alike(index) == 1
+    assert most_alike(index.with_columns(caption_hash=pl.Series([1, 1, 1, 2, 3, 4, 5, 6]))) == 3
+    weight = pl.Series([2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.0])
+    assert most_alike(index.with_columns(weight=weight)) == 4
+    assert most_alike(index.with_columns(weight=weight, image_hash=pl.Series([1] * 7 + [0]))) == 8
+    halves = pl.Series(
+        [0.5, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    )
+    assert most_alike(index.with_columns(weight=halves * 1.001)) == 2
 
 
 @pytest.mark.parametrize("column", ["uid", "rank"])

@@ -9,7 +9,9 @@ from clipcov_pipeline.experiment.config.training import Training
 from clipcov_pipeline.experiment.findings import Finding
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.stages import RAW_SHARDS
+from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.stages import RAW_SHARDS, SUBSETS
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.training.spec import steps_of
 
 
@@ -46,6 +48,33 @@ def _check_fits(key: str, batch_size: int, samples: int, what: str) -> None:
             f"{key}: found {batch_size}, expected at most about {samples}, the samples in {what}: lower it,"
             " or give more data or larger fractions"
         )
+
+
+def repeats_in_batches(most_alike: int, draws: int, batch_size: int) -> str:
+    """Say where batches of a pass cannot all be free of repeated images and captions; "" where they can.
+
+    most_alike: draws of a pass that have one image or caption in common; draws: of a pass.
+    """
+    batches = draws / batch_size
+    if most_alike <= batches:
+        return ""
+    return (
+        f"one image or caption comes {most_alike:,} times in a pass of {batches:.3g} batches, so some batches"
+        " hold it twice, a false negative (counted as seen_repeated): lower train.batch_size"
+    )
+
+
+def repeats_findings(config: Config, store: Store) -> list[Finding]:
+    """Return a warning for each subset in the store whose batches will hold repeats."""
+    found = {}
+    for arm in recipes(config):
+        record, settings = store.current(SUBSETS, arm.subset), config.train.under(arm.protocol)
+        if record is None or "most_alike" not in record.stats:
+            continue
+        stats = record.stats
+        if text := repeats_in_batches(stats["most_alike"], stats["draws"], settings.batch_size):
+            found[arm.subset, settings.batch_size] = Finding("warning", "batches", f"{arm.subset}: {text}")
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.sizes import human, size_of
 from clipcov_pipeline.proxy.models import register_model_configs
 
+INDEX_BYTES = 90  # of a sample in an index of places, as zstd packs it, and in DataComp's list
 ASSUMED_SAMPLE_BYTES = 25_000  # an image of img2dataset's 256 to 384 pixels with its caption and json
 
 
 def disk_needed(config: Config, samples: int, pool_bytes: int) -> dict[str, int]:
-    """Estimate what the work folder will hold, in bytes: embeddings, subsets' shards, checkpoints.
+    """Estimate what the work folder will hold, in bytes: places, embeddings, subsets, checkpoints.
+
+    Of shards that are not on this machine, what the trainings at work fetch, at most all of it for each.
 
     Args:
         config: the experiment.
@@ -26,14 +29,18 @@ def disk_needed(config: Config, samples: int, pool_bytes: int) -> dict[str, int]
     kept = (1 - config.evaluate.holdout_fraction) * (
         1 + len(config.select.methods) * sum(config.select.fractions)
     )
+    subsets = kept * (samples * INDEX_BYTES + (pool if config.select.write_tars else 0))
+    fetched = pool * config.automation.pools.get("gpu", 1) if "://" in config.shards.source else 0
     proxy, trained = model_size(config.proxy.model), model_size(config.train.model)
     rows = samples * (2 * 2 * proxy.embed_dim + 200)  # two fp16 vectors, uid, key and caption
     # weights in fp32, of an arm in the store and in MLflow's registry; the one in training also holds the
     # optimiser's two moments
     arms = len(recipes(config))
     return {
+        "places": 2 * samples * INDEX_BYTES,
         "embeddings": rows,
-        "subsets": round(pool * kept),
+        "subsets": round(subsets),
+        **({"fetched": fetched} if fetched else {}),
         "checkpoints": 4 * (2 * arms * trained.parameters + 3 * trained.parameters + proxy.parameters),
     }
 

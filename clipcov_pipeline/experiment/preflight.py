@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.batches import ArmSteps, step_findings
+from clipcov_pipeline.experiment.batches import ArmSteps, repeats_findings, step_findings
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.disk import disk_finding, disk_needed
 from clipcov_pipeline.experiment.evaluation_folders import list_folder
 from clipcov_pipeline.experiment.findings import Finding
 from clipcov_pipeline.experiment.rates import measure_rates, time_finding, time_needed
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.experiment.weights import weights_findings
 from clipcov_pipeline.experiment.world import (
     absent_sets,
@@ -70,6 +71,7 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
     pool_findings, shards = _pool(config)
     samples, size_finding = _pool_size(config, shards)
     findings = [*pool_findings, *size_finding, *weights_findings(config), *_evaluation(config)]
+    findings += repeats_findings(config, Store(config.work / "store"))
     class_names(config)
     arms: list[ArmSteps] = []
     disk: dict[str, int] = {}

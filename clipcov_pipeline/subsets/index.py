@@ -96,6 +96,20 @@ def draws_of_pass(weight: npt.NDArray[np.float64]) -> int:
     return int(counts.sum()) if counts is not None else int(np.count_nonzero(weight))
 
 
+def most_alike(index: pl.DataFrame) -> int:
+    """Return how many draws of a pass have one image or caption in common, at most.
+
+    The batches of a pass have to be as many, or one of them holds a pair twice.
+    """
+    weight = index["weight"].to_numpy()
+    draws = whole_draws(weight)
+    if draws is None:
+        draws = np.ceil(weight * (np.count_nonzero(weight) / weight.sum())).astype(np.int64)
+    counted = index.select("image_hash", "caption_hash").with_columns(draws=pl.Series(draws))
+    sums = (counted.group_by(name).agg(pl.sum("draws"))["draws"] for name in ("image_hash", "caption_hash"))
+    return max(int(each.to_numpy().max(initial=0)) for each in sums)
+
+
 def chosen_digest(index: pl.DataFrame) -> str:
     """Return what a subset is, whatever its samples hold and wherever they lie.
 

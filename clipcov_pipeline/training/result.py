@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcov_pipeline.proxy.models import register_model_configs
+from clipcov_pipeline.proxy.models import register_model_configs, resolve_device
 from clipcov_pipeline.training.folder import early_checkpoint, final_checkpoint, is_complete, load_checkpoint
 from clipcov_pipeline.training.log import Point, parse_evaluation, parse_line
 from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT, RECORD, TrainSpec, steps, to_json
@@ -110,12 +110,27 @@ def _record(spec: TrainSpec, parameters: int) -> dict[str, Any]:
         "first_loss": curve[0]["loss"],
         "last_loss": curve[-1]["loss"],
         "spec": json.loads(to_json(spec)),
+        "reproducible": _reproducible(spec),
         "versions": {
             name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "webdataset", "numpy")
         },
         "learning_curve": curve,
         "held_out_retrieval": evaluations(spec),
     }
+
+
+def _reproducible(spec: TrainSpec) -> str:
+    """Whether the same training gives the same weights again, in words."""
+    if resolve_device(spec.device) == "cpu":
+        return f"yes, on such a processor with {torch_threads()} threads"
+    return "no: kernels of a GPU add in no fixed order"
+
+
+def torch_threads() -> int:
+    """Threads that torch computes with; another number adds in another order."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _seen(spec: TrainSpec, out: Path) -> dict[str, Any]:
