@@ -28,7 +28,6 @@ from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.report.plots import plot_learning_curve
 from clipcov_pipeline.subsets.cut import PARQUET
-from clipcov_pipeline.subsets.index import most_alike
 from clipcov_pipeline.training.spec import RECORD, TrainSpec
 
 CURVE = "learning_curve.png"
@@ -67,6 +66,9 @@ def checkpoints(
         settings = task.config.train.under(recipe.protocol)
         index, options = pl.read_parquet(task.path("subsets", recipe.subset, PARQUET)), task.config.shards
         data = training_data(index, task.project.world.shards, task.scratch, options.storage_options)
+        stats = task.record("subsets", recipe.subset).stats
+        if (quota := stats.get("quota")) is not None:
+            data = data._replace(draws=sum(quota), quota=tuple(quota))
         spec = train_spec(
             settings,
             ModelSpec(settings.model, checkpoint_path(task.config, settings.pretrained)),
@@ -75,7 +77,7 @@ def checkpoints(
             scratch=task.scratch,
             held_out=held_out_index(task, task.scratch / "held_out.parquet"),
         )
-        if text := repeats_in_batches(most_alike(index), data.draws, settings.batch_size):
+        if text := repeats_in_batches(stats.get("most_alike", 0), data.draws, settings.batch_size):
             context.log.warning(f"{recipe.subset}: {text}")
         digest, stats = _trained(context, pipes, task, recipe, spec, index)
         task.done({"weights": digest}, model=settings.model, subset=recipe.subset, **stats)
@@ -103,7 +105,7 @@ def _trained(
         record = train(context, pipes, spec, folder, arm=recipe.key, gpus=gpus, mlflow=mlflow)
         plot_learning_curve(record["learning_curve"], folder / CURVE)
         stats = {name: record[name] for name in KEPT}
-        stats |= _given(record, index)
+        stats |= _given(record, index, anew=spec.quota is not None)
         digest = record["weights_digest"]
         register(tracking, run_id, folder, digest, {"clipcov.recipe": recipe.key})
         _finish_run(tracking, run_id, task, recipe, stats)
@@ -113,9 +115,11 @@ def _trained(
     return digest, {"mlflow_run_id": run_id, **stats}
 
 
-def _given(record: Mapping[str, Any], index: pl.DataFrame) -> dict[str, Any]:
+def _given(record: Mapping[str, Any], index: pl.DataFrame, *, anew: bool) -> dict[str, Any]:
     """Return what the training was given, and the distinct samples that were due to it."""
     seen = {f"seen_{name}": count for name, count in record["seen"].items()}
+    if anew:
+        return {**seen, "due_undefined": "every pass draws anew"}
     if index["weight"].n_unique() > 1:
         return {**seen, "due_undefined": "samples are drawn by unequal weights"}
     return {**seen, "due": min(index.height, record["samples_seen"])}

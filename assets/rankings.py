@@ -35,8 +35,7 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
 
     def build(task: Task) -> None:
         cpu = time.process_time()
-        params = dict(task.config.select.methods[task.partition])
-        method = params.pop("method", task.partition)
+        method, params = task.config.select.method_of(task.partition)
         stats: dict[str, Any] = {}
         if method == "external":
             params["uids"] = str(task.config.resolve(params["uids"]))

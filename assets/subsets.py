@@ -1,6 +1,7 @@
 """Asset: the first share of a ranking, as an index over the pool."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -9,15 +10,13 @@ from assets.display.preview import table_metadata
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
-from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.progress import Progress
-from clipcov_pipeline.selection import budget_count
-from clipcov_pipeline.subsets.cut import PARQUET, TARS, whole_pool, write_subset
+from clipcov_pipeline.subsets.cut import PARQUET, TARS, Choice, cut_ranking, whole_pool, write_subset
 from clipcov_pipeline.subsets.files import write_subset_tars
 from clipcov_pipeline.subsets.index import draws_of_pass, most_alike
 
@@ -38,11 +37,16 @@ def subsets(context: dg.AssetExecutionContext, experiment: Experiment) -> Events
     def build(task: Task) -> None:
         labels = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
         places = task.path("sample_index", file="index.parquet")
-        index, digests = write_subset(task.entry.folder, chosen(task, labels), labels, places)
-        stats = {"bytes": _write_tars(context, task, index)} if task.config.select.write_tars else {}
-        stats |= {"classes": index["latent_class"].n_unique(), "most_alike": most_alike(index)}
-        draws = draws_of_pass(index["weight"].to_numpy())
-        task.done(digests, samples=index.height, draws=draws, pool=labels.height, **stats)
+        choice = chosen(task, labels)
+        index, digests = write_subset(task.entry.folder, choice, labels, places)
+        stats: dict[str, Any] = {"classes": index["latent_class"].n_unique()}
+        if choice.quota is None:
+            stats |= {"draws": draws_of_pass(index["weight"].to_numpy()), "most_alike": most_alike(index)}
+        else:
+            stats |= {"draws": sum(choice.quota), "quota": choice.quota}
+        if task.config.select.write_tars:
+            stats["bytes"] = _write_tars(context, task, index)
+        task.done(digests, samples=index.height, pool=labels.height, **stats)
 
     yield from materialize_partitions(context, experiment, build, show=show)
 
@@ -67,16 +71,11 @@ def show(folder: Path) -> Metadata:
     return table_metadata(pl.scan_parquet(folder / PARQUET))
 
 
-def chosen(task: Task, labels: pl.DataFrame) -> pl.DataFrame:
-    """Return the subset's rows: the ranking's first ``round(fraction * N)``, or the whole pool."""
+def chosen(task: Task, labels: pl.DataFrame) -> Choice:
+    """Return what the subset holds: the first part of a ranking, or the whole pool."""
     recipe = next(r for r in recipes(task.config) if r.subset == task.partition)
     if recipe.method == FULL:
         return whole_pool(labels)
     ranking = pl.read_parquet(task.path("rankings", recipe.method, "ranking.parquet"))
-    count = budget_count(recipe.fraction, labels.height)
-    if ranking.height < count:
-        raise InputError(
-            f"subsets/{task.partition}: found {ranking.height} ranked samples, expected at least {count}:"
-            f" the filters of {recipe.method} leave too few, lower the fraction or loosen them"
-        )
-    return ranking.head(count)
+    share = task.config.select.draw_from(recipe.method)
+    return cut_ranking(ranking, labels.height, recipe.fraction, share)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
-from clipcov_pipeline.subsets.cut import write_subset
+from clipcov_pipeline.subsets.cut import Choice, cut_ranking, write_subset
 from clipcov_pipeline.subsets.export import export_subset
 from clipcov_pipeline.subsets.index import (
     INDEX_SCHEMA,
@@ -104,15 +104,34 @@ def test_the_index_keeps_the_ranks_and_weighs_all_alike(index: pl.DataFrame) -> 
     assert index["shard"].unique().sort().to_list() == ["00000", "00001", "00002"]
 
 
+def test_a_ranking_is_cut_at_its_fraction_or_at_the_share_that_is_drawn_from() -> None:
+    ranking = pl.DataFrame({"uid": list("abcdef"), "latent_class": [0, 2, 2, 0, 1, 2]})
+    assert cut_ranking(ranking, 10, 0.3, None).rows["uid"].to_list() == ["a", "b", "c"]
+    anew = cut_ranking(ranking, 10, 0.3, 0.5)
+    assert (anew.rows["uid"].to_list(), anew.quota) == (list("abcde"), [1, 0, 2])
+    for fraction, share in ((0.7, None), (0.3, 0.7)):
+        with pytest.raises(InputError, match="found 6 ranked samples, expected at least 7"):
+            cut_ranking(ranking, 10, fraction, share)
+
+
+def test_another_quota_is_another_subset(pool: list[Shard], tmp_path: Path) -> None:
+    places = places_by_shard(pool)
+    places.write_parquet(tmp_path / "places.parquet")
+    chosen = places.select("uid").with_row_index("rank").with_columns(gain=0.0, latent_class=0)
+    found = [
+        write_subset(tmp_path / str(n), Choice(chosen, quota), places, tmp_path / "places.parquet")[1]
+        for n, quota in enumerate((None, [4], [5], [5]))
+    ]
+    assert len({digests["samples"] for digests in found}) == len({d["subset"] for d in found}) == 3
+
+
 def test_how_often_one_image_or_caption_comes_in_a_pass(index: pl.DataFrame) -> None:
     assert most_alike(index) == 1
     assert most_alike(index.with_columns(caption_hash=pl.Series([1, 1, 1, 2, 3, 4, 5, 6]))) == 3
     weight = pl.Series([2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.0])
     assert most_alike(index.with_columns(weight=weight)) == 4
     assert most_alike(index.with_columns(weight=weight, image_hash=pl.Series([1] * 7 + [0]))) == 8
-    halves = pl.Series(
-        [0.5, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    )
+    halves = pl.Series([0.5, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     assert most_alike(index.with_columns(weight=halves * 1.001)) == 2
 
 
@@ -130,17 +149,17 @@ def test_a_subset_is_written_as_an_index_and_as_datacomps_list(pool: list[Shard]
     places.write_parquet(tmp_path / "places.parquet")
     chosen = places.select("uid")[[7, 2, 5]].with_row_index("rank")
     chosen = chosen.with_columns(gain=0.0, latent_class=0, weight=pl.Series([2.0, 1.0, 0.0]))
-    index, digests = write_subset(tmp_path / "out", chosen, places, tmp_path / "places.parquet")
+    index, digests = write_subset(tmp_path / "out", Choice(chosen), places, tmp_path / "places.parquet")
     assert pl.read_parquet(tmp_path / "out" / "subset.parquet").equals(index)
     assert index["uid"].to_list() == chosen["uid"].to_list()
     listed = [f"{high:016x}{low:016x}" for high, low in np.load(tmp_path / "out" / "subset.npy").tolist()]
     assert listed == sorted([chosen["uid"][0], chosen["uid"][0], chosen["uid"][1]])
     moved = places.with_columns(pl.col("image_offset") + 512)
     moved.write_parquet(tmp_path / "places.parquet")
-    _, again = write_subset(tmp_path / "moved", chosen, places, tmp_path / "places.parquet")
+    _, again = write_subset(tmp_path / "moved", Choice(chosen), places, tmp_path / "places.parquet")
     assert again == digests  # its samples lie elsewhere: nothing is to be trained again
     even = chosen.with_columns(weight=1.0)
-    _, other = write_subset(tmp_path / "even", even, places, tmp_path / "places.parquet")
+    _, other = write_subset(tmp_path / "even", Choice(even), places, tmp_path / "places.parquet")
     assert not set(other.values()) & set(digests.values())
 
 

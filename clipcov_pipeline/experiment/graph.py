@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from clipcov_pipeline.experiment.config.base import FULL, HOLDOUT
 from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.config.select import DRAW_FROM
 from clipcov_pipeline.experiment.recipes import (
     Recipe,
     evaluation_sets,
@@ -190,10 +191,11 @@ def _order(method: str) -> Input:
 def _subset(config: Config, method: str, fraction: float) -> Node:
     select = config.select
     tars = {"write_tars": True, "samples_per_shard": select.samples_per_shard} if select.write_tars else {}
+    anew = {} if method == FULL or (share := select.draw_from(method)) is None else {DRAW_FROM: share}
     return Node(
         SUBSETS,
         subset_key(method, fraction),
-        params={"select": {"fraction": fraction, **tars}},
+        params={"select": {"fraction": fraction, **anew, **tars}},
         inputs=(_order(method), POOL, INDEX),
     )
 

@@ -28,6 +28,7 @@ class TrainingData(NamedTuple):
     draws: int
     cache: str = ""
     storage_options: Mapping[str, Any] | None = None
+    quota: tuple[int, ...] | None = None
 
 
 def write_rows(path: Path, index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
@@ -103,6 +104,7 @@ def train_spec(
         pretrained=model.pretrained,
         index=str(data.index),
         n_samples=data.draws,
+        quota=data.quota,
         cache=data.cache,
         storage_options=data.storage_options,
         seed=seed,

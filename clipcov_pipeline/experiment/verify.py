@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.config.select import DRAW_FROM
 from clipcov_pipeline.experiment.digests import digest_of_file, fingerprint_from
 from clipcov_pipeline.experiment.index import PLACES, POOL, Index
 from clipcov_pipeline.experiment.plan import Status
@@ -25,8 +26,7 @@ from clipcov_pipeline.experiment.stages import (
 from clipcov_pipeline.experiment.store import Record, node_name
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
-from clipcov_pipeline.selection import budget_count
-from clipcov_pipeline.subsets.cut import TARS, whole_pool, write_subset
+from clipcov_pipeline.subsets.cut import TARS, cut_ranking, whole_pool, write_subset
 from clipcov_pipeline.subsets.files import write_subset_tars
 
 
@@ -179,7 +179,7 @@ def _cut_again(project: Project, record: Record, entries: Index, folder: Path) -
         subset = whole_pool(labels)
     else:
         frame = pl.read_parquet(_output(project, ranking, RANKINGS, "ranking"))
-        subset = frame.head(budget_count(settings["fraction"], labels.height))
+        subset = cut_ranking(frame, labels.height, settings["fraction"], settings.get(DRAW_FROM))
     index, digests = write_subset(folder, subset, labels, _output(project, places, SAMPLE_INDEX, "index"))
     if settings.get("write_tars"):
         write_subset_tars(

@@ -177,6 +177,12 @@ def _details(record: Record) -> Iterator[str]:
     if "table" in stats:
         tag = f" tag {label_tag(record.fingerprint)}" if record.stage == "pseudo_labels" else ""
         yield f"LanceDB {stats['table']} version {stats['version']}{tag}"
+    if "seen_samples" in stats:
+        yield (
+            f"given {stats['seen_samples']:,} samples, {stats['seen_distinct']:,} distinct ones of"
+            f" {stats['seen_rows']:,}, one at most {stats['seen_most']:,} times, {stats['seen_repeated']:,}"
+            " beside their like in a batch: seen.parquet"
+        )
     if "mlflow_run_id" in stats:
         yield f"MLflow run {stats['mlflow_run_id']}"
     if record.sources and record.stage not in PER_SHARD:

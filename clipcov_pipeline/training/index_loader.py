@@ -131,10 +131,10 @@ def order_of(settings: IndexData, index: TrainingIndex) -> Order:
     """
     draws: Draws
     if settings.quota is not None:
-        if index.latent_class is None or index.weight is not None:
+        if index.latent_class is None or (index.weight is not None and np.ptp(index.weight)):
             raise InputError(
-                f"training index {settings.path}: fresh draws need a column latent_class and no weight; write"
-                " the index again"
+                f"training index {settings.path}: fresh draws need a column latent_class and equal weights;"
+                " write the index again"
             )
         draws = Fresh(index.latent_class, np.asarray(settings.quota), settings.seed)
     elif index.weight is not None and np.ptp(index.weight):

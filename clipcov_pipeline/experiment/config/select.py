@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL, KNOB, Fraction, PositiveInt, Section, check_label
+
+DRAW_FROM = "draw_from"
 
 
 class Select(Section):
@@ -13,7 +15,11 @@ class Select(Section):
 
     fractions: tuple[Fraction, ...] = (0.1, 0.25, 0.5)
     methods: dict[str, dict[str, Any]]
-    """Label -> parameters of ``selection.rank``; ``method`` defaults to the label."""
+    """Label -> parameters of ``selection.rank``; ``method`` defaults to the label.
+
+    With ``draw_from: SHARE`` its subsets hold that first share of the ranking, of which every pass of a
+    training draws a fraction anew: as many samples of each class as the ranking's first fraction has.
+    """
     write_tars: bool = False
     """Also copy every subset into tars of its own; a training reads the pool's."""
     samples_per_shard: PositiveInt = 1000
@@ -23,7 +29,12 @@ class Select(Section):
     def method_of(self, label: str) -> tuple[str, dict[str, Any]]:
         """Return the method behind a label, and the parameters that it is given."""
         params = dict(self.methods[label])
+        params.pop(DRAW_FROM, None)
         return params.pop("method", label), params
+
+    def draw_from(self, label: str) -> float | None:
+        """Return the share of the ranking that every pass draws from anew; None: nothing is drawn."""
+        return self.methods[label].get(DRAW_FROM)
 
     def labels_of(self, method: str) -> list[str]:
         """Return the labels under which a method is configured."""
@@ -39,6 +50,17 @@ class Select(Section):
         if repeated:
             raise ValueError(f"found {', '.join(repeated)} more than once, expected each fraction once")
         return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _draws_fit(self) -> "Select":
+        for label in self.methods:
+            share = self.draw_from(label)
+            if share is not None and share < max(self.fractions):
+                raise ValueError(
+                    f".methods.{label}.{DRAW_FROM}: found {share:g}, expected at least the largest fraction,"
+                    f" {max(self.fractions):g}"
+                )
+        return self
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -64,11 +86,13 @@ class Select(Section):
             raise ValueError("found no method, expected at least one")
         for label, params in value.items():
             check_label(label, FULL)
+            _check_draw_from(label, params.get(DRAW_FROM))
             method = params.get("method", label)
             if not isinstance(method, str):
                 raise ValueError(f".{label}.method: found {method!r}, expected a method's name")
             try:
-                validate_method(method, {key: item for key, item in params.items() if key != "method"})
+                own = {key: item for key, item in params.items() if key not in ("method", DRAW_FROM)}
+                validate_method(method, own)
             except InputError as error:
                 raise ValueError(f".{label}{_below(str(error), method)}") from error
             if params.get("redundancy") == "budget_share":
@@ -77,6 +101,11 @@ class Select(Section):
                     " all fractions here, and that one is for a single budget (clipcov select takes it)"
                 )
         return value
+
+
+def _check_draw_from(label: str, share: object) -> None:
+    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+        raise ValueError(f".{label}.{DRAW_FROM}: found {share!r}, expected a share above 0 and up to 1")
 
 
 def _below(text: str, method: str) -> str:
