@@ -29,8 +29,8 @@ from clipcov_pipeline.commands.pool_options import (
 def command(source: Path, method: str, threads: int | None, out: Path, **options: Any) -> None:
     """Rank SOURCE by a method and write the subset.
 
-    SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet, an .npz, an .npy of image embeddings with --text,
-    or a folder as clip-retrieval writes it. Embeddings have unit norm.
+    SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet (or a folder of them), an .npz, an .npy of image
+    embeddings with --text, or a folder as clip-retrieval writes it. Embeddings have unit norm.
     """
     from clipcov_pipeline.selection.measure import Phases
     from clipcov_pipeline.selection.methods import budget_count, reads_captions, validate_method
@@ -63,7 +63,7 @@ def command(source: Path, method: str, threads: int | None, out: Path, **options
     click.echo(_summary(report))
     click.echo("wrote " + ", ".join(map(str, written)))
     if len(written) < 3:
-        click.echo("no DataComp .npy: the uids are not 32 hex digits", err=True)
+        click.echo("no DataComp .npy: the uids are not all UUIDs (32 hex digits)", err=True)
 
 
 def _say_unknown(pool: Any, uids: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.uids import uid_bytes
 
 # distance of a norm from 1 that rounding to float16 explains several times over
 NORM_TOLERANCE = 1e-2
@@ -171,10 +172,12 @@ def check_similarity(values: Any, n: int) -> np.ndarray:
 
 
 def check_uids(values: Any, n: int) -> np.ndarray:
-    uid: Any = np.asarray(values)
-    if uid.dtype.kind != "S":
-        uid = np.char.encode(uid.astype(str), "utf-8")
-    uid = check_column("uid", uid, n)
+    """uids as bytes [n].
+
+    Raises:
+        InputError: as `uid_bytes`; another number of them, or one that comes again.
+    """
+    uid = check_column("uid", uid_bytes(values), n)
     ordered = np.sort(uid)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
     if repeated:

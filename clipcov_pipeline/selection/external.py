@@ -7,6 +7,7 @@ import numpy as np
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.pool import Pool
+from clipcov_pipeline.selection.uids import uid_bytes
 
 FORMATS = "a .parquet or .csv with a column uid, or DataComp's .npy (dtype u8,u8)"
 
@@ -71,9 +72,9 @@ def read_uids(path: Path) -> np.ndarray:
         return np.frombuffer(digits, "S32")
     if path.suffix == ".parquet":
         uids = pl.read_parquet(path, columns=["uid"])["uid"]
-    else:  # as text: a uid of digits alone keeps its zeros
-        uids = pl.read_csv(path, columns=["uid"], schema_overrides={"uid": pl.String})["uid"]
-    return np.array([uid.encode() for uid in uids.cast(pl.String).drop_nulls()], np.bytes_)
+    else:  # as text: a uid of digits alone keeps its zeros; a blank line is none
+        uids = pl.read_csv(path, columns=["uid"], schema_overrides={"uid": pl.String})["uid"].drop_nulls()
+    return uid_bytes(uids.to_arrow(), f"uids: {path}")
 
 
 def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
