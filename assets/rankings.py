@@ -48,7 +48,7 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
         if method == "external":
             stats = _listed(context, pool, params["uids"])
         ranking = rank(pool, method=method, threads=task.config.select.threads, **params)
-        frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank")
+        frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank", offset=1)
         path = task.entry.folder / "ranking.parquet"
         frame.with_columns(pl.Series("gain", ranking.gains)).write_parquet(path)
         stats["cpu_seconds"] = round(time.process_time() - cpu, 3)

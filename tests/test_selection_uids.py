@@ -78,7 +78,7 @@ def test_labels_with_uids_in_another_form_go_to_their_pairs(tmp_path):
         changed.sample(fraction=1.0, shuffle=True, seed=2).write_parquet(tmp_path / f"{name}.parquet")
         select(tmp_path / "pool.parquet", tmp_path / "a", "--labels", tmp_path / f"{name}.parquet")
         found = pl.read_parquet(tmp_path / "a.parquet").to_dicts()
-        assert {row["uid"]: row["class"] for row in found} == by_uid
+        assert {row["uid"]: row["latent_class"] for row in found} == by_uid
 
 
 @pytest.mark.parametrize("column", ["latent_class", "label_similarity"])
@@ -93,9 +93,11 @@ def test_a_missing_label_is_one_line(column, tmp_path):
 
 @pytest.mark.parametrize("form", ["text", "binary16", "uuid", "categorical"])
 def test_a_missing_uid_is_one_line(form, tmp_path):
-    taken = FORMS[form].take(pa.array([0, 1, None, *range(3, N)])) if form != "uuid" else pa.ExtensionArray.from_storage(
-        pa.uuid(), pa.array([*RAW[:2], None, *RAW[3:]], pa.binary(16))
-    )  # fmt: skip
+    if form == "uuid":
+        storage = pa.array([*RAW[:2], None, *RAW[3:]], pa.binary(16))
+        taken = pa.ExtensionArray.from_storage(pa.uuid(), storage)
+    else:
+        taken = FORMS[form].take(pa.array([0, 1, None, *range(3, N)]))
     pq.write_table(table(taken), tmp_path / "pool.parquet")
     with pytest.raises(InputError, match=f"pool.parquet: uid: found 1 of {N} uids missing, first in row 2,"):
         select(tmp_path / "pool.parquet", tmp_path / "a")
@@ -177,8 +179,10 @@ def test_every_form_comes_to_the_same_text():
     ):
         assert uid_bytes(values).tolist() == expected
     assert uid_bytes([7, 12]).tolist() == uid_bytes(np.array([7, 12])).tolist() == [b"7", b"12"]
-    assert hex_of(str(UUIDS[1]).upper()) == HEX[1] and hex_of(HEX[1]) == HEX[1]
-    assert hex_of(HEX[1] + "0") is None and hex_of("a-b") is None
+    assert hex_of(str(UUIDS[1]).upper()) == HEX[1]
+    assert hex_of(HEX[1]) == HEX[1]
+    assert hex_of(HEX[1] + "0") is None
+    assert hex_of("a-b") is None
     for wrong, text in (
         ([1.5, 2.0], "found the type double"),
         ([b"\xff\xfe", b"a"], "neither text nor 16"),

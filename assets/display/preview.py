@@ -20,7 +20,7 @@ DESCRIPTIONS = {
     "latent_class": "number of the sample's latent class",
     "label_similarity": "similarity of the sample and its class",
     "margin": "by how much the class is ahead of the next best",
-    "rank": "place in the method's order, from 0",
+    "rank": "place in the method's order, from 1",
     "gain": "what the sample adds to the method's objective when it is taken",
     "mean": "mean over the seeds, a share between 0 and 1",
     "std": "standard deviation over the seeds",

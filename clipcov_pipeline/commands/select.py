@@ -92,6 +92,7 @@ def _report(
 
     taken = np.bincount(pool.latent_class[ranking.rows], minlength=pool.n_classes)
     sizes = pool.class_sizes
+    empty = sizes[(sizes > 0) & (taken == 0)]
     return {
         "version": __version__,
         "method": method,
@@ -103,6 +104,7 @@ def _report(
             "classes": int((sizes > 0).sum()),
         },
         "subset": {"pairs": len(ranking), "classes": int((taken > 0).sum())},
+        "left_out": {"classes": len(empty), "pairs": int(empty.sum())},
         "objective": value,
         "class_counts": {str(c): [int(taken[c]), int(sizes[c])] for c in np.flatnonzero(sizes)},
         "seconds": phases.seconds,
@@ -115,10 +117,12 @@ def _summary(report: dict[str, Any]) -> str:
     value = report["objective"]
     terms = "  ".join(f"{name} {value[name]:,.1f}" for name in value if name != "F")
     seconds = "  ".join(f"{name} {took:.2f}" for name, took in report["seconds"].items())
+    left = report["left_out"]
     return "\n".join(
         [
             f"{report['method']}: {report['subset']['pairs']:,} of {report['pool']['pairs']:,} pairs, "
-            f"{report['subset']['classes']:,} of {report['pool']['classes']:,} classes",
+            f"{report['subset']['classes']:,} of {report['pool']['classes']:,} classes"
+            f" ({left['pairs']:,} pairs are in classes left out)",
             f"F {value['F']:,.1f} = {terms}",
             f"seconds: {seconds}; anonymous memory {max(report['anonymous_bytes'].values()) / 1e9:.2f} GB",
         ]

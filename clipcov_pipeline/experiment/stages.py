@@ -78,16 +78,16 @@ PSEUDO_LABELS = _row(
     )
 )
 
-RANKINGS = _row(Stage("rankings", "2", "method", files={"ranking": "ranking.parquet"}))
+RANKINGS = _row(Stage("rankings", "3", "method", files={"ranking": "ranking.parquet"}))
 
 SUBSETS = _row(
-    Stage("subsets", "1", "subset", files={"subset": "subset.parquet"}, computed={"samples": _tars})
+    Stage("subsets", "2", "subset", files={"subset": "subset.parquet"}, computed={"samples": _tars})
 )
 
 POOL_MAP = _row(Stage("pool_map", "1", files={"map": "map.parquet"}))
 
 SUBSET_DIAGNOSTICS = _row(
-    Stage("subset_diagnostics", "1", "subset", files={"table": "table.parquet", OVERLAP: "overlap.parquet"})
+    Stage("subset_diagnostics", "2", "subset", files={"table": "table.parquet", OVERLAP: "overlap.parquet"})
 )
 
 SUBSET_GALLERIES = _row(Stage("subset_galleries", "1", "subset", files={"gallery": GALLERY}))

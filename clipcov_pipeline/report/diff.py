@@ -95,7 +95,7 @@ class SubsetDiff:
 
 
 def compare_subsets(a: pl.DataFrame, b: pl.DataFrame) -> SubsetDiff:
-    """Compare two subsets: columns ``uid``, ``rank``, and ``latent_class`` (or ``class``)."""
+    """Compare two subsets: columns ``uid``, ``rank``, ``latent_class`` (``class`` in older files)."""
     first, second = set(a["uid"]), set(b["uid"])
     both = first & second
     counts_a, counts_b = _class_counts(a), _class_counts(b)

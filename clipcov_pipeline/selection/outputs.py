@@ -43,9 +43,9 @@ def write_outputs(
 ) -> list[Path]:
     """Write ``PREFIX.parquet``, ``PREFIX.npy`` and ``PREFIX.json``; all are whole before any has its name.
 
-    The parquet has uid (row number as text, where the pool has none), rank from 1, gain and class, in the
-    order taken. The ``.npy`` is written only where uids are UUIDs, with dashes or without. The tables are the
-    phase "write"; the report comes last, so that it can hold it.
+    The parquet has uid (row number as text, where the pool has none), rank from 1, gain and latent_class, in
+    the order taken: the columns of a pipeline's subset. The ``.npy`` is written only where uids are UUIDs,
+    with dashes or without. The tables are the phase "write"; the report comes last, so that it can hold it.
 
     Returns:
         The paths written.
@@ -58,7 +58,7 @@ def write_outputs(
             "uid": uids,
             "rank": np.arange(1, len(ranking) + 1),
             "gain": ranking.gains,
-            "class": pool.latent_class[ranking.rows],
+            "latent_class": pool.latent_class[ranking.rows],
         }
     )
     prefix.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def whole_pool(labels: pl.DataFrame) -> pl.DataFrame:
     """Return the pool itself as a subset, in its own order; columns ``uid`` and ``latent_class`` are read."""
     return (
         labels.select("uid", "latent_class")
-        .with_row_index("rank")
+        .with_row_index("rank", offset=1)
         .with_columns(gain=pl.lit(None, pl.Float64))
     )
 
