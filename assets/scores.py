@@ -19,7 +19,7 @@ from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.validation import held_out_rows
 from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
 from clipcov_pipeline.evaluation.neighbours import nearest
-from clipcov_pipeline.evaluation.pairs import EmbeddedPairs, embed_pairs, evaluate_pairs
+from clipcov_pipeline.evaluation.pairs import Counting, EmbeddedPairs, embed_pairs, evaluate_pairs
 from clipcov_pipeline.evaluation.splits import DecodedImages, kept_bytes
 from clipcov_pipeline.experiment.config.base import HOLDOUT
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
@@ -126,7 +126,14 @@ def _evaluate(
         pairs = embed_pairs(encoder, task.project.world.shards, manifest, storage_options=storage)
         on_pairs(pairs)
         # boilerplate captions and copied images have no single right answer
-        return evaluate_pairs(encoder, pairs, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True)
+        return evaluate_pairs(
+            encoder,
+            pairs,
+            dataset=HOLDOUT,
+            model=model,
+            pretrained=recipe,
+            counting=Counting(True, settings.ties),
+        )
     chosen = settings.sets[name]
     shards = list(task.project.world.evaluation_shards[name])
     if chosen.benchmark is not None:
@@ -139,6 +146,7 @@ def _evaluate(
         return evaluate_folder(
             encoder, folder_set, model=model, pretrained=recipe, decoded=decoded,
             classifier=lambda names, templates: _classifier(encoder, tuple(names), tuple(templates)),
+            ties=settings.ties,
         )  # fmt: skip
     options = json.dumps(dict(chosen.storage_options))
     manifest = pl.concat([_manifest(s, task.config.shards.max_image_pixels, options) for s in shards])
@@ -152,6 +160,7 @@ def _evaluate(
         pretrained=recipe,
         tasks=chosen.tasks,
         templates=chosen.templates or ("{}",),
+        counting=Counting(ties=settings.ties),
     )
 
 

@@ -2,9 +2,9 @@
 
 Scores are defined and recorded as CLIP_benchmark does.
 
-Everything is counted so that a tie never helps: a wrong answer as similar as the right one ranks before it,
-where CLIP_benchmark's `topk` leaves the order of ties to chance. A collapsed model, which embeds all alike,
-thus scores 0. A row of NaN (a model that diverged) is a miss and stays in the denominator.
+A wrong answer as similar as the right one is a tie: it counts by its expected value, where CLIP_benchmark's
+`topk` leaves the order to chance (see `ties`). A collapsed model, which embeds all alike, thus scores chance
+level. A row of NaN (a model that diverged) is a miss and stays in the denominator.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from clipcov_pipeline.evaluation.metrics import (
     zero_shot_chance_level,
     zero_shot_metrics,
 )
+from clipcov_pipeline.evaluation.tasks import Ties
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
 from clipcov_pipeline.proxy.prompts import TextEncoder, class_embeddings
@@ -133,6 +134,14 @@ def _images(
             )
 
 
+@dataclass(frozen=True)
+class Counting:
+    """What is counted: unique, as in `evaluate_retrieval`; ties, as in `metrics.retrieval_recall`."""
+
+    unique: bool = False
+    ties: Ties = "expected"
+
+
 def evaluate_pairs(
     encoder: PairEncoder,
     pairs: EmbeddedPairs,
@@ -142,7 +151,7 @@ def evaluate_pairs(
     pretrained: str,
     tasks: Sequence[str] = ("retrieval",),
     templates: Sequence[str] = ("{}",),
-    unique: bool = False,
+    counting: Counting = Counting(),
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
 
@@ -152,11 +161,12 @@ def evaluate_pairs(
         dataset, model, pretrained: for the records.
         tasks: `retrieval`, `zeroshot_names`.
         templates: as `evaluate_names`, which also says what is raised.
-        unique: as `evaluate_retrieval`.
+        counting: what is counted.
     """
     named: dict[str, Any] = {"dataset": dataset, "model": model, "pretrained": pretrained}
+    named["ties"] = counting.ties
     return [
-        evaluate_retrieval(pairs, **named, unique=unique)
+        evaluate_retrieval(pairs, **named, unique=counting.unique)
         if task == "retrieval"
         else evaluate_names(encoder, pairs, **named, templates=templates)
         for task in tasks
@@ -171,6 +181,7 @@ def evaluate_retrieval(
     pretrained: str,
     ks: Sequence[int] = (1, 5, 10),
     unique: bool = False,
+    ties: Ties = "expected",
 ) -> dict[str, Any]:
     """Return the record of the retrieval recalls over all pairs, one caption an image, and the chance level.
 
@@ -181,6 +192,7 @@ def evaluate_retrieval(
         unique: leave out each pair whose caption or image file came before in the set: in a pool with
             boilerplate captions most queries have no single right answer. `n_samples` is the denominator,
             `n_left_out` the rest.
+        ties: what one counts.
     """
     rows = _first_of_each(pairs) if unique else np.arange(len(pairs.captions))
     own = np.arange(len(rows))
@@ -189,8 +201,9 @@ def evaluate_retrieval(
         "zeroshot_retrieval",
         model,
         pretrained,
-        retrieval_recall(pairs.image_embedding[rows], pairs.text_embedding[rows], own, ks),
+        retrieval_recall(pairs.image_embedding[rows], pairs.text_embedding[rows], own, ks, ties),
         len(rows),
+        ties=ties,
         chance=retrieval_chance_level(own, len(rows), ks),
         n_left_out=len(pairs.captions) - len(rows),
         n_damaged=pairs.n_damaged,
@@ -206,6 +219,7 @@ def evaluate_names(
     model: str,
     pretrained: str,
     templates: Sequence[str] = ("{}",),
+    ties: Ties = "expected",
 ) -> dict[str, Any]:
     """Return the record of zero-shot classification of the images over the set's captions as class names.
 
@@ -217,6 +231,7 @@ def evaluate_names(
         pairs: the set.
         dataset, model, pretrained: for the record.
         templates: prompt templates with `{}`; a class's embedding is the normalised mean over them.
+        ties: what one counts.
 
     Raises:
         InputError: as `class_embeddings`.
@@ -224,7 +239,8 @@ def evaluate_names(
     names = list(dict.fromkeys(pairs.captions))
     class_of = {name: index for index, name in enumerate(names)}
     targets = np.array([class_of[caption] for caption in pairs.captions])
-    metrics = zero_shot_metrics(pairs.image_embedding, class_embeddings(encoder, names, templates), targets)
+    classifier = class_embeddings(encoder, names, templates)
+    metrics = zero_shot_metrics(pairs.image_embedding, classifier, targets, ties)
     return record(
         dataset,
         "zeroshot_classification",
@@ -232,6 +248,7 @@ def evaluate_names(
         pretrained,
         metrics,
         len(targets),
+        ties=ties,
         chance=zero_shot_chance_level(len(names)),
         n_classes=len(names),
         n_damaged=pairs.n_damaged,

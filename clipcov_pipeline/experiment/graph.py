@@ -240,8 +240,10 @@ def _checkpoint(config: Config, world: World, arm: Recipe) -> Node:
 
 def _scores(config: Config, world: World, arm: Recipe, name: str) -> Node:
     checkpoint, partition = Input(CHECKPOINTS, arm.key, "weights"), _part(arm, name)
+    ties = {} if config.evaluate.ties == "expected" else {"ties": config.evaluate.ties}
     if name == HOLDOUT:
-        return Node(SCORES, partition, inputs=(checkpoint, Input(PSEUDO_LABELS, WHOLE, "holdout")))
+        inputs = (checkpoint, Input(PSEUDO_LABELS, WHOLE, "holdout"))
+        return Node(SCORES, partition, {"evaluate": ties} if ties else {}, inputs=inputs)
     settings = config.evaluate.sets[name]
     place = {"shards", "benchmark"}  # what is there counts, not where
     semantic = {key: value for key, value in settings.semantic().items() if key not in place}
@@ -251,7 +253,7 @@ def _scores(config: Config, world: World, arm: Recipe, name: str) -> Node:
         SCORES,
         partition,
         params={
-            "evaluate": {"sets": {name: semantic}},
+            "evaluate": {"sets": {name: semantic}, **ties},
             **(_image_bound(config) if settings.shards is not None else {}),
         },
         sources={**shards, **_tokens(world, *files)},

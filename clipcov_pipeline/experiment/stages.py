@@ -97,9 +97,9 @@ CHECKPOINTS = _row(
     Stage("checkpoints", "1", "arm", files={"weights": CHECKPOINT}, one_at_a_time=True)
 )
 
-SCORES = _row(Stage("scores", "3", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))
+SCORES = _row(Stage("scores", "4", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))
 
-LEADERBOARD = _row(Stage("leaderboard", "2", files={"scores": "scores.parquet"}))
+LEADERBOARD = _row(Stage("leaderboard", "3", files={"scores": "scores.parquet"}))
 
 CHECKPOINT_GALLERIES = _row(Stage("checkpoint_galleries", "1", "arm", files={"gallery": GALLERY}))
 
