@@ -34,7 +34,7 @@ def unit_rows(seed: int, n: int, dim: int = 16) -> np.ndarray:
 
 
 def brute_force_recall(image, text, image_of_caption, ks, shuffles=None) -> dict[str, float]:
-    """By sorting: right answers go behind the wrong ones that are as similar, or where a shuffle puts them."""
+    """By sorting: right answers go behind wrong ones that are as similar, or where a shuffle puts them."""
     image, text = image.astype(np.float64), text.astype(np.float64)
 
     def share(queries, candidates, is_right, k) -> float:

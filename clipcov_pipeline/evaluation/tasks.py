@@ -12,8 +12,8 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 
 Ties = Literal["expected", "clip_benchmark", "miss"]
-"""What a tie of right and wrong answers counts: its expected value in a random order, what torch.topk makes of
-it (CLIP_benchmark's way), or a miss."""
+"""What a tie of right and wrong answers counts: its expected value in a random order, what torch.topk makes
+of it (CLIP_benchmark's way), or a miss."""
 
 EvaluationTask = Literal["retrieval", "zeroshot_names", "zeroshot_classification", "linear_probe", "knn"]
 

@@ -45,11 +45,6 @@ class Standing:
             missed *= np.where(drawn < places, np.maximum(self.tied - drawn, 0) / left, 1.0)
         return np.where(known, 1.0 - missed, 0.0)
 
-    @property
-    def n_tied(self) -> int:
-        """Queries whose right answer ties with a wrong one."""
-        return int(((self.tied > 0) & (self.right > 0)).sum())
-
 
 def standing(
     scores: np.ndarray, right: tuple[np.ndarray, np.ndarray], ks: Sequence[int], ties: Ties
@@ -98,7 +93,9 @@ def standings(
         stop = min(start + block, len(queries))
         parts.append(standing(queries[start:stop] @ candidates.T, own_pairs(start, stop), ks, ties))
     return Standing(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ahead", "tied", "right")),
+        np.concatenate([part.ahead for part in parts]),
+        np.concatenate([part.tied for part in parts]),
+        np.concatenate([part.right for part in parts]),
         {k: np.concatenate([part.top[k] for part in parts]) for k in parts[0].top},
     )
 
@@ -107,4 +104,4 @@ def _top(scores: np.ndarray, is_right: np.ndarray, k: int) -> np.ndarray:
     import torch
 
     first = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1).indices.numpy()
-    return np.take_along_axis(is_right, first, axis=1).any(axis=1)
+    return np.asarray(np.take_along_axis(is_right, first, axis=1).any(axis=1))

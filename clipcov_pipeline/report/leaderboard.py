@@ -72,8 +72,8 @@ def with_suites(
     """Put a metric ``SUITE/METRIC`` before the others: the mean over the suite's sets that are there.
 
     An arm that lacks the score of one of them has no average, so that all averages are over the same sets.
-    A set on which nothing can be missed (chance level 1, as acc5 of under 5 classes) says nothing and is in none.
-    ``chance`` is averaged too, ``n_samples`` added up.
+    A set on which nothing can be missed (chance level 1, as acc5 of under 5 classes) says nothing and is in
+    none. ``chance`` is averaged too, ``n_samples`` added up.
 
     Args:
         scores: `collect_scores`'s table.
@@ -102,7 +102,7 @@ def with_suites(
 
 
 def certain(scores: pl.DataFrame) -> set[str]:
-    """Return the metrics ``SET/METRIC`` whose chance level is 1: with under 5 classes, acc5 cannot be missed."""
+    """Return the metrics ``SET/METRIC`` whose chance level is 1, as of acc5 with under 5 classes."""
     return set(scores.filter(pl.col("chance") >= 1)["metric"])
 
 
@@ -128,7 +128,7 @@ def suite_notes(
 
 
 TIES_TEXT = {
-    "expected": "a tie with wrong answers counts what it is worth in a random order (evaluate.ties: expected)",
+    "expected": "a tie with wrong answers counts its share of a random order (evaluate.ties: expected)",
     "clip_benchmark": "ties fall as torch.topk orders them (evaluate.ties: clip_benchmark)",
     "miss": "a tie with a wrong answer is a miss (evaluate.ties: miss)",
 }
