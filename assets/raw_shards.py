@@ -41,12 +41,21 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         path = task.entry.folder / "manifest.parquet"
         report.manifest.write_parquet(path)
         statuses = dict(report.manifest["status"].value_counts().iter_rows())
-        ok = statuses.get("ok", 0)
+        ok = statuses.pop("ok", 0)
         bad = report.manifest.height - ok
+        source_ids = report.manifest["source_id"].count()
+        problems = report.manifest["json_problem"].drop_nulls().value_counts(sort=True)
         if report.quarantined:
             context.log.warning(f"shard {shard.name} is quarantined: {report.quarantined}")
         if bad:
             context.log.warning(f"shard {shard.name}: {bad} samples kept aside: {statuses}")
+        if problems.height:
+            counts = ", ".join(f"{count}: {text}" for text, count in problems.iter_rows())
+            context.log.warning(f"shard {shard.name}: json of no use, its samples are kept ({counts})")
+        if source_ids:
+            context.log.info(
+                f"shard {shard.name}: {source_ids} samples have an id that is no UUID: kept as source_id"
+            )
         task.done(
             {"manifest": digest_of([digest_of_file(path), report.sha256])},
             sha256=report.sha256,
@@ -55,7 +64,9 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             ok=ok,
             kept_aside=bad,
             quarantined=report.quarantined or "",
-            statuses=statuses,
+            statuses={"ok": ok, **statuses},
+            source_ids=source_ids,
+            json_problems=dict(problems.iter_rows()),
         )
 
     yield from materialize_partitions(context, experiment, build, show=show)

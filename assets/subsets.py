@@ -15,7 +15,7 @@ from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.pool.manifest import keys_by_shard
+from clipcov_pipeline.pool.manifest import keys_by_shard, with_source_id
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.selection import budget_count
 from clipcov_pipeline.subsets.files import (
@@ -43,7 +43,7 @@ def subsets(context: dg.AssetExecutionContext, experiment: Experiment) -> Events
         labels = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
         subset = chosen(task, labels)
         folder = task.entry.folder
-        write_subset_parquet(folder / "subset.parquet", subset)
+        write_subset_parquet(folder / "subset.parquet", with_source_id(subset, labels))
         write_datacomp_npy(folder / "subset.npy", subset["uid"].to_list())
         progress = Progress(context.log.info, subset.height, f"samples of {task.partition}")
         tars = write_subset_tars(

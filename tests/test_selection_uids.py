@@ -13,7 +13,8 @@ from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import Pool
-from clipcov_pipeline.selection.uids import hex_of, uid_bytes
+from clipcov_pipeline.selection.uids import uid_bytes
+from clipcov_pipeline.uuids import hex_of
 
 N, D = 40, 8
 # the last bytes are zeros in some: numpy's bytes lose these

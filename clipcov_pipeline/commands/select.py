@@ -69,8 +69,11 @@ def command(source: Path, method: str, threads: int | None, out: Path, **options
 def _say_unknown(pool: Any, uids: str) -> None:
     from clipcov_pipeline.selection.external import listed
 
-    if unknown := listed(pool, uids).unknown:
-        click.echo(f"{unknown:,} uids of {uids} are not in the pool", err=True)
+    found = listed(pool, uids)
+    if found.unknown:
+        click.echo(f"{found.unknown:,} uids of {uids} are not in the pool", err=True)
+    if found.missing:
+        click.echo(f"{found.missing:,} rows of {uids} have no uid", err=True)
 
 
 def _objective(pool: Any, rows: Any, params: dict[str, Any] | None, threads: int | None) -> dict[str, float]:

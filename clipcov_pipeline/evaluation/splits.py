@@ -12,6 +12,7 @@ import psutil
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.evaluation.probe import stratified
+from clipcov_pipeline.pool.captions import caption_text
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import IMAGE_EXTENSIONS, Group, NotATarError, iter_all_groups, map_in_order
 from clipcov_pipeline.proxy.prompts import TextEncoder
@@ -173,7 +174,7 @@ def _decode(encoder: FolderEncoder, shard: Shard, keys: frozenset[str] | None) -
             continue
         pixels.append(image)
         labels.append(_label(group))
-        text = (group.get("txt") or b"").decode("utf-8", "replace")
+        text = caption_text(group.get("txt") or b"", "replace")
         captions.append(tuple(line.strip() for line in text.splitlines() if line.strip()))
         if len(pixels) == _CHUNK:
             yield chunk()

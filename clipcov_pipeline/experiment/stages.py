@@ -59,7 +59,7 @@ def _tars(record: Record) -> str:
     return digest_of([digest for name, digest in sorted(record.files.items()) if name.endswith(".tar")])
 
 
-RAW_SHARDS = _row(Stage("raw_shards", "1", "shard", computed={"manifest": _manifest}))
+RAW_SHARDS = _row(Stage("raw_shards", "2", "shard", computed={"manifest": _manifest}))
 
 PROXY_MODEL = _row(Stage("proxy_model", "1", files={"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}))
 
@@ -72,7 +72,7 @@ EARLY_SIMILARITIES = _row(
 PSEUDO_LABELS = _row(
     Stage(
         "pseudo_labels",
-        "1",
+        "2",
         files={"labels": "labels.parquet", "holdout": "holdout.parquet"},
         computed={"pool": _inputs},
     )

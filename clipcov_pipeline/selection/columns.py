@@ -18,7 +18,7 @@ NORM_TOLERANCE = 1e-2
 # of embeddings that are moved at once; several such blocks are on their way at a time
 BLOCK_BYTES = 32 << 20
 
-OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
+OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity", "source_id")
 
 
 class OptionalColumns(TypedDict, total=False):
@@ -27,12 +27,14 @@ class OptionalColumns(TypedDict, total=False):
     image_hash, caption_hash: equal where image bytes or captions are (for ``dedup``, filters).
     caption_length: integers, in characters (for the filter).
     early_similarity: floats, <v, t> by an early proxy (for ``c_rho``).
+    source_id: text, another id by which people may name a sample; None where it has none.
     """
 
     image_hash: np.ndarray | None
     caption_hash: np.ndarray | None
     caption_length: np.ndarray | None
     early_similarity: np.ndarray | None
+    source_id: np.ndarray | None
 
 
 # (pool rows [b], image embeddings [b, d], caption embeddings [b, d])
@@ -123,6 +125,13 @@ def sortable(values: np.ndarray | None) -> np.ndarray | None:
     return np.asarray(
         [value if isinstance(value, bytes) else str(value).encode() for value in values.tolist()]
     )
+
+
+def other_names(values: np.ndarray | None) -> np.ndarray | None:
+    """Other ids as bytes, empty where a sample has none."""
+    if values is None or values.dtype.kind == "S":
+        return values
+    return np.asarray([b"" if value is None else str(value).encode() for value in values.tolist()], np.bytes_)
 
 
 def remove_scratch(path: Path) -> None:

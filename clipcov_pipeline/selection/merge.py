@@ -3,7 +3,6 @@
 import numpy as np
 
 from clipcov_pipeline.selection.methods import BALANCE_POWER
-from clipcov_pipeline.selection.quota import quota_order
 
 
 def merge_by_gain(gains: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -46,6 +45,8 @@ def order_by_shares(
     place = _places(classes, sizes)
     if balance != "quota":
         return np.lexsort((-gains, _turns(classes, place, sizes, floor, balance)))
+    from clipcov_pipeline.selection.quota import quota_order
+
     first = np.flatnonzero(place < floor)
     first = first[np.lexsort((-gains[first], place[first]))]
     rest = np.flatnonzero(place >= floor)

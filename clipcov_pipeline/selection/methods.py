@@ -25,7 +25,8 @@ What the parameters mean, by method. For all: ``seed`` (int, 0),
 
 clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
 dedup: ``by``. s_cliploss: ``temperature``, ``batch_size``, ``n_batches``.
-external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``.
+external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``, ``fill`` ("random": the
+others follow in random order; without it a budget beyond the list is refused).
 """
 
 import math
@@ -44,6 +45,7 @@ BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
 Shares = Literal["proportional", "quota", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
 Rejected = Literal["drop", "last"]
+Fill = Literal["random"]
 DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
 
 # the coefficients in the authors' notebook: m + 2 e + l / 2 - c, and the redundancy as it is
@@ -170,7 +172,11 @@ _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
         "batch_size": (_integer(2), 4096),
         "n_batches": (_integer(1), 5),
     },
-    "external": {"uids": (_file_name, None), "shuffle": (_boolean, False)},
+    "external": {
+        "uids": (_file_name, None),
+        "shuffle": (_boolean, False),
+        "fill": (_optional(_choice(Fill)), None),
+    },
 }
 
 METHODS: tuple[str, ...] = tuple(_METHODS)

@@ -13,7 +13,7 @@ import numpy as np
 from clipcov_pipeline.selection.measure import Phases
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking
-from clipcov_pipeline.selection.uids import hex_of
+from clipcov_pipeline.uuids import hex_of
 
 _NOT_HEX = re.compile(r"[^0-9a-f]")
 

@@ -1,21 +1,10 @@
 """uids in the forms in which people keep them, as text: 128 bits in binary are 32 hex digits."""
 
-import re
 from typing import Any
 
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-
-# a UUID as text: 32 hex digits, in groups of 8-4-4-4-12 or in one piece
-_UUID = re.compile(
-    r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
-)
-
-
-def hex_of(text: str) -> str | None:
-    """Return the 32 lower-case hex digits of a UUID or of 128 bits in hex; None where a text is neither."""
-    return text.replace("-", "").lower() if _UUID.fullmatch(text) else None
 
 
 def uid_bytes(values: Any, where: str = "uid") -> np.ndarray:

@@ -14,6 +14,7 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import Group, iter_groups
+from clipcov_pipeline.pool.uids import source_id_of
 from clipcov_pipeline.selection.outputs import datacomp_uids
 
 SUBSET_SCHEMA = {"uid": pl.String, "rank": pl.Int64, "gain": pl.Float64, "latent_class": pl.Int32}
@@ -33,7 +34,8 @@ def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
 
     Args:
         path: of the parquet.
-        frame: columns of `SUBSET_SCHEMA`, cast to its types; other columns are left out.
+        frame: columns of `SUBSET_SCHEMA`, cast to its types, and ``source_id`` where samples have one; other
+            columns are left out.
 
     Raises:
         ValueError: a column is missing, or a uid or a rank is given twice.
@@ -46,7 +48,9 @@ def write_subset_parquet(path: Path, frame: pl.DataFrame) -> None:
             raise ValueError(
                 f"subset: {frame.height - frame[column].n_unique()} values of {column} come twice"
             )
-    table = frame.select(pl.col(name).cast(dtype) for name, dtype in SUBSET_SCHEMA.items()).sort("rank")
+    columns = [pl.col(name).cast(dtype) for name, dtype in SUBSET_SCHEMA.items()]
+    columns += [pl.col("source_id")] if "source_id" in frame.columns else []
+    table = frame.select(columns).sort("rank")
     with _written_at_once(path) as temporary:
         table.write_parquet(temporary, compression="zstd")
 
@@ -157,6 +161,8 @@ def _put_uid(group: Group, uid: str) -> None:
         meta = {"original_json": old.decode("utf-8", "backslashreplace")}
     if meta is not None and meta.get("uid") == uid:
         return
+    if (source_id := source_id_of(meta)) is not None and meta is not None:
+        meta.setdefault("source_id", source_id)
     group.members = [(name, data) for name, data in group.members if name.lower() != "json"]
     group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
 
