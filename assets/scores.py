@@ -63,6 +63,9 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
 
         records = _evaluate(task, recipe, name, checkpoint.stats["model"], keep_neighbours)
         path.write_text(json.dumps(records, indent=1))
+        if some := records[0].get("damaged"):
+            n_damaged = records[0]["n_damaged"]
+            context.log.warning(f"{name}: {n_damaged} unreadable samples are in no score: {'; '.join(some)}")
         run_id = checkpoint.stats["mlflow_run_id"]
         if not _log(Tracking(task.config), run_id, name, path):
             context.log.warning(

@@ -16,11 +16,12 @@ from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.disk import model_size
 from clipcov_pipeline.experiment.preflight import count_samples, preflight
 from clipcov_pipeline.experiment.rates import measure_rates, time_needed
+from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import cached_weights
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.proxy.models import register_model_configs
 from make_benchmark import write_classification
-from make_shards import write_pool, write_tar
+from make_shards import sample_members, write_pool, write_tar
 
 PRESETS = ("cc3m", "cc12m", "datacomp_small")
 TINY = {"samples_seen": 64, "batch_size": 8, "warmup": 2, "num_checkpoints": 2}
@@ -232,3 +233,25 @@ def test_mistakes_in_the_yaml_are_errors(tmp_path: Path):
         with pytest.raises(InputError, match=r"RN51|'x' is neither a file nor an open_clip tag"):
             preflight(load_config(str(path)), measure=False)
     assert isinstance(check("no_such_preset").exception, InputError)
+
+
+@pytest.mark.parametrize(
+    ("uids", "level", "text"),
+    [
+        ([f"{i:032x}" for i in range(3)], "ok", "in the json"),
+        (["00000000-0000-0000-0000-000000000007"] * 3, "note", "3 of the first 3"),  # int(uid, 16) fails
+        (
+            [None, 7, f"{5:032x}"],
+            "note",
+            "2 of the first 3 samples have no uid of 32 hex digits in their json",
+        ),
+    ],
+)
+def test_whether_an_npy_will_be_readable_elsewhere(uids: list[Any], level: str, text: str, tmp_path: Path):
+    members = [m for i, uid in enumerate(uids) for m in sample_members(f"{i}", "x", i, uid=uid)]
+    write_tar(tmp_path / "pool" / "0.tar", members)
+    (found,) = uid_finding(scan(str(tmp_path / "pool")))
+    assert (found.level, found.subject) == (level, "uids")
+    assert found.text.startswith(text)
+    assert ("1 have an id of another kind" in found.text) == (7 in uids)
+    assert uid_finding([]) == []

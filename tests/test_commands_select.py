@@ -287,7 +287,9 @@ def test_exit_code_and_one_line(sources, tmp_path):
         [*command, "--out", str(tmp_path / "a")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.strip() == "clipcov: fraction: found 2.0, expected a number above 0 and at most 1"
+    assert done.stderr.strip() == (
+        "clipcov: fraction: found 2.0, expected a number above 0 and at most 1 (2 % is 0.02)"
+    )
 
 
 def test_a_failed_write_leaves_what_was_there(sources, tmp_path, monkeypatch):

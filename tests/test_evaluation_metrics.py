@@ -356,3 +356,11 @@ def test_shard_that_changed_since_its_manifest(evaluation_set):
     Path(shards[1].url).write_bytes(tar_bytes([m for i in (6, 8, 7) for m in noise(f"{i:03d}", i)]))
     with pytest.raises(InputError, match="shard b no longer holds sample '007'"):
         embed_pairs(PixelEncoder(), shards, manifest)
+
+
+def test_damaged_pairs_are_named(evaluation_set):
+    shards, manifest = evaluation_set
+    pairs = embed_pairs(PixelEncoder(), shards, manifest)
+    named = ["a/100: not an image of the formats", "a/101: no .jpg"]
+    for made in evaluate_pairs(PixelEncoder(), pairs, **NAMED, tasks=("retrieval", "zeroshot_names")):
+        assert [text[: len(start)] for text, start in zip(made["damaged"], named, strict=True)] == named

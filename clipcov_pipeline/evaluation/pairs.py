@@ -36,13 +36,17 @@ class PairEncoder(TextEncoder, Protocol):
     ) -> np.ndarray: ...
 
 
+SHOWN = 5  # damaged pairs are named, the others counted
+
+
 @dataclass(frozen=True)
 class EmbeddedPairs:
     """The readable pairs of an evaluation set, embedded.
 
     uids, captions, image_sha256, shards and keys [n]; image_embedding and text_embedding float32 [n, d], unit
     rows or NaN.
-    n_damaged: pairs of the set that cannot be read and are in no denominator.
+    n_damaged: pairs of the set that cannot be read and are in no denominator; damaged: the first of them, as
+    ``SHARD/KEY: why``.
     """
 
     uids: list[str]
@@ -53,6 +57,7 @@ class EmbeddedPairs:
     n_damaged: int
     shards: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def n_without_embedding(self) -> int:
@@ -93,15 +98,22 @@ def embed_pairs(
         n_damaged=manifest.height - rows.height,
         shards=rows["shard"].to_list(),
         keys=rows["key"].to_list(),
+        damaged=_damaged(manifest),
     )
+
+
+def _damaged(manifest: pl.DataFrame) -> list[str]:
+    bad = manifest.filter(pl.col("status") != SampleStatus.ok).head(SHOWN)
+    return [f"{row['shard']}/{row['key']}: {row['reason']}" for row in bad.iter_rows(named=True)]
 
 
 def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[str, pl.DataFrame]:
     """Return the `ok` rows of a manifest by shard, in the order of the shards and of each tar."""
     good = manifest.filter(pl.col("status") == SampleStatus.ok)
     if good.is_empty():
+        first = f", first {some[0]}" if (some := _damaged(manifest)) else ""
         raise InputError(
-            f"evaluation set: none of its {manifest.height} pairs is readable; see the manifest for reasons"
+            f"evaluation set: none of its {manifest.height} pairs is readable{first}; copy it again"
         )
     # the manifest is in each tar's order, so the images come in the order of its rows once shards are grouped
     parts = {name: rows for (name,), rows in good.partition_by("shard", as_dict=True).items()}
@@ -207,6 +219,7 @@ def evaluate_retrieval(
         chance=retrieval_chance_level(own, len(rows), ks),
         n_left_out=len(pairs.captions) - len(rows),
         n_damaged=pairs.n_damaged,
+        damaged=pairs.damaged,
         n_without_embedding=pairs.n_without_embedding,
     )
 
@@ -252,6 +265,7 @@ def evaluate_names(
         chance=zero_shot_chance_level(len(names)),
         n_classes=len(names),
         n_damaged=pairs.n_damaged,
+        damaged=pairs.damaged,
         n_without_embedding=pairs.n_without_embedding,
     )
 

@@ -15,6 +15,7 @@ from clipcov_pipeline.experiment.disk import disk_finding, disk_needed
 from clipcov_pipeline.experiment.evaluation_folders import list_folder
 from clipcov_pipeline.experiment.findings import Finding
 from clipcov_pipeline.experiment.rates import measure_rates, time_finding, time_needed
+from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import weights_findings
 from clipcov_pipeline.experiment.world import (
     absent_sets,
@@ -69,7 +70,13 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
     """
     pool_findings, shards = _pool(config)
     samples, size_finding = _pool_size(config, shards)
-    findings = [*pool_findings, *size_finding, *weights_findings(config), *_evaluation(config)]
+    findings = [
+        *pool_findings,
+        *size_finding,
+        *uid_finding(shards),
+        *weights_findings(config),
+        *_evaluation(config),
+    ]
     class_names(config)
     arms: list[ArmSteps] = []
     disk: dict[str, int] = {}

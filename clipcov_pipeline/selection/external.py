@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.errors import InputError, near_file
 from clipcov_pipeline.selection.naming import find_named
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.uids import uid_bytes
@@ -36,7 +36,7 @@ def check_uids_file(path: Path) -> None:
     import polars as pl
 
     if not path.is_file():
-        raise InputError(f"uids: found no file {path}, expected {FORMATS}")
+        raise InputError(f"uids: found no file {path}{near_file(path)}, expected {FORMATS}")
     if path.suffix not in (".parquet", ".csv", ".npy"):
         raise InputError(f"uids: found {path}, expected {FORMATS}")
     try:

@@ -263,7 +263,8 @@ def budget_count(budget: float | int | None, n: int) -> int:
         raise InputError(f"budget: found {budget!r}, expected an int count or a float fraction")
     if not isinstance(budget, numbers.Integral):
         if not 0.0 < budget <= 1.0:
-            raise InputError(f"fraction: found {budget!r}, expected a number above 0 and at most 1")
+            share = f" ({budget:g} % is {float(budget) / 100:g})" if 1 < budget <= 100 else ""
+            raise InputError(f"fraction: found {budget!r}, expected a number above 0 and at most 1{share}")
         return max(1, math.floor(float(budget) * n + 0.5))
     if not 1 <= budget <= n:
         raise InputError(f"count: found {budget}, expected 1 to {n}, the size of the pool")
