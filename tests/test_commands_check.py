@@ -243,7 +243,7 @@ def test_mistakes_in_the_yaml_are_errors(tmp_path: Path):
         (
             [None, 7, f"{5:032x}"],
             "note",
-            "2 of the first 3 samples have no uid of 32 hex digits in their json",
+            "2 of the first 3 samples have no uid of 32 hex digits in",
         ),
     ],
 )

@@ -26,12 +26,10 @@ def uid_finding(shards: Sequence[Shard]) -> list[Finding]:
     own = sum(isinstance(uid, str) and "-" not in uid and hex_of(uid) is not None for uid in given)
     others = sum(source_id_of(meta) is not None for meta in metas)
     if own == len(metas):
-        return [
-            Finding("ok", "uids", "UUIDs in the json: other tools find subset.npy's samples in these tars")
-        ]
+        return [Finding("ok", "uids", "in the json: other tools find a subset.npy's samples in these tars")]
     text = (
-        f"{len(metas) - own} of the first {len(metas)} samples have no uid of 32 hex digits in their json: other"
-        " tools (DataComp's) do not find these by subset.npy in these tars; clipcov export writes tars that have it"
+        f"{len(metas) - own} of the first {len(metas)} samples have no uid of 32 hex digits in their json: by"
+        " subset.npy other tools (DataComp's) do not find them in these tars; clipcov export writes it into tars"
     )
     if others:
         text += f" ({others} have an id of another kind, kept as source_id)"
