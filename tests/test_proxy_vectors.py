@@ -389,7 +389,7 @@ def test_a_pin_may_be_set_again_and_moved(vectors):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", VECTORS)
 def test_no_write_takes_an_embedding_that_is_not_finite(vectors: Vectors, name: str, bad: float) -> None:
-    """``add`` (a new shard) and ``merge_insert`` (one that is there); LanceDB refuses NaN in the first only."""
+    """``add`` (a new shard) and ``merge_insert`` (one that is there): LanceDB refuses NaN in the first."""
     rows = shard_of("a", 5)
     values = vectors_of(rows, name).copy()
     values[3, 2] = bad

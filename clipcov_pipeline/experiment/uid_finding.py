@@ -28,8 +28,8 @@ def uid_finding(shards: Sequence[Shard]) -> list[Finding]:
     if own == len(metas):
         return [Finding("ok", "uids", "in the json: other tools find a subset.npy's samples in these tars")]
     text = (
-        f"{len(metas) - own} of the first {len(metas)} samples have no uid of 32 hex digits in their json: by"
-        " subset.npy other tools (DataComp's) do not find them in these tars; clipcov export writes it into tars"
+        f"{len(metas) - own} of the first {len(metas)} samples have no uid of 32 hex digits in their json:"
+        " other tools (DataComp's) do not find them by subset.npy in these tars; clipcov export writes it"
     )
     if others:
         text += f" ({others} have an id of another kind, kept as source_id)"
