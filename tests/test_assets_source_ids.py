@@ -35,12 +35,12 @@ def test_ids_of_the_source_go_all_the_way(lab: Lab) -> None:
 
     def change(settings: dict[str, Any]) -> None:
         settings["select"]["methods"]["mine"] = {"method": "external", "uids": "list.csv"}
-        settings["select"]["fractions"] = [0.1, 0.5]
+        settings["select"]["fractions"] = [0.25, 0.5]
 
     lab.edit(change)
     with pytest.raises(AssertionError, match="rankings"):  # 80 of 240 are no half of them
         lab.run(only=SELECTION)
-    lab.edit(lambda settings: settings["select"].update(fractions=[0.1]))
+    lab.edit(lambda settings: settings["select"].update(fractions=[0.25]))
     lab.run(only=SELECTION)
     project = lab.project()
     steps = project.plan().by_name
@@ -57,7 +57,7 @@ def test_ids_of_the_source_go_all_the_way(lab: Lab) -> None:
     assert read("rankings/mine", "ranking.parquet")["uid"].to_list() == [
         uid for uid in manifest["uid"] if uid in set(labels["uid"])
     ]
-    subset = read("subsets/clipcov-f0.1", "subset.parquet")
+    subset = read("subsets/clipcov-f0.25", "subset.parquet")
     assert [own.get(uid) for uid in subset["uid"]] == subset["source_id"].to_list()
 
     def run(*arguments: str) -> str:
@@ -66,9 +66,9 @@ def test_ids_of_the_source_go_all_the_way(lab: Lab) -> None:
         return done.output
 
     name, uid = next((source, uid) for uid, source in own.items() if uid in set(labels["uid"]))
-    assert f"{uid} (source id {name}) is " in run("explain", name, "--subset", "clipcov-f0.1")
-    assert f"({name})" in run("diff", "mine-f0.1", "clipcov-f0.1")
-    run("export", "mine-f0.1", "--out", str(lab.folder / "out"))
+    assert f"{uid} (source id {name}) is " in run("explain", name, "--subset", "clipcov-f0.25")
+    assert f"({name})" in run("diff", "mine-f0.25", "clipcov-f0.25")
+    run("export", "mine-f0.25", "--out", str(lab.folder / "out"))
     (tar,) = (lab.folder / "out").glob("*.tar")
     for group in iter_groups(Shard("x", str(tar), ""), None):
         meta = group.meta()

@@ -31,7 +31,7 @@ def test_a_mode_of_one_method_is_named_as_in_the_yaml(built):
     assert step.node.name == "rankings/clipcov"
     assert step.why == (
         "select.methods.clipcov.class_balance proportional -> global",  # the notebook mode's default
-        "select.methods.clipcov.clip_negative false -> true",
+        "select.methods.clipcov.clip_negative False -> True",
         "select.methods.clipcov.mode greedy -> notebook",
     )
 

@@ -199,3 +199,14 @@ def test_uuids_with_dashes_have_a_datacomp_file_too(tmp_path):
     assert sorted(select(tmp_path / "pool.parquet", tmp_path / "a")) == sorted(map(str, UUIDS))
     halves = np.load(tmp_path / "a.npy")
     assert sorted((int(high) << 64) | int(low) for high, low in halves) == sorted(u.int for u in UUIDS)
+
+
+def test_source_ids_go_from_the_source_to_the_subset(tmp_path):
+    ids = [None if k % 2 else 700 + k for k in range(N)]
+    pq.write_table(table(FORMS["uuid"]).append_column("source_id", pa.array(ids)), tmp_path / "pool.parquet")
+    select(tmp_path / "pool.parquet", tmp_path / "a")
+    found = dict(pl.read_parquet(tmp_path / "a.parquet").select("uid", "source_id").iter_rows())
+    assert found == {HEX[k]: None if ids[k] is None else str(ids[k]) for k in range(N)}
+    (tmp_path / "list.csv").write_text("uid\n706\n700\n")
+    options = ("--method", "external", "--param", f"uids={tmp_path / 'list.csv'}")
+    assert select(tmp_path / "pool.parquet", tmp_path / "b", *options) == [HEX[6], HEX[0]]

@@ -9,8 +9,15 @@ import polars as pl
 import pytest
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.subsets.files import write_datacomp_npy, write_subset_parquet, write_subset_tars
+from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.manifest import with_source_id
+from clipcov_pipeline.pool.tars import iter_groups
+from clipcov_pipeline.subsets.files import (
+    whole_pool,
+    write_datacomp_npy,
+    write_subset_parquet,
+    write_subset_tars,
+)
 from make_shards import image_bytes, sample_members, write_pool, write_tar
 
 
@@ -209,3 +216,27 @@ def test_folder_with_tars_is_refused(pool, tmp_path):
     write_subset_tars(pool, CHOSEN, tmp_path / "out")
     with pytest.raises(ValueError, match="already holds tars"):
         write_subset_tars(pool, CHOSEN, tmp_path / "out")
+
+
+def test_a_subset_keeps_source_ids_and_counts_ranks_from_one(tmp_path):
+    labels = pl.DataFrame({"uid": ["a", "b", "c"], "latent_class": [0, 1, 0], "source_id": [None, "7", None]})
+    whole = whole_pool(labels)
+    assert whole["rank"].to_list() == [1, 2, 3]
+    write_subset_parquet(tmp_path / "s.parquet", with_source_id(whole.reverse(), labels))
+    found = pl.read_parquet(tmp_path / "s.parquet")
+    assert found.columns == ["uid", "rank", "gain", "latent_class", "source_id"]
+    assert found["source_id"].to_list() == [None, "7", None]
+    write_subset_parquet(tmp_path / "t.parquet", with_source_id(whole, labels.drop("source_id")))
+    assert pl.read_parquet(tmp_path / "t.parquet").columns == ["uid", "rank", "gain", "latent_class"]
+
+
+@pytest.mark.parametrize("own", [7, "f" * 64, "12345678-1234-1234-1234-123456789abc"])
+def test_an_exported_json_keeps_the_id_it_had(own, tmp_path):
+    write_tar(tmp_path / "pool" / "s.tar", sample_members("a", "x", 1, uid=own))
+    shards = scan(str(tmp_path / "pool"))
+    (path,) = write_subset_tars(shards, {"s": {"a": "0" * 32}}, tmp_path / "out")
+    (group,) = iter_groups(Shard("x", str(path), ""), None)
+    meta = group.meta()
+    assert meta is not None
+    assert meta["uid"] == "0" * 32
+    assert meta.get("source_id") == (None if "-" in str(own) else str(own))

@@ -12,6 +12,8 @@ COLUMN_SCHEMA, ROW_COUNT = "dagster/column_schema", "dagster/row_count"
 
 DESCRIPTIONS = {
     "uid": "global id of the sample, 32 hex digits",
+    "source_id": "the id that the sample's json has, where that is no UUID",
+    "json_problem": "why the sample's json is of no use; the pair is still good",
     "key": "the sample's key within its shard (WebDataset `__key__`)",
     "shard": "name of the shard that holds the sample",
     "image_sha256": "sha256 of the image's bytes",

@@ -67,6 +67,8 @@ def scratch_folder(size: int) -> str | None:
 def _columns(frame: Any, n_classes: int | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Columns of the pool, latent classes and label similarities; the frame is not held on to."""
     columns: dict[str, Any] = {"uid": uid_bytes(frame["uid"].to_arrow(), "labels: uid")}
+    if "source_id" in frame.columns:  # as text, else a missing one makes floats of numbers
+        frame = frame.with_columns(source_id=frame["source_id"].cast(frame["uid"].dtype))
     columns |= {name: frame[name].to_numpy() for name in OPTIONAL_COLUMNS if name in frame.columns}
     latent_class = check_classes(frame["latent_class"].to_numpy(), len(frame), n_classes)
     return columns, latent_class, check_similarity(frame["label_similarity"].to_numpy().copy(), len(frame))

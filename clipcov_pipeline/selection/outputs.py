@@ -44,8 +44,9 @@ def write_outputs(
     """Write ``PREFIX.parquet``, ``PREFIX.npy`` and ``PREFIX.json``; all are whole before any has its name.
 
     The parquet has uid (row number as text, where the pool has none), rank from 1, gain and latent_class, in
-    the order taken: the columns of a pipeline's subset. The ``.npy`` is written only where uids are UUIDs,
-    with dashes or without. The tables are the phase "write"; the report comes last, so that it can hold it.
+    the order taken, as a pipeline's subset; and source_id where the pool has it. The ``.npy`` is written only
+    where uids are UUIDs, with dashes or without. The tables are the phase "write"; the report comes last, so
+    that it can hold it.
 
     Returns:
         The paths written.
@@ -61,6 +62,9 @@ def write_outputs(
             "latent_class": pool.latent_class[ranking.rows],
         }
     )
+    if pool.source_id is not None:
+        names = [name.decode() or None for name in pool.source_id[ranking.rows].tolist()]
+        frame = frame.with_columns(pl.Series("source_id", names, dtype=pl.String))
     prefix.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{prefix.name}-", dir=prefix.parent))
     try:

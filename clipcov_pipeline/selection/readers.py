@@ -84,6 +84,8 @@ class Parquet:
             if name == "uid":
                 found[name] = _joined(parts, [path for path, _ in self._files])
             else:
+                # as text, else a missing one makes floats of numbers
+                parts = [part.cast("string") for part in parts] if name == "source_id" else parts
                 found[name] = np.concatenate([part.to_numpy() for part in parts])
         return found | (_caption_columns(found["caption"]) if "caption" in found else {})
 
