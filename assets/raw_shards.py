@@ -13,7 +13,7 @@ from assets.steps.materialize import Events, Metadata, materialize_partitions
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.pool.manifest import read_shard
+from clipcov_pipeline.pool.manifest import kept_aside, read_shard
 from clipcov_pipeline.progress import Progress
 
 
@@ -40,15 +40,15 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         report = read_shard(shard, max_pixels=pixels, storage_options=options, progress=progress.add)
         path = task.entry.folder / "manifest.parquet"
         report.manifest.write_parquet(path)
-        statuses = dict(report.manifest["status"].value_counts().iter_rows())
-        ok = statuses.pop("ok", 0)
-        bad = report.manifest.height - ok
+        aside = kept_aside(report.manifest)
+        bad = sum(aside.values())
+        ok = report.manifest.height - bad
         source_ids = report.manifest["source_id"].count()
         problems = report.manifest["json_problem"].drop_nulls().value_counts(sort=True)
         if report.quarantined:
             context.log.warning(f"shard {shard.name} is quarantined: {report.quarantined}")
         if bad:
-            context.log.warning(f"shard {shard.name}: {bad} samples kept aside: {statuses}")
+            context.log.warning(f"shard {shard.name}: {bad} samples kept aside: {aside}")
         if problems.height:
             counts = ", ".join(f"{count}: {text}" for text, count in problems.iter_rows())
             context.log.warning(f"shard {shard.name}: json of no use, its samples are kept ({counts})")
@@ -64,7 +64,7 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
             ok=ok,
             kept_aside=bad,
             quarantined=report.quarantined or "",
-            statuses={"ok": ok, **statuses},
+            statuses={"ok": ok, **aside} if ok else aside,
             source_ids=source_ids,
             json_problems=dict(problems.iter_rows()),
         )

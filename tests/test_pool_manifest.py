@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.pool.manifest import MANIFEST_SCHEMA, read_shard
+from clipcov_pipeline.pool.manifest import MANIFEST_SCHEMA, kept_aside, read_shard
 from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
 from clipcov_pipeline.pool.uids import source_id_of, uid_of
 from make_shards import MAX_PIXELS, image_bytes, read, sample_members, statuses, write_pool, write_tar
@@ -101,6 +101,7 @@ def test_report_does_not_depend_on_the_number_of_threads(tmp_path):
     (shard,) = scan(str(write_tar(tmp_path / "s.tar", members)))
     one, many = (read_shard(shard, max_pixels=MAX_PIXELS, workers=workers) for workers in (1, 8))
     assert one.manifest.equals(many.manifest)
+    assert kept_aside(one.manifest) == {"duplicate_uid": 10, "undecodable_image": 1}  # not what is ok
     assert one.manifest["status"].value_counts(sort=True).rows() == [
         ("ok", 40),
         ("duplicate_uid", 10),

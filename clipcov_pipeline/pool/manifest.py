@@ -118,6 +118,12 @@ def good_samples(manifest: Path) -> pl.DataFrame:
     return pl.read_parquet(manifest).filter(pl.col("status") == SampleStatus.ok)
 
 
+def kept_aside(manifest: pl.DataFrame) -> dict[str, int]:
+    """Return how many samples of a manifest are not usable, by their status, the most first."""
+    bad = manifest.filter(pl.col("status") != SampleStatus.ok)["status"].value_counts(sort=True)
+    return dict(bad.sort("count", "status", descending=[True, False]).iter_rows())
+
+
 def with_image_hash(members: pl.DataFrame) -> pl.DataFrame:
     """Add ``image_hash`` (uint64), equal where the images' bytes are; ``image_sha256`` is read."""
     return members.with_columns(image_hash=pl.col("image_sha256").hash(seed=0))

@@ -44,7 +44,7 @@ def order_by_shares(
     """
     place = _places(classes, sizes)
     if balance != "quota":
-        return np.lexsort((-gains, _turns(classes, place, sizes, floor, balance)))
+        return _by_turn(_turns(classes, place, sizes, floor, balance), gains)
     from clipcov_pipeline.selection.quota import quota_order
 
     first = np.flatnonzero(place < floor)
@@ -52,6 +52,17 @@ def order_by_shares(
     rest = np.flatnonzero(place >= floor)
     left = np.maximum(sizes - floor, 0)
     return np.concatenate([first, rest[quota_order(classes[rest], left, gains[rest])]])
+
+
+def _by_turn(turns: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """As ``np.lexsort((-gains, turns))``, which would sort by gain what has a turn of its own."""
+    order = np.argsort(turns, kind="stable")
+    again = np.flatnonzero(np.diff(turns[order]) == 0) + 1  # has the turn of the one before it
+    if len(again):
+        shared = np.union1d(again, again - 1)
+        rows = order[shared]
+        order[shared] = rows[np.lexsort((-gains[rows], turns[rows]))]
+    return order
 
 
 def most_by_shares(sizes: np.ndarray, count: int, floor: int, balance: str) -> np.ndarray:
