@@ -23,7 +23,7 @@ from clipcov_pipeline.proxy.vectors import label_tag, table_name
 
 
 @dg.asset(
-    deps=[every_key("embeddings"), "proxy_model"],
+    deps=[every_key("embeddings"), "proxy_model", every_key("raw_shards")],
     group_name="selection",
     kinds={"polars", "parquet"},
     owners=["team:data"],

@@ -57,7 +57,12 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
                 f"shard {shard.name}: {source_ids} samples have an id that is no UUID: kept as source_id"
             )
         task.done(
-            {"manifest": digest_of([digest_of_file(path), report.sha256])},
+            {
+                "manifest": digest_of([digest_of_file(path), report.sha256]),
+                "source_ids": digest_of(
+                    report.manifest.select("key", "source_id").drop_nulls("source_id").rows()
+                ),
+            },
             sha256=report.sha256,
             url=shard.url,
             samples=report.manifest.height,

@@ -202,7 +202,10 @@ def test_a_shard_added_is_the_reason_given(built):
         assert built.plan().ready() == (stage, ["d"])
         for step in built.plan().of(stage, "d"):
             built.execute(step)
-    assert why(built.plan())["pseudo_labels"] == ("embeddings/d#rows added",)
+    assert why(built.plan())["pseudo_labels"] == (
+        "embeddings/d#rows added",
+        "raw_shards/d#source_ids added",
+    )
 
 
 def test_a_shard_changed(built):
@@ -232,7 +235,10 @@ def test_a_shard_changed_without_consequence_for_its_embeddings(built):
 
 def test_a_shard_removed(built):
     del built.shards["b"]
-    assert why(built.plan())["pseudo_labels"] == ("embeddings/b#rows removed",)
+    assert why(built.plan())["pseudo_labels"] == (
+        "embeddings/b#rows removed",
+        "raw_shards/b#source_ids removed",
+    )
     assert built.run() == builds(FROM_LABELS)
     built.shards["b"] = "content of b"
     assert built.run() == dict.fromkeys(FROM_LABELS, "restore")

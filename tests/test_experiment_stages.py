@@ -22,6 +22,7 @@ def test_entries_read_outputs_that_the_table_has_and_come_after_them(preset: str
     config = load_config(preset)
     outputs = {name: {*stage.files, *stage.computed} for name, stage in TABLE.items()}
     outputs["embeddings"] = {"rows"}  # in LanceDB, no file
+    outputs["raw_shards"].add("source_ids")  # a column of a file
     seen: set[str] = set()
     for node in nodes(config, world_of(list(config.evaluate.sets))):
         for read in (*node.inputs, *node.after):

@@ -154,7 +154,12 @@ def _pseudo_labels(config: Config, world: World) -> Node:
         WHOLE,
         params={"labels": config.labels.semantic(), **_holdout(config)},
         sources=_tokens(world, "labels.class_names"),
-        inputs=(WEIGHTS, *(Input(EMBEDDINGS, shard.name, "rows") for shard in world.shards)),
+        inputs=(
+            WEIGHTS,
+            *(Input(EMBEDDINGS, shard.name, "rows") for shard in world.shards),
+            # what a manifest has beside the rows
+            *(Input(RAW_SHARDS, shard.name, "source_ids") for shard in world.shards),
+        ),
     )
 
 
