@@ -60,7 +60,8 @@ def leaderboard(context: dg.AssetExecutionContext, experiment: Experiment) -> dg
 def _write(task: Task, scores: pl.DataFrame, board: pl.DataFrame) -> None:
     """Write the scores, and the leaderboard as tables and as a plot."""
     folder, primary = task.entry.folder, task.config.evaluate.primary_metric
-    sizes, notes = report_leaderboard.subset_sizes(task.plan), report_leaderboard.missing_sets(task.project)
+    sizes = report_leaderboard.subset_sizes(task.plan)
+    notes = report_leaderboard.score_notes(task.project, scores)
     scores.write_parquet(folder / "scores.parquet")
     board.write_parquet(folder / "leaderboard.parquet")
     board.write_csv(folder / "leaderboard.csv")

@@ -17,12 +17,13 @@ from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.world import class_names
+from clipcov_pipeline.pool.manifest import good_samples
 from clipcov_pipeline.proxy.labels import label_by_clusters, label_by_prompts, label_pool, members
 from clipcov_pipeline.proxy.vectors import label_tag, table_name
 
 
 @dg.asset(
-    deps=[every_key("embeddings"), "proxy_model"],
+    deps=[every_key("embeddings"), "proxy_model", every_key("raw_shards")],
     group_name="selection",
     kinds={"polars", "parquet"},
     owners=["team:data"],
@@ -41,7 +42,8 @@ def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> 
         stats: dict[str, Any] = {}
         labels = label_pool(vectors, table, version, shards, found.pool, _labeller(task, stats))
         path, holdout = task.entry.folder / "labels.parquet", task.entry.folder / "holdout.parquet"
-        labels.drop("caption").write_parquet(path)
+        labels = _with_source_ids(task, labels.drop("caption"))
+        labels.write_parquet(path)
         found.holdout.write_parquet(holdout)
         sizes = labels["latent_class"].value_counts(sort=True)
         task.done(
@@ -53,6 +55,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> 
             pool=labels.height,
             held_out=found.holdout.height,
             repeated_uids=found.repeated,
+            source_ids=labels["source_id"].count() if "source_id" in labels.columns else 0,
             classes=sizes.height,
             largest_class=int(sizes["count"][0]),
             mean_margin=float(labels["margin"].mean()),  # type: ignore[arg-type]
@@ -62,6 +65,17 @@ def pseudo_labels(context: dg.AssetExecutionContext, experiment: Experiment) -> 
         )
 
     return materialize_whole(context, experiment, build, show=show)
+
+
+def _with_source_ids(task: Task, labels: pl.DataFrame) -> pl.DataFrame:
+    """Add ``source_id`` from the manifests of those shards that have any."""
+    shards = [shard for shard in task.project.shards if task.record("raw_shards", shard).stats["source_ids"]]
+    if not shards:
+        return labels
+    place = ["shard", "key", "uid"]
+    manifests = [good_samples(task.path("raw_shards", shard, "manifest.parquet")) for shard in shards]
+    named = pl.concat(frame.select(*place, "source_id") for frame in manifests)
+    return labels.join(named, on=place, how="left", maintain_order="left")
 
 
 def _pin(task: Task) -> tuple[str, int]:

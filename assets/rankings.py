@@ -11,12 +11,13 @@ from assets.display.preview import table_metadata
 from assets.partitions import every_key, partitions_of
 from assets.resources import Experiment
 from assets.steps.materialize import Events, Metadata, materialize_partitions
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import with_image_hash
 from clipcov_pipeline.proxy.embeddings import with_early_similarity
-from clipcov_pipeline.selection import Pool, columns_read, rank, reads_captions
+from clipcov_pipeline.selection import Pool, budget_count, columns_read, rank, reads_captions
 from clipcov_pipeline.selection.external import listed
 
 
@@ -41,13 +42,17 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
             params["uids"] = str(task.config.resolve(params["uids"]))
         labels, read = task.record("pseudo_labels"), columns_read(method, params)
         members = _members(task, read)
+        if method != "external":  # by which a list may name samples
+            members = members.drop("source_id", strict=False)
         table = task.project.vectors.open(labels.stats["table"], labels.stats["version"])
         captions = reads_captions(method, params)
         pool = Pool.from_lance(table, members, captions=captions, scratch_dir=task.project.scratch)
         if method == "external":
             stats = _listed(context, pool, params["uids"])
+            if params.get("fill") is None:
+                _check_fractions(task, stats["listed"], len(pool))
         ranking = rank(pool, method=method, threads=task.config.select.threads, **params)
-        frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank")
+        frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank", offset=1)
         path = task.entry.folder / "ranking.parquet"
         frame.with_columns(pl.Series("gain", ranking.gains)).write_parquet(path)
         stats["cpu_seconds"] = round(time.process_time() - cpu, 3)
@@ -72,12 +77,23 @@ def _members(task: Task, read: set[str]) -> pl.DataFrame:
 def _listed(context: dg.AssetExecutionContext, pool: Pool, path: str) -> dict[str, int]:
     """Count the uids of a list that the pool has and has not, and say how many it has not."""
     found = listed(pool, path)
+    if found.missing:
+        context.log.warning(f"{found.missing} rows of {path} have no uid: left out")
     if found.unknown:
         context.log.warning(
-            f"{found.unknown} of the {found.unknown + len(found.rows)} uids of {path} are not in the pool:"
-            " held out, kept aside, or of other shards"
+            f"{found.unknown} uids of {path} are not in the pool: held out, kept aside, or of other shards"
         )
-    return {"listed": len(found.rows), "unknown_uids": found.unknown}
+    return {"listed": len(found.rows), "unknown_uids": found.unknown, "rows_without_uid": found.missing}
+
+
+def _check_fractions(task: Task, n_listed: int, n_pool: int) -> None:
+    """Refuse a list that is too short for a fraction: nothing is filled up that was not asked for."""
+    largest = max(task.config.select.fractions)
+    if (count := budget_count(largest, n_pool)) > n_listed:
+        raise InputError(
+            f"select.methods.{task.partition}.uids: found {n_listed} samples of the pool, expected at least"
+            f" {count} for the fraction {largest:g}; lower it, or have the rest drawn (fill: random)"
+        )
 
 
 def show(folder: Path) -> Metadata:

@@ -19,7 +19,7 @@ from assets.steps.materialize import Events, Metadata, materialize_partitions
 from assets.steps.validation import held_out_rows
 from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
 from clipcov_pipeline.evaluation.neighbours import nearest
-from clipcov_pipeline.evaluation.pairs import EmbeddedPairs, embed_pairs, evaluate_pairs
+from clipcov_pipeline.evaluation.pairs import Counting, EmbeddedPairs, embed_pairs, evaluate_pairs
 from clipcov_pipeline.evaluation.splits import DecodedImages, kept_bytes
 from clipcov_pipeline.experiment.config.base import HOLDOUT
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
@@ -64,6 +64,9 @@ def scores(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
 
         records = _evaluate(task, recipe, name, checkpoint.stats["model"], keep_neighbours)
         path.write_text(json.dumps(records, indent=1))
+        if some := records[0].get("damaged"):
+            n_damaged = records[0]["n_damaged"]
+            context.log.warning(f"{name}: {n_damaged} unreadable samples are in no score: {'; '.join(some)}")
         run_id = checkpoint.stats["mlflow_run_id"]
         if not _log(Tracking(task.config), run_id, name, path):
             context.log.warning(
@@ -127,7 +130,14 @@ def _evaluate(
         pairs = embed_pairs(encoder, task.project.world.shards, manifest, storage_options=storage)
         on_pairs(pairs)
         # boilerplate captions and copied images have no single right answer
-        return evaluate_pairs(encoder, pairs, dataset=HOLDOUT, model=model, pretrained=recipe, unique=True)
+        return evaluate_pairs(
+            encoder,
+            pairs,
+            dataset=HOLDOUT,
+            model=model,
+            pretrained=recipe,
+            counting=Counting(True, settings.ties),
+        )
     chosen = settings.sets[name]
     shards = list(task.project.world.evaluation_shards[name])
     if chosen.benchmark is not None:
@@ -141,6 +151,7 @@ def _evaluate(
             encoder, folder_set, model=model, pretrained=recipe, decoded=decoded,
             rules=task.config.shards.image_rules,
             classifier=lambda names, templates: _classifier(encoder, tuple(names), tuple(templates)),
+            ties=settings.ties,
         )  # fmt: skip
     options = json.dumps(dict(chosen.storage_options))
     manifest = pl.concat([_manifest(s, task.config.shards.image_rules, options) for s in shards])
@@ -154,6 +165,7 @@ def _evaluate(
         pretrained=recipe,
         tasks=chosen.tasks,
         templates=chosen.templates or ("{}",),
+        counting=Counting(ties=settings.ties),
     )
 
 

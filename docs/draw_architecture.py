@@ -37,6 +37,7 @@ FLOORS = (
     "pool",
     "errors",
     "progress",
+    "uuids",
 )
 # modules beside the rooms: the command's entry, and an old name that registered models still ask for
 BESIDE = {"cli": "commands", "classify": "evaluation"}

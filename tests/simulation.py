@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 BOARD = {"leaderboard", "report"}
 METHODS, FRACTIONS, SEEDS = ("clipcov", "random"), ("0.25", "0.5"), (0, 1)
 OUTPUTS = {
-    "raw_shards": ("manifest", "places"),
+    "raw_shards": ("manifest", "places", "source_ids"),
     "proxy_model": ("weights", "early"),
     "embeddings": ("rows",),
     "early_similarities": ("similarities",),
@@ -137,6 +137,8 @@ class Simulation:
         node = step.node
         params: Mapping[str, Any] = node.params
         read: Any = [step.inputs, node.sources]
+        if output == "source_ids":
+            return digest_of([])  # all samples have UUIDs
         if node.stage == "raw_shards":
             read = self.shards[node.partition]  # the bytes, not the listing
         if node.stage == "subsets":  # what was chosen, not where it lies

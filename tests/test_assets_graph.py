@@ -121,7 +121,7 @@ def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
 
     def change(settings: dict[str, Any]) -> None:
         settings["select"]["methods"] |= {method: {} for method in methods}
-        settings["select"]["methods"]["external"] = {"uids": "list.csv"}
+        settings["select"]["methods"]["external"] = {"uids": "list.csv", "fill": "random"}
         settings["select"]["methods"]["filtered"] = {"method": "random", "filters": filters}
         settings["select"]["fractions"] = [0.25]
 

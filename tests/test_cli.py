@@ -120,7 +120,13 @@ def mistake(place: Place, *arguments: str) -> str:
         ("train.model", "RN5", "train.model: 'RN5' is not an open_clip architecture; did you mean RN5"),
         ("proxy.model", "tiny", "proxy.model: 'tiny' is not an open_clip architecture; "),
         ("train.pretrained", "gone.pt", "train.pretrained: no checkpoint file at HERE/gone.pt; give an"),
-        ("labels.class_names", "gone.txt", "class_names: cannot read HERE/gone.txt (No such file"),
+        (
+            "labels.class_names",
+            "name.txt",
+            "labels.class_names: cannot read HERE/name.txt (No such file or directory), did you mean"
+            " 'names.txt'?; give",
+        ),
+        ("labels.class_names", "gone.txt", "labels.class_names: cannot read HERE/gone.txt (No such file"),
         ("shards.source", "gone", "data source HERE/gone"),
         ("evaluate.sets.other.shards", "gone", "data source HERE/gone"),
     ],
@@ -140,7 +146,9 @@ def test_an_empty_folder(place):
 
 def test_a_class_list_with_duplicates(place):
     (place.folder / "names.txt").write_text("cat\ndog\ncat\n")
-    assert mistake(place) == ("class_names: HERE/names.txt names 'cat' more than once; keep one line of each")
+    assert mistake(place) == (
+        "labels.class_names: HERE/names.txt names 'cat' more than once; keep one line of each"
+    )
 
 
 def test_a_half_written_yaml(place):

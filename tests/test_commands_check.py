@@ -20,11 +20,12 @@ from clipcov_pipeline.experiment.rates import measure_rates, time_needed
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import SUBSETS
 from clipcov_pipeline.experiment.store import Store
+from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import cached_weights
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.proxy.models import register_model_configs
 from make_benchmark import write_classification
-from make_shards import write_pool, write_tar
+from make_shards import sample_members, write_pool, write_tar
 
 PRESETS = ("cc3m", "cc12m", "datacomp_small")
 TINY = {"samples_seen": 64, "batch_size": 8, "warmup": 2, "num_checkpoints": 2}
@@ -256,3 +257,25 @@ def test_the_check_tells_it_of_subsets_that_are_built(tmp_path: Path):
         entry.stats = {"most_alike": 9, "draws": 20}
     (found,) = [each for each in preflight(config, measure=False).findings if each.subject == "batches"]
     assert (found.level, found.text.partition(":")[0]) == ("warning", subset)
+
+
+@pytest.mark.parametrize(
+    ("uids", "level", "text"),
+    [
+        ([f"{i:032x}" for i in range(3)], "ok", "in the json"),
+        (["00000000-0000-0000-0000-000000000007"] * 3, "note", "3 of the first 3"),  # int(uid, 16) fails
+        (
+            [None, 7, f"{5:032x}"],
+            "note",
+            "2 of the first 3 samples have no uid of 32 hex digits in",
+        ),
+    ],
+)
+def test_whether_an_npy_will_be_readable_elsewhere(uids: list[Any], level: str, text: str, tmp_path: Path):
+    members = [m for i, uid in enumerate(uids) for m in sample_members(f"{i}", "x", i, uid=uid)]
+    write_tar(tmp_path / "pool" / "0.tar", members)
+    (found,) = uid_finding(scan(str(tmp_path / "pool")))
+    assert (found.level, found.subject) == (level, "uids")
+    assert found.text.startswith(text)
+    assert ("1 have an id of another kind" in found.text) == (7 in uids)
+    assert uid_finding([]) == []

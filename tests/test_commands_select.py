@@ -95,12 +95,12 @@ def test_every_source_gives_the_same_subset(sources, arrays, uids, tmp_path, sou
     assert "F " in result.output
     expected = rank(Pool.from_arrays(*arrays, uid=uids), budget=0.1)
     frame = pl.read_parquet(tmp_path / "deep" / "subset.parquet")
-    assert frame.columns == ["uid", "rank", "gain", "class"]
+    assert frame.columns == ["uid", "rank", "gain", "latent_class"]
     named = source[0].name != "image.npy"
     assert frame["uid"].to_list() == [uids[row] if named else str(row) for row in expected.rows]
     assert frame["rank"].to_list() == list(range(1, 91))
     np.testing.assert_allclose(frame["gain"].to_numpy(), expected.gains, atol=1e-9)
-    np.testing.assert_array_equal(frame["class"].to_numpy(), arrays[2][expected.rows])
+    np.testing.assert_array_equal(frame["latent_class"].to_numpy(), arrays[2][expected.rows])
     if named:
         datacomp = np.load(tmp_path / "deep" / "subset.npy")
         assert datacomp.dtype == np.dtype("u8,u8")
@@ -183,7 +183,7 @@ def test_classes_from_prompts_or_clusters(sources, arrays, tmp_path, source):
     assert {by_uid[name] for name in frame["uid"]} == set(expected.tolist())
     assert len(uid) == N
     run("select", sources / source, "--clusters", 3, "--count", 60, "--out", tmp_path / "b")
-    assert pl.read_parquet(tmp_path / "b.parquet")["class"].max() <= 2
+    assert pl.read_parquet(tmp_path / "b.parquet")["latent_class"].max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,9 @@ def test_exit_code_and_one_line(sources, tmp_path):
         [*command, "--out", str(tmp_path / "a")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.strip() == "clipcov: fraction: found 2.0, expected a number above 0 and at most 1"
+    assert done.stderr.strip() == (
+        "clipcov: fraction: found 2.0, expected a number above 0 and at most 1 (2 % is 0.02)"
+    )
 
 
 def test_a_failed_write_leaves_what_was_there(sources, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.evaluation.folder_scores import FolderSet, evaluate_folder
-from clipcov_pipeline.evaluation.folders import read_templates
+from clipcov_pipeline.evaluation.folders import list_split, read_class_names, read_templates
 from clipcov_pipeline.evaluation.splits import DecodedImages, draw, kept_bytes
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
 from clipcov_pipeline.experiment.evaluation_folders import list_folder
@@ -263,3 +263,22 @@ def test_a_probe_needs_a_train_split(encoder, tmp_path):
     write_split(folder, "train", [labelled("only", 0, 1)])
     with pytest.raises(InputError, match=r"split: found 'train', expected another"):
         score(encoder, folder, tasks=["knn"], split="train")
+
+
+def test_list_files_are_read_as_clip_benchmark_reads_them(tmp_path):
+    """Its builder: `[line.strip() for line in text.splitlines() if line.strip()]`, and `int(text)`."""
+    (tmp_path / "classnames.txt").write_bytes(b"\xef\xbb\xbf tench\r\n\r\nhen \n  \nhen\n\n")
+    assert read_class_names(tmp_path) == ["tench", "hen", "hen"]
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("\na {c}.\n\n{c}\n")
+    assert read_templates(tmp_path) == ["a {}.", "{}"]
+    write_tar(tmp_path / "test" / "0.tar", [("a.txt", b"x")])
+    for text in ("1", " +1\n", "\ufeff1\r\n"):
+        (tmp_path / "test" / "nshards.txt").write_text(text, encoding="utf-8")
+        assert len(list_split("set", tmp_path, "test")) == 1
+    for text in ("", "0", "-1", "one"):
+        (tmp_path / "test" / "nshards.txt").write_text(text)
+        with pytest.raises(InputError, match="expected the number of shards"):
+            list_split("set", tmp_path, "test")
+    (tmp_path / "classnames.txt").write_text("\n \n")
+    with pytest.raises(InputError, match="found no class name"):
+        read_class_names(tmp_path)

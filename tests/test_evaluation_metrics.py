@@ -33,18 +33,20 @@ def unit_rows(seed: int, n: int, dim: int = 16) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def brute_force_recall(image, text, image_of_caption, ks) -> dict[str, float]:
-    """By sorting: every right answer goes behind the wrong ones that are as similar."""
+def brute_force_recall(image, text, image_of_caption, ks, shuffles=None) -> dict[str, float]:
+    """By sorting: right answers go behind wrong ones that are as similar, or where a shuffle puts them."""
     image, text = image.astype(np.float64), text.astype(np.float64)
 
     def share(queries, candidates, is_right, k) -> float:
         hits = []
         for q, query in enumerate(queries):
-            order = sorted(
-                range(len(candidates)),
-                key=lambda c: (-round(float(query @ candidates[c]), 6), is_right(q, c)),
-            )
-            hits.append(any(is_right(q, c) for c in order[:k]))
+            values = [-round(float(query @ candidate), 5) for candidate in candidates]
+            for rng in shuffles or [None]:
+                place = (
+                    [is_right(q, c) for c in range(len(values))] if rng is None else rng.random(len(values))
+                )
+                order = sorted(range(len(values)), key=lambda c: (values[c], place[c]))
+                hits.append(any(is_right(q, c) for c in order[:k]))
         return float(np.mean(hits))
 
     recall = {}
@@ -96,12 +98,12 @@ def test_recall_over_several_blocks_is_exact(monkeypatch):
     assert whole == pytest.approx(brute_force_recall(image, text, image_of_caption, KS))
 
 
-def test_ties_count_against_the_model():
+def test_ties_count_against_the_model_where_that_is_asked_for():
     image, text = unit_rows(0, 40), unit_rows(0, 40)
     image[10] = image[11] = image[12]
     text[10] = text[11] = text[12]
     text[20] = text[21]
-    ours = retrieval_recall(image, text, np.arange(40), KS)
+    ours = retrieval_recall(image, text, np.arange(40), KS, "miss")
     assert ours == pytest.approx(brute_force_recall(image, text, np.arange(40), KS))
     # captions 10 to 12 tie with three images; caption 20 is 21's, so misses its own image
     assert ours["image_retrieval_recall@1"] == pytest.approx(36 / 40)
@@ -113,17 +115,45 @@ def test_equal_images_that_differ_by_rounding_tie():
     image = np.repeat(unit_rows(0, 1), 2, axis=0)
     text = image.copy()
     image[0] *= np.float32(1 + 2e-7)
-    assert retrieval_recall(image, text, np.arange(2), (1,)) == {
-        "image_retrieval_recall@1": 0.0,
-        "text_retrieval_recall@1": 0.0,
-    }
+    for ties, value in (("miss", 0.0), ("expected", 0.5)):
+        assert retrieval_recall(image, text, np.arange(2), (1,), ties) == {
+            "image_retrieval_recall@1": value,
+            "text_retrieval_recall@1": value,
+        }
 
 
-def test_collapsed_and_diverged_models_score_nothing():
-    for row in (unit_rows(0, 1), np.full((1, 16), np.nan, np.float32)):
-        same = np.repeat(row, 30, axis=0)
-        assert set(retrieval_recall(same, same, np.arange(30), KS).values()) == {0.0}
-        assert set(zero_shot_metrics(same, same, np.arange(30)).values()) == {0.0}
+@pytest.mark.parametrize("captions_per_image", [1, 3])
+def test_a_tie_counts_its_expected_value(captions_per_image):
+    """Beside the mean over random orders: a recall over shuffles is what each copy's chance comes to."""
+    of = np.repeat(np.arange(12), captions_per_image)
+    image, text = unit_rows(0, 12, 4), unit_rows(0, 12, 4)[of] + 0.4 * unit_rows(5, len(of), 4)
+    image[3] = image[4] = image[5]
+    text[0], text[7], text[8] = text[9], text[9], text[9]
+    text = text / np.linalg.norm(text, axis=1, keepdims=True)
+    ours = retrieval_recall(image, text, of, KS)
+    shuffles = [np.random.default_rng(seed) for seed in range(1500)]
+    assert ours == pytest.approx(brute_force_recall(image, text, of, KS, shuffles), abs=0.012)
+    assert ours != pytest.approx(retrieval_recall(image, text, of, KS, "miss"), abs=0.012)
+
+
+def test_ties_as_clip_benchmark_has_them():
+    image, text = unit_rows(0, 40), unit_rows(0, 40)
+    image[10] = image[11] = image[12]
+    text[20] = text[21] = text[22] = text[23] = text[24]
+    theirs = clip_benchmark_recall(image, text, np.arange(40), KS)
+    assert retrieval_recall(image, text, np.arange(40), KS, "clip_benchmark") == pytest.approx(theirs)
+
+
+def test_collapsed_models_score_chance_and_diverged_ones_nothing():
+    same = np.repeat(unit_rows(0, 1), 30, axis=0)
+    level = retrieval_chance_level(np.arange(30), 30, KS)
+    assert retrieval_recall(same, same, np.arange(30), KS) == pytest.approx(level)
+    assert zero_shot_metrics(same, same, np.arange(30)) == pytest.approx(zero_shot_chance_level(30))
+    assert set(retrieval_recall(same, same, np.arange(30), KS, "miss").values()) == {0.0}
+    same[:] = np.nan
+    for ties in ("expected", "clip_benchmark", "miss"):
+        assert set(retrieval_recall(same, same, np.arange(30), KS, ties).values()) == {0.0}
+        assert set(zero_shot_metrics(same, same, np.arange(30), ties).values()) == {0.0}
 
 
 def test_a_nan_row_is_one_miss_and_harms_no_other():
@@ -175,11 +205,13 @@ def test_zero_shot_against_scikit_learn():
     assert ours["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(targets, scores.argmax(1)))
 
 
-def test_zero_shot_ties_count_against_the_model():
+def test_zero_shot_ties_count_by_the_rule_chosen():
     classifier = unit_rows(0, 6)
     classifier[1] = classifier[0]
-    ours = zero_shot_metrics(classifier, classifier, np.arange(6))
+    ours = zero_shot_metrics(classifier, classifier, np.arange(6), "miss")
     assert ours == pytest.approx({"acc1": 4 / 6, "acc5": 1.0, "mean_per_class_recall": 4 / 6})
+    ours = zero_shot_metrics(classifier, classifier, np.arange(6))
+    assert ours == pytest.approx({"acc1": 5 / 6, "acc5": 1.0, "mean_per_class_recall": 5 / 6})
 
 
 def test_zero_shot_chance_level():
@@ -259,7 +291,9 @@ def test_evaluation_reads_each_image_once_and_counts_the_damaged(evaluation_set)
         assert made["metrics"].keys() == made["chance"].keys()
     # images 10 and 11 share the name "noise 10", which is image 10's
     assert retrieval["metrics"]["image_retrieval_recall@1"] == pytest.approx(11 / 12)
-    assert retrieval["metrics"]["text_retrieval_recall@1"] == pytest.approx(10 / 12)
+    # image 10 has its own caption and 11's, which is the same text
+    assert retrieval["metrics"]["text_retrieval_recall@1"] == pytest.approx(10.5 / 12)
+    assert retrieval["ties"] == names["ties"] == "expected"
     assert retrieval["chance"]["image_retrieval_recall@5"] == pytest.approx(5 / 12)
     assert names["n_classes"] == 11
     assert names["metrics"]["acc1"] == pytest.approx(11 / 12)
@@ -322,3 +356,11 @@ def test_shard_that_changed_since_its_manifest(evaluation_set):
     Path(shards[1].url).write_bytes(tar_bytes([m for i in (6, 8, 7) for m in noise(f"{i:03d}", i)]))
     with pytest.raises(InputError, match="shard b no longer holds sample '007'"):
         embed_pairs(PixelEncoder(), shards, manifest)
+
+
+def test_damaged_pairs_are_named(evaluation_set):
+    shards, manifest = evaluation_set
+    pairs = embed_pairs(PixelEncoder(), shards, manifest)
+    named = ["a/100: not an image of the formats", "a/101: no .jpg"]
+    for made in evaluate_pairs(PixelEncoder(), pairs, **NAMED, tasks=("retrieval", "zeroshot_names")):
+        assert [text[: len(start)] for text, start in zip(made["damaged"], named, strict=True)] == named

@@ -33,6 +33,7 @@ def test_a_mode_of_one_method_is_named_as_in_the_yaml(built):
     assert step.node.name == "rankings/clipcov"
     assert step.why == (
         "select.methods.clipcov.class_balance proportional -> global",  # the notebook mode's default
+        "select.methods.clipcov.clip_negative False -> True",
         "select.methods.clipcov.mode greedy -> notebook",
     )
 
@@ -211,7 +212,10 @@ def test_a_shard_added_is_the_reason_given(built):
         assert built.plan().ready() == (stage, ["d"])
         for step in built.plan().of(stage, "d"):
             built.execute(step)
-    assert why(built.plan())["pseudo_labels"] == ("embeddings/d#rows added",)
+    assert why(built.plan())["pseudo_labels"] == (
+        "embeddings/d#rows added",
+        "raw_shards/d#source_ids added",
+    )
 
 
 def test_a_shard_changed(built):
@@ -242,7 +246,10 @@ def test_a_shard_changed_without_consequence_for_its_embeddings(built):
 
 def test_a_shard_removed(built):
     del built.shards["b"]
-    assert why(built.plan())["pseudo_labels"] == ("embeddings/b#rows removed",)
+    assert why(built.plan())["pseudo_labels"] == (
+        "embeddings/b#rows removed",
+        "raw_shards/b#source_ids removed",
+    )
     assert built.run() == builds({"sample_index"} | FROM_LABELS)
     built.shards["b"] = "content of b"
     assert built.run() == dict.fromkeys({"sample_index"} | FROM_LABELS, "restore")

@@ -86,6 +86,28 @@ def test_symbolic_links_to_shards(tmp_path):
     assert names(scan(str(tmp_path / "pool"))) == ["x"]
 
 
+def test_folders_reached_through_links(tmp_path):
+    write_pool(tmp_path / "elsewhere" / "deep", n_shards=2)
+    write_pool(tmp_path / "pool" / "own", n_shards=1)
+    pool = tmp_path / "pool"
+    (pool / "linked").symlink_to(tmp_path / "elsewhere")
+    (pool / "again").symlink_to(pool / "own")  # a part of the pool by another name: its samples come once
+    (tmp_path / "elsewhere" / "circle").symlink_to(pool)
+    (pool / "broken").symlink_to(tmp_path / "gone")
+    expected = ["linked__deep__00000", "linked__deep__00001", "own__00000"]
+    assert names(scan(str(pool))) == expected
+    (tmp_path / "front").symlink_to(pool)
+    assert names(scan(str(tmp_path / "front"))) == expected
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "0000?.tar", "*"])
+def test_a_star_is_told_what_to_write(tmp_path, pattern):
+    write_pool(tmp_path, n_shards=1)
+    with pytest.raises(InputError) as error:
+        scan(f"{tmp_path}/{pattern}")
+    assert f"write {tmp_path} for all shards in it, or {tmp_path}/{{00000..00012}}.tar" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

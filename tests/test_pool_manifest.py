@@ -2,14 +2,16 @@
 
 import hashlib
 import struct
+import uuid
 import zlib
 from pathlib import Path
 
 import pytest
 
 from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.pool.manifest import MANIFEST_SCHEMA, read_shard, uid_of
+from clipcov_pipeline.pool.manifest import MANIFEST_SCHEMA, kept_aside, read_shard
 from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
+from clipcov_pipeline.pool.uids import source_id_of, uid_of
 from make_shards import MAX_PIXELS, image_bytes, read, sample_members, statuses, write_pool, write_tar
 
 
@@ -63,6 +65,8 @@ def test_manifest_of_a_good_shard(tmp_path):
         "reason": None,
         "image_ext": "png",
         "image_sha256": hashlib.sha256(members[0][1]).hexdigest(),
+        "source_id": None,
+        "json_problem": None,
     }
 
 
@@ -97,6 +101,7 @@ def test_report_does_not_depend_on_the_number_of_threads(tmp_path):
     (shard,) = scan(str(write_tar(tmp_path / "s.tar", members)))
     one, many = (read_shard(shard, max_pixels=MAX_PIXELS, workers=workers) for workers in (1, 8))
     assert one.manifest.equals(many.manifest)
+    assert kept_aside(one.manifest) == {"duplicate_uid": 10, "undecodable_image": 1}  # not what is ok
     assert one.manifest["status"].value_counts(sort=True).rows() == [
         ("ok", 40),
         ("duplicate_uid", 10),
@@ -117,6 +122,63 @@ def test_uid_is_the_json_s_where_it_is_one():
     hashed = hashlib.sha256(b"s/k").hexdigest()[:32]
     for meta in (None, {}, {"uid": "12"}, {"uid": 7}, {"uid": given + "0"}, {"uid": "g" * 32}):
         assert uid_of("s", "k", meta) == hashed
+    dashed = str(uuid.UUID(given)).upper()
+    assert uid_of("s", "k", {"uid": dashed}) == given.lower()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("0" * 64, "0" * 64),  # a sha256
+        (12, "12"),
+        (0, "0"),
+        ("img-7", "img-7"),
+        ("0" * 32, None),
+        (str(uuid.UUID(int=5)), None),
+        (None, None),
+        ("", None),
+    ],
+)
+def test_an_id_that_is_no_uuid_is_kept_beside_the_uid(given, kept, tmp_path):
+    members = [*sample_members("a", "x", 1, uid=given), *sample_members("b", "y", 2)]
+    rows = read(write_tar(tmp_path / "s.tar", members)).manifest
+    assert rows["source_id"].to_list() == [kept, None]
+    assert source_id_of({"uid": given}) == kept
+    hashed = hashlib.sha256(b"s/a").hexdigest()[:32]
+    as_uid = f"{uuid.UUID(given).int:032x}" if kept is None and given else hashed
+    assert rows["uid"][0] == as_uid
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"{", "the .json member does not parse"),
+        (b"", "the .json member is empty"),
+        (b"[1, 2]", "the .json member is no object"),
+        ('{"uid": "é"}'.encode("latin-1"), "the .json member is not UTF-8"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "the .json member does not parse"),
+        (b'\xef\xbb\xbf{"uid": "7"}', None),
+    ],
+)
+def test_a_json_of_no_use_loses_no_pair_and_is_counted(data, problem, tmp_path):
+    members = [*sample_members("a", "x", 1)[:2], ("a.json", data), *sample_members("b", "y", 2)]
+    rows = read(write_tar(tmp_path / "s.tar", members)).manifest
+    assert rows["status"].to_list() == ["ok", "ok"]
+    assert rows["json_problem"].to_list() == [problem, None]
+    assert rows["source_id"][0] == ("7" if problem is None else None)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    """Else equal captions differ: for every reader, the manifest, the places and a training."""
+    texts = [b"a red bird", b"\xef\xbb\xbfa red bird", b"\xef\xbb\xbf  a red bird\r\n", b"\xef\xbb\xbf"]
+    members = [m for i, text in enumerate(texts) for m in ((f"{i}.png", image_bytes(i)), (f"{i}.txt", text))]
+    path = write_tar(tmp_path / "s.tar", members)
+    report = read(path)
+    assert report.manifest["caption"].to_list()[:3] == ["a red bird"] * 3
+    assert report.manifest["status"].to_list() == ["ok", "ok", "ok", "empty_caption"]
+    assert report.places["caption_hash"].n_unique() == 1
+    (shard,) = scan(str(path))
+    assert [sample.caption for sample in iter_samples(shard, None)] == ["a red bird"] * 3
 
 
 # --- one status after another -------------------------------------------------------------------------

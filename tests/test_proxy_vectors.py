@@ -384,3 +384,20 @@ def test_a_pin_may_be_set_again_and_moved(vectors):
     vectors.pin(TABLE, first, "other")
     tags = vectors.open(TABLE).tags.list()
     assert {name: tag["version"] for name, tag in tags.items()} == {"tag": second, "other": first}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", VECTORS)
+def test_no_write_takes_an_embedding_that_is_not_finite(vectors: Vectors, name: str, bad: float) -> None:
+    """``add`` (a new shard) and ``merge_insert`` (one that is there): LanceDB refuses NaN in the first."""
+    rows = shard_of("a", 5)
+    values = vectors_of(rows, name).copy()
+    values[3, 2] = bad
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), DIM)
+    broken = rows.set_column(rows.schema.get_field_index(name), name, column)
+    with pytest.raises(ValueError, match=f"{name} of shard a: found 1 rows that are not finite"):
+        vectors.replace_shard(TABLE, "a", broken)
+    vectors.replace_shard(TABLE, "a", rows)
+    with pytest.raises(ValueError, match="that are not finite, first uid"):
+        vectors.replace_shard(TABLE, "a", broken)
+    assert stored(vectors) == combined(rows)

@@ -56,7 +56,7 @@ def test_two_leaderboards() -> None:
 def test_two_parquets_need_no_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     subset("abcd", [0, 0, 0, 1]).write_parquet("a.parquet")
-    # as `clipcov select` writes it
+    # as `clipcov select` wrote it before ranks and classes had one schema
     subset("abce", [0, 0, 0, 1]).rename({"latent_class": "class"}).write_parquet("b.parquet")
     result = CliRunner().invoke(cli, ["diff", "a.parquet", "b.parquet", "--json"])
     assert result.exit_code == 0

@@ -14,6 +14,7 @@ from clipcov_pipeline.experiment.recipes import Recipe
 from clipcov_pipeline.report.leaderboard import (
     SCORE_SCHEMA,
     bootstrap_interval,
+    certain,
     collect_scores,
     leaderboard,
     suite_notes,
@@ -421,3 +422,29 @@ def test_a_suite_is_the_mean_of_the_sets_that_are_there():
         "none/acc1: not defined, none of its 1 sets has a folder; left out, folder absent: gone",
     ]
     assert with_suites(scores, {}).equals(scores)
+
+
+def test_a_metric_that_cannot_be_missed_is_in_no_average():
+    """acc5 of 3 classes is 1 by any model; CLIP_benchmark writes NaN there."""
+    base = {
+        "arm": "x",
+        "method": "x",
+        "fraction": 0.5,
+        "protocol": "samples_seen",
+        "seed": 0,
+        "n_samples": 10,
+    }
+    values = {"few": (1.0, 1.0), "a": (0.4, 0.1), "b": (0.2, 0.3)}
+    scores = pl.DataFrame(
+        [{**base, "metric": f"{k}/acc5", "value": v, "chance": c} for k, (v, c) in values.items()],
+        schema=SCORE_SCHEMA,
+    )
+    suites = {"s": Suite(sets=("few", "a", "b"), metric="acc5"), "t": Suite(sets=("few",), metric="acc5")}
+    found = with_suites(scores, suites)
+    assert found["metric"].to_list() == ["s/acc5", "few/acc5", "a/acc5", "b/acc5"]
+    assert found["value"][0] == pytest.approx(0.3)
+    assert found["chance"][0] == pytest.approx(0.2)
+    assert suite_notes(suites, (), certain(scores)) == [
+        "s/acc5: mean of 2 of its 3 sets (a, b); left out, chance level is 100 %: few",
+        "t/acc5: not defined, none of its 1 sets can be missed; left out, chance level is 100 %: few",
+    ]

@@ -47,7 +47,7 @@ def test_properties(data, draw):
     options = {
         "mode": draw.draw(st.sampled_from(["greedy", "strict", "notebook"]), label="mode"),
         "class_balance": draw.draw(
-            st.sampled_from(["global", "proportional", "sqrt", "uniform"]), label="balance"
+            st.sampled_from(["global", "proportional", "quota", "sqrt", "uniform"]), label="balance"
         ),
         "class_floor": draw.draw(st.integers(0, 3), label="floor"),
         "clip_negative": clip,
@@ -167,7 +167,7 @@ def test_proportional_balance_keeps_shares_and_floor():
 def test_notebook_mode_is_the_batch_rule():
     # few pairs a class and a small batch: many batches, each with its constant
     data = synthetic_arrays(900, 5, 32)
-    dense = Dense(*data)
+    dense = Dense(*data, clip=True)  # the published notebook's, and this mode's default
     scores, left, new, taken, order = dense.base.copy(), set(range(900)), {}, {}, []
     while left:
         i = max(left, key=lambda row: (scores[row], -data[2][row], -row))

@@ -1,5 +1,6 @@
 """Lists of uids that somebody else chose, in every format, as rankings and on the command line."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from click.testing import CliRunner
 from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection import Pool, rank
+from clipcov_pipeline.selection import Pool, explain, rank
+from clipcov_pipeline.selection.explain import describe
 from clipcov_pipeline.selection.external import listed
 from clipcov_pipeline.subsets.files import write_datacomp_npy
 
@@ -39,18 +41,18 @@ def write(path: Path, uids: list[str | None]) -> str:
 def test_listed_first_in_the_files_order(pool, tmp_path, name):
     uids = [UIDS[row] for row in CHOSEN]
     path = write(tmp_path / name, [*uids[:5], "0" * 32, uids[2], *uids[5:], None])
-    whole = rank(pool, "external", uids=path)
+    whole = rank(pool, "external", uids=path, fill="random")
     assert whole.rows[:40].tolist() == CHOSEN
     assert sorted(whole.rows) == list(range(N))
     assert whole.gains.tolist() == [1.0] * 40 + [0.0] * (N - 40)
     for budget in (7, 40, 90):
-        part = rank(pool, "external", budget, uids=path)
+        part = rank(pool, "external", budget, uids=path, fill="random")
         np.testing.assert_array_equal(part.rows, whole.rows[:budget])
         np.testing.assert_array_equal(part.gains, whole.gains[:budget])
-    other = rank(pool, "external", uids=path, seed=1)
+    other = rank(pool, "external", uids=path, seed=1, fill="random")
     assert other.rows[:40].tolist() == CHOSEN
     assert not np.array_equal(other.rows[40:], whole.rows[40:])
-    assert listed(pool, path).unknown == 1
+    assert (listed(pool, path).unknown, listed(pool, path).missing) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.npy"])
@@ -83,9 +85,9 @@ def test_filters_come_first(pool, tmp_path):
     own = pool.pair_similarity()
     best, worst = (write(tmp_path / f"{row}.csv", [UIDS[row]]) for row in (own.argmax(), own.argmin()))
     filters = {"min_similarity": bound, "rejected": "last"}
-    first = rank(pool, "external", uids=best, filters=filters)
+    first = rank(pool, "external", uids=best, filters=filters, fill="random")
     assert (first.rows[0], len(first), first.gains.sum()) == (own.argmax(), N, 1)
-    last = rank(pool, "external", uids=worst, filters=filters)
+    last = rank(pool, "external", uids=worst, filters=filters, fill="random")
     assert np.flatnonzero(last.rows == own.argmin()) == np.flatnonzero(last.gains) == (own >= bound).sum()
 
 
@@ -124,3 +126,44 @@ def test_on_the_command_line(tmp_path):
     assert done.exit_code == 0, done.output
     assert pl.read_parquet(tmp_path / "out.parquet")["uid"].to_list() == [UIDS[row] for row in CHOSEN]
     assert "1 uids of" in done.stderr
+
+
+def test_nothing_is_filled_up_that_was_not_asked_for(pool, tmp_path):
+    path = write(tmp_path / "list.csv", [UIDS[row] for row in CHOSEN])
+    assert rank(pool, "external", uids=path).rows.tolist() == CHOSEN
+    assert rank(pool, "external", 40, uids=path).rows.tolist() == CHOSEN
+    for budget in (41, 0.5):
+        with pytest.raises(InputError, match=r"expected at most 40, which .*list.csv lists of this pool"):
+            rank(pool, "external", budget, uids=path)
+    bound = float(np.median(pool.pair_similarity()[CHOSEN]))
+    filters = {"min_similarity": bound}
+    passing = [row for row in CHOSEN if pool.pair_similarity()[row] >= bound]
+    assert rank(pool, "external", len(passing), uids=path, filters=filters).rows.tolist() == passing
+    with pytest.raises(InputError, match=f"expected at most {len(passing)}, which are listed and pass"):
+        rank(pool, "external", len(passing) + 1, uids=path, filters=filters)
+    last = rank(pool, "external", 40, uids=path, filters={**filters, "rejected": "last"})
+    assert set(last.rows.tolist()) == set(CHOSEN)
+    assert last.rows[: len(passing)].tolist() == passing
+
+
+def test_a_list_names_samples_as_people_do(tmp_path):
+    """By uid, by a UUID written another way, and by the id that the samples had before."""
+    ids = [None if row % 3 else f"row-{row // 2}" for row in range(N)]
+    pool = Pool.from_arrays(*synthetic_arrays(N, 4, 16), uid=UIDS, source_id=np.array(ids, object))
+    dashed = str(uuid.UUID(UIDS[7])).upper()
+    path = write(tmp_path / "list.csv", ["row-6", dashed, "nobody", UIDS[3], UIDS[7], "row-3"])
+    found = listed(pool, path)
+    assert found.rows.tolist() == [12, 7, 3, 6]
+    assert found.unknown == 1
+    assert pool.row_of("row-6") == 12
+    assert pool.row_of(dashed) == 7
+    twice = Pool.from_arrays(
+        *synthetic_arrays(N, 4, 16), uid=UIDS, source_id=np.array(["5"] * 2 + [None] * (N - 2), object)
+    )
+    with pytest.raises(InputError, match=f"the source id of 2 samples.* {UIDS[0]} or {UIDS[1]}"):
+        twice.row_of("5")
+    assert listed(twice, write(tmp_path / "numbers.parquet", ["5"])).rows.tolist() == [0, 1]
+    taken = pool.take(np.array([12, 0]))
+    assert taken.row_of("row-6") == 0
+    assert explain(pool, "row-6", 0.5).uid == UIDS[12]
+    assert "(source id row-6)" in describe(explain(pool, "row-6", 0.5))

@@ -199,6 +199,7 @@ def assert_tidy(table: pl.DataFrame) -> None:
 QUANTITIES = {
     *("alignment", "scale", "frobenius_error", "spectral_error", "subspace_overlap"),
     *("class_total_variation", "class_coverage", "rare_class_coverage", "largest_empty_class"),
+    *("classes_left_out", "samples_left_out"),
     *(f"{side}_{kind}" for side in ("image", "caption", "cross")
       for kind in ("within", "between", "separation")),
     *("proxy_loss", "duplicate_images", "duplicate_captions", "near_duplicate_images"),
@@ -318,3 +319,14 @@ def test_the_benchmark_prints_seconds_and_memory() -> None:
     seconds, _, memory = map(float, lines[2].split()[1:])
     assert 0 < seconds < 60
     assert 0 < memory < 4
+
+
+def test_classes_and_samples_left_out_are_counted() -> None:
+    image, text, classes, similarity = synthetic_arrays(60, 1, 16, seed=2)
+    classes[:] = np.repeat([0, 1, 2, 4], [40, 12, 5, 3])  # there is no class 3
+    rows = np.r_[np.arange(10), 53]
+    found = overall(diagnose(Pool.from_arrays(image, text, classes, similarity), rows, draws=3).table)
+    assert found["classes_left_out"]["value"] == 2
+    assert found["samples_left_out"]["value"] == 15
+    assert "(25.0%)" in found["samples_left_out"]["note"]
+    assert found["samples_left_out"]["pool"] == 0

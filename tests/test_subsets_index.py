@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
-from clipcov_pipeline.subsets.cut import Choice, cut_ranking, write_subset
+from clipcov_pipeline.subsets.cut import Choice, cut_ranking, whole_pool, write_subset
 from clipcov_pipeline.subsets.export import export_subset
 from clipcov_pipeline.subsets.index import (
     INDEX_SCHEMA,
@@ -112,6 +112,18 @@ def test_a_ranking_is_cut_at_its_fraction_or_at_the_share_that_is_drawn_from() -
     for fraction, share in ((0.7, None), (0.3, 0.7)):
         with pytest.raises(InputError, match="found 6 ranked samples, expected at least 7"):
             cut_ranking(ranking, 10, fraction, share)
+
+
+def test_a_subset_keeps_source_ids_and_counts_ranks_from_one(pool: list[Shard]) -> None:
+    places = places_by_shard(pool)
+    labels = places.select("uid", "shard", latent_class=pl.lit(0))
+    ids = pl.Series([None, "7", *[None] * (labels.height - 2)], dtype=pl.String)
+    index = subset_index(whole_pool(labels).rows.reverse(), labels.with_columns(source_id=ids), places)
+    assert index["rank"].to_list() == list(range(1, labels.height + 1))
+    assert index["source_id"].to_list() == ids.to_list()
+    assert index.columns == [*INDEX_SCHEMA, "source_id"]
+    assert "source_id" not in training_rows(index, pool).columns
+    assert "source_id" not in subset_index(whole_pool(labels).rows, labels, places).columns
 
 
 def test_another_quota_is_another_subset(pool: list[Shard], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ COLUMN_SCHEMA, ROW_COUNT = "dagster/column_schema", "dagster/row_count"
 
 DESCRIPTIONS = {
     "uid": "global id of the sample, 32 hex digits",
+    "source_id": "the id that the sample's json has, where that is no UUID",
+    "json_problem": "why the sample's json is of no use; the pair is still good",
     "key": "the sample's key within its shard (WebDataset `__key__`)",
     "shard": "name of the shard that holds the sample",
     "image_sha256": "sha256 of the image's bytes",
@@ -20,7 +22,7 @@ DESCRIPTIONS = {
     "latent_class": "number of the sample's latent class",
     "label_similarity": "similarity of the sample and its class",
     "margin": "by how much the class is ahead of the next best",
-    "rank": "place in the method's order, from 0",
+    "rank": "place in the method's order, from 1",
     "gain": "what the sample adds to the method's objective when it is taken",
     "mean": "mean over the seeds, a share between 0 and 1",
     "std": "standard deviation over the seeds",

@@ -137,7 +137,7 @@ def standing(project: Project) -> str:
     if primary not in scores["metric"]:
         return ""
     board = leaderboard.leaderboard(scores, method_names(project.config))
-    sizes, more = leaderboard.subset_sizes(project.plan()), leaderboard.missing_sets(project)
+    sizes, more = leaderboard.subset_sizes(project.plan()), leaderboard.score_notes(project, scores)
     return tables.as_text(board, primary, sizes, missing, more)
 
 

@@ -52,7 +52,7 @@ def _known(project: Project) -> dict[str, Any]:
     plan, primary = project.plan(), project.config.evaluate.primary_metric
     scores, missing = leaderboard.scores_so_far(project)
     board = leaderboard.leaderboard(scores, method_names(project.config))
-    more, is_scored = leaderboard.missing_sets(project), primary in scores["metric"]
+    more, is_scored = leaderboard.score_notes(project, scores), primary in scores["metric"]
     sizes = leaderboard.subset_sizes(plan)
     outcomes = evaluate_checks(project.config, plan.records)
     made = plan.by_name["report"].record

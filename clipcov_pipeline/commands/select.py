@@ -29,8 +29,8 @@ from clipcov_pipeline.commands.pool_options import (
 def command(source: Path, method: str, threads: int | None, out: Path, **options: Any) -> None:
     """Rank SOURCE by a method and write the subset.
 
-    SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet, an .npz, an .npy of image embeddings with --text,
-    or a folder as clip-retrieval writes it. Embeddings have unit norm.
+    SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet (or a folder of them), an .npz, an .npy of image
+    embeddings with --text, or a folder as clip-retrieval writes it. Embeddings have unit norm.
     """
     from clipcov_pipeline.selection.measure import Phases
     from clipcov_pipeline.selection.methods import budget_count, reads_captions, validate_method
@@ -63,14 +63,17 @@ def command(source: Path, method: str, threads: int | None, out: Path, **options
     click.echo(_summary(report))
     click.echo("wrote " + ", ".join(map(str, written)))
     if len(written) < 3:
-        click.echo("no DataComp .npy: the uids are not 32 hex digits", err=True)
+        click.echo("no DataComp .npy: the uids are not all UUIDs (32 hex digits)", err=True)
 
 
 def _say_unknown(pool: Any, uids: str) -> None:
     from clipcov_pipeline.selection.external import listed
 
-    if unknown := listed(pool, uids).unknown:
-        click.echo(f"{unknown:,} uids of {uids} are not in the pool", err=True)
+    found = listed(pool, uids)
+    if found.unknown:
+        click.echo(f"{found.unknown:,} uids of {uids} are not in the pool", err=True)
+    if found.missing:
+        click.echo(f"{found.missing:,} rows of {uids} have no uid", err=True)
 
 
 def _objective(pool: Any, rows: Any, params: dict[str, Any] | None, threads: int | None) -> dict[str, float]:
@@ -92,6 +95,7 @@ def _report(
 
     taken = np.bincount(pool.latent_class[ranking.rows], minlength=pool.n_classes)
     sizes = pool.class_sizes
+    empty = sizes[(sizes > 0) & (taken == 0)]
     return {
         "version": __version__,
         "method": method,
@@ -103,6 +107,7 @@ def _report(
             "classes": int((sizes > 0).sum()),
         },
         "subset": {"pairs": len(ranking), "classes": int((taken > 0).sum())},
+        "left_out": {"classes": len(empty), "pairs": int(empty.sum())},
         "objective": value,
         "class_counts": {str(c): [int(taken[c]), int(sizes[c])] for c in np.flatnonzero(sizes)},
         "seconds": phases.seconds,
@@ -115,10 +120,12 @@ def _summary(report: dict[str, Any]) -> str:
     value = report["objective"]
     terms = "  ".join(f"{name} {value[name]:,.1f}" for name in value if name != "F")
     seconds = "  ".join(f"{name} {took:.2f}" for name, took in report["seconds"].items())
+    left = report["left_out"]
     return "\n".join(
         [
             f"{report['method']}: {report['subset']['pairs']:,} of {report['pool']['pairs']:,} pairs, "
-            f"{report['subset']['classes']:,} of {report['pool']['classes']:,} classes",
+            f"{report['subset']['classes']:,} of {report['pool']['classes']:,} classes"
+            f" ({left['pairs']:,} pairs are in classes left out)",
             f"F {value['F']:,.1f} = {terms}",
             f"seconds: {seconds}; anonymous memory {max(report['anonymous_bytes'].values()) / 1e9:.2f} GB",
         ]

@@ -39,7 +39,7 @@ from clipcov_pipeline.evaluation.splits import (
     draw,
     embed_split,
 )
-from clipcov_pipeline.evaluation.tasks import METRICS
+from clipcov_pipeline.evaluation.tasks import METRICS, Ties
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.pixels import RULES, ImageRules
 
@@ -102,6 +102,7 @@ def evaluate_folder(
     decoded: DecodedImages,
     classifier: Callable[[Sequence[str], Sequence[str]], np.ndarray],
     rules: ImageRules = RULES,
+    ties: Ties = "expected",
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on a folder: one record a task; every image is read and embedded once.
 
@@ -113,12 +114,13 @@ def evaluate_folder(
         decoded: decoded images of earlier checkpoints.
         classifier: (class names, templates) -> float32 [n_classes, d], as `prompts.class_embeddings`.
         rules: which images are usable; others are counted as damaged.
+        ties: what one counts, see `ties`.
 
     Raises:
         InputError: nothing readable, labels or captions missing, a label without a class name.
     """
     splits = _embed_splits(partial(embed_split, encoder, decoded=decoded, rules=rules), chosen)
-    named = {"dataset": chosen.name, "model": model, "pretrained": pretrained}
+    named: dict[str, Any] = {"dataset": chosen.name, "model": model, "pretrained": pretrained, "ties": ties}
     return [
         _retrieval(encoder, chosen, splits.test, named)
         if task == "retrieval"
@@ -156,7 +158,7 @@ def _classification(
     chosen: FolderSet,
     splits: _Splits,
     classifier: Callable[[Sequence[str], Sequence[str]], np.ndarray],
-    named: Mapping[str, str],
+    named: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Record of a task that asks for the class of every image that has one."""
     test = splits.test
@@ -165,10 +167,10 @@ def _classification(
         raise InputError(f"evaluate.sets.{chosen.name}: no image has a .cls member with a class index")
     images, targets, n_classes = test.image_embedding[rows], test.labels[rows], _n_classes(chosen, splits)
     if task == "zeroshot_classification":
-        metrics, details = _zero_shot(chosen, images, targets, classifier)
+        metrics, details = _zero_shot(chosen, images, targets, classifier, named["ties"])
     else:
         scores, details = _trained(task, chosen.name, splits, images, n_classes)
-        metrics = classification_metrics(scores, targets)
+        metrics = classification_metrics(scores, targets, named["ties"])
     chance = zero_shot_chance_level(n_classes)
     return record(
         task=task,
@@ -195,11 +197,12 @@ def _zero_shot(
     images: np.ndarray,
     targets: np.ndarray,
     classifier: Callable[[Sequence[str], Sequence[str]], np.ndarray],
+    ties: Ties,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Accuracies of a classifier made of the class names, and fields of the record."""
     assert chosen.class_names is not None
     assert chosen.templates is not None
-    metrics = zero_shot_metrics(images, classifier(chosen.class_names, chosen.templates), targets)
+    metrics = zero_shot_metrics(images, classifier(chosen.class_names, chosen.templates), targets, ties)
     where = "folder" if chosen.settings.templates is None else "yaml"
     return metrics, {"n_templates": len(chosen.templates), "templates_from": where}
 
@@ -250,7 +253,7 @@ def _n_classes(chosen: FolderSet, splits: _Splits) -> int:
 
 
 def _retrieval(
-    encoder: FolderEncoder, chosen: FolderSet, test: EmbeddedSplit, named: Mapping[str, str]
+    encoder: FolderEncoder, chosen: FolderSet, test: EmbeddedSplit, named: Mapping[str, Any]
 ) -> dict[str, Any]:
     rows = [row for row, captions in enumerate(test.captions) if captions]
     if not rows:
@@ -260,7 +263,7 @@ def _retrieval(
     images, texts = test.image_embedding[rows], encoder.encode_texts(captions)
     return record(
         task="zeroshot_retrieval",
-        metrics=retrieval_recall(images, texts, image_of),
+        metrics=retrieval_recall(images, texts, image_of, ties=named["ties"]),
         n_samples=len(rows),
         n_captions=len(captions),
         chance=retrieval_chance_level(image_of, len(rows)),

@@ -36,11 +36,15 @@ def list_split(where: str, folder: Path, split: str) -> list[Shard]:
     path = existing_file(
         where, folder, f"{split}/nshards.txt", "is this a folder in CLIP_benchmark's layout?"
     )
-    text = path.read_text(errors="replace").strip()
-    if not text.isdecimal() or int(text) == 0:
+    text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
+    try:
+        count = int(text)  # as CLIP_benchmark
+    except ValueError:
+        count = 0
+    if count < 1:
         raise InputError(f"{where}: {path} holds {text[:40]!r}, expected the number of shards")
     shards = []
-    for index in range(int(text)):
+    for index in range(count):
         tar = folder / split / f"{index}.tar"
         if not tar.is_file():
             raise InputError(f"{where}: {tar} is missing, {path} says {text} shards: copy the folder again")
@@ -64,8 +68,16 @@ def existing_file(where: str, folder: Path, file: str, advice: str) -> Path:
 
 
 def read_class_names(folder: Path) -> list[str]:
-    """Return the class names by class index; ImageNet's own has names that occur twice."""
-    return [line.strip() for line in _lines(folder / CLASS_NAMES)]
+    """Return the class names by class index, as CLIP_benchmark: blank lines are none, a name may come twice.
+
+    Raises:
+        InputError: not readable, or no name in it.
+    """
+    path = folder / CLASS_NAMES
+    names = [line.strip() for line in _lines(path) if line.strip()]
+    if not names:
+        raise InputError(f"{path}: found no class name, expected one a line; copy it again")
+    return names
 
 
 def read_templates(folder: Path) -> list[str]:

@@ -1,13 +1,13 @@
 """Metrics by CLIP_benchmark's names, their chance levels, and the record that holds them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 
 import numpy as np
 
-# Similarities closer than this are ties: equal images of two batches differ by float32 rounding.
-TIE = 1e-6
+from clipcov_pipeline.evaluation.tasks import Ties
+from clipcov_pipeline.evaluation.ties import Standing, standing, standings
 
 _BLOCK_ROWS = 1024
 
@@ -17,18 +17,19 @@ def retrieval_recall(
     text_embedding: np.ndarray,
     image_of_caption: np.ndarray,
     ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "expected",
 ) -> dict[str, float]:
     """Return recall at k in both directions, as CLIP_benchmark names and defines it (zeroshot_retrieval).
 
     `image_retrieval_recall@k` is the share of captions whose image is among the k most similar images;
     `text_retrieval_recall@k` the share of images with at least one of their captions among the k most similar
-    captions. Only an image's own captions count: an equal caption of another image is a tie, so a miss at
-    k = 1.
+    captions. Only an image's own captions count: an equal caption of another image is a tie.
 
     Args:
         image_embedding, text_embedding: float [n, d] and [m, d], unit rows.
         image_of_caption: int [m], row of each caption's image; every image has a caption.
         ks: the k.
+        ties: what one counts, see `ties`.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -40,10 +41,13 @@ def retrieval_recall(
     if n_images == 0 or set(np.unique(image_of_caption)) != set(range(n_images)):
         raise ValueError(f"every one of the {n_images} images needs a caption, and every caption an image")
     own = np.arange(n_captions)
-    image_rank = _ranks(
+    of_caption = standings(
         text_embedding,
         image_embedding,
         lambda start, stop: (own[start:stop] - start, image_of_caption[start:stop]),
+        ks,
+        ties,
+        _BLOCK_ROWS,
     )
     by_image = np.argsort(image_of_caption, kind="stable")
     sorted_images = image_of_caption[by_image]
@@ -52,21 +56,23 @@ def retrieval_recall(
         low, high = np.searchsorted(sorted_images, [start, stop])
         return sorted_images[low:high] - start, by_image[low:high]
 
-    text_rank = _ranks(image_embedding, text_embedding, own_captions)
-    recall = {f"image_retrieval_recall@{k}": float((image_rank < k).mean()) for k in ks}
-    return recall | {f"text_retrieval_recall@{k}": float((text_rank < k).mean()) for k in ks}
+    of_image = standings(image_embedding, text_embedding, own_captions, ks, ties, _BLOCK_ROWS)
+    recall = {f"image_retrieval_recall@{k}": float(of_caption.hits(k, ties).mean()) for k in ks}
+    return recall | {f"text_retrieval_recall@{k}": float(of_image.hits(k, ties).mean()) for k in ks}
 
 
 def zero_shot_metrics(
-    image_embedding: np.ndarray, classifier: np.ndarray, targets: np.ndarray
+    image_embedding: np.ndarray, classifier: np.ndarray, targets: np.ndarray, ties: Ties = "expected"
 ) -> dict[str, float]:
     """Return `acc1`, `acc5` and `mean_per_class_recall`, as CLIP_benchmark's zeroshot_classification.
 
-    The recall is averaged over the classes that have an image.
+    The recall is averaged over the classes that have an image. Of under 5 classes acc5 is 1, as is its chance
+    level (CLIP_benchmark writes NaN, which JSON has not): it says nothing, and is in no average.
 
     Args:
         image_embedding, classifier: float [n, d] and [n_classes, d], unit rows.
         targets: int [n], class index of each image.
+        ties: what one counts, see `ties`.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -81,26 +87,31 @@ def zero_shot_metrics(
             f"targets reach {targets.min()} to {targets.max()}, there are {len(classifier)} classes"
         )
     rows = np.arange(len(targets))
-    rank = _ranks(
-        image_embedding, classifier, lambda start, stop: (rows[start:stop] - start, targets[start:stop])
+    found = standings(
+        image_embedding,
+        classifier,
+        lambda start, stop: (rows[start:stop] - start, targets[start:stop]),
+        (1, 5),
+        ties,
+        _BLOCK_ROWS,
     )
-    return _accuracies(rank, targets)
+    return _accuracies(found, targets, ties)
 
 
-def classification_metrics(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+def classification_metrics(
+    scores: np.ndarray, targets: np.ndarray, ties: Ties = "expected"
+) -> dict[str, float]:
     """As `zero_shot_metrics`, from any classifier's scores: float [n, n_classes], a row of NaN is a miss."""
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    rows = np.arange(len(scores))
-    ahead = scores >= scores[rows, targets][:, None] - TIE
-    ahead[rows, targets] = False
-    return _accuracies(ahead.sum(axis=1), np.asarray(targets))
+    targets = np.asarray(targets)
+    return _accuracies(standing(scores, (np.arange(len(scores)), targets), (1, 5), ties), targets, ties)
 
 
-def _accuracies(rank: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    hits, sizes = np.bincount(targets, weights=rank < 1), np.bincount(targets)
+def _accuracies(found: Standing, targets: np.ndarray, ties: Ties) -> dict[str, float]:
+    first = found.hits(1, ties)
+    hits, sizes = np.bincount(targets, weights=first), np.bincount(targets)
     return {
-        "acc1": float((rank < 1).mean()),
-        "acc5": float((rank < 5).mean()),
+        "acc1": float(first.mean()),
+        "acc5": float(found.hits(5, ties).mean()),
         "mean_per_class_recall": float((hits[sizes > 0] / sizes[sizes > 0]).mean()),
     }
 
@@ -160,28 +171,3 @@ def record(
         "n_samples": n_samples,
         **extra,
     }
-
-
-def _ranks(
-    queries: np.ndarray,
-    candidates: np.ndarray,
-    own_pairs: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
-) -> np.ndarray:
-    """int64 [n_queries]: how many wrong candidates are at least as similar as the best right one (less TIE).
-
-    own_pairs(start, stop): (query - start, candidate) of all right pairs of these queries.
-    """
-    queries = np.asarray(queries, dtype=np.float32)
-    candidates = np.asarray(candidates, dtype=np.float32)
-    ranks = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, len(queries))
-        scores = queries[start:stop] @ candidates.T
-        scores[np.isnan(scores)] = -np.inf
-        right = own_pairs(start, stop)
-        best = np.full(stop - start, -np.inf, np.float32)
-        np.maximum.at(best, right[0], scores[right])
-        ahead = scores >= (best - TIE)[:, None]
-        ahead[right] = False
-        ranks[start:stop] = ahead.sum(axis=1)
-    return ranks

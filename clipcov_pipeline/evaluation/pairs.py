@@ -2,9 +2,9 @@
 
 Scores are defined and recorded as CLIP_benchmark does.
 
-Everything is counted so that a tie never helps: a wrong answer as similar as the right one ranks before it,
-where CLIP_benchmark's `topk` leaves the order of ties to chance. A collapsed model, which embeds all alike,
-thus scores 0. A row of NaN (a model that diverged) is a miss and stays in the denominator.
+A wrong answer as similar as the right one is a tie: it counts by its expected value, where CLIP_benchmark's
+`topk` leaves the order to chance (see `ties`). A collapsed model, which embeds all alike, thus scores chance
+level. A row of NaN (a model that diverged) is a miss and stays in the denominator.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from clipcov_pipeline.evaluation.metrics import (
     zero_shot_chance_level,
     zero_shot_metrics,
 )
+from clipcov_pipeline.evaluation.tasks import Ties
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
 from clipcov_pipeline.proxy.prompts import TextEncoder, class_embeddings
@@ -35,13 +36,17 @@ class PairEncoder(TextEncoder, Protocol):
     ) -> np.ndarray: ...
 
 
+SHOWN = 5  # damaged pairs are named, the others counted
+
+
 @dataclass(frozen=True)
 class EmbeddedPairs:
     """The readable pairs of an evaluation set, embedded.
 
     uids, captions, image_sha256, shards and keys [n]; image_embedding and text_embedding float32 [n, d], unit
     rows or NaN.
-    n_damaged: pairs of the set that cannot be read and are in no denominator.
+    n_damaged: pairs of the set that cannot be read and are in no denominator; damaged: the first of them, as
+    ``SHARD/KEY: why``.
     """
 
     uids: list[str]
@@ -52,6 +57,7 @@ class EmbeddedPairs:
     n_damaged: int
     shards: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def n_without_embedding(self) -> int:
@@ -94,7 +100,13 @@ def embed_pairs(
         n_damaged=manifest.height - rows.height,
         shards=rows["shard"].to_list(),
         keys=rows["key"].to_list(),
+        damaged=_damaged(manifest),
     )
+
+
+def _damaged(manifest: pl.DataFrame) -> list[str]:
+    bad = manifest.filter(pl.col("status") != SampleStatus.ok).head(SHOWN)
+    return [f"{row['shard']}/{row['key']}: {row['reason']}" for row in bad.iter_rows(named=True)]
 
 
 def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[str, pl.DataFrame]:
@@ -102,8 +114,9 @@ def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[
     # an image of one colour is of no use to train on, but a query like any other
     good = manifest.filter(pl.col("status").is_in([SampleStatus.ok, SampleStatus.one_colour]))
     if good.is_empty():
+        first = f", first {some[0]}" if (some := _damaged(manifest)) else ""
         raise InputError(
-            f"evaluation set: none of its {manifest.height} pairs is readable; see the manifest for reasons"
+            f"evaluation set: none of its {manifest.height} pairs is readable{first}; copy it again"
         )
     # the manifest is in each tar's order, so the images come in the order of its rows once shards are grouped
     parts = {name: rows for (name,), rows in good.partition_by("shard", as_dict=True).items()}
@@ -136,6 +149,14 @@ def _images(
             )
 
 
+@dataclass(frozen=True)
+class Counting:
+    """What is counted: unique, as in `evaluate_retrieval`; ties, as in `metrics.retrieval_recall`."""
+
+    unique: bool = False
+    ties: Ties = "expected"
+
+
 def evaluate_pairs(
     encoder: PairEncoder,
     pairs: EmbeddedPairs,
@@ -145,7 +166,7 @@ def evaluate_pairs(
     pretrained: str,
     tasks: Sequence[str] = ("retrieval",),
     templates: Sequence[str] = ("{}",),
-    unique: bool = False,
+    counting: Counting = Counting(),
 ) -> list[dict[str, Any]]:
     """Score a checkpoint on an evaluation set: one record a task, in the order of `tasks`.
 
@@ -155,11 +176,12 @@ def evaluate_pairs(
         dataset, model, pretrained: for the records.
         tasks: `retrieval`, `zeroshot_names`.
         templates: as `evaluate_names`, which also says what is raised.
-        unique: as `evaluate_retrieval`.
+        counting: what is counted.
     """
     named: dict[str, Any] = {"dataset": dataset, "model": model, "pretrained": pretrained}
+    named["ties"] = counting.ties
     return [
-        evaluate_retrieval(pairs, **named, unique=unique)
+        evaluate_retrieval(pairs, **named, unique=counting.unique)
         if task == "retrieval"
         else evaluate_names(encoder, pairs, **named, templates=templates)
         for task in tasks
@@ -174,6 +196,7 @@ def evaluate_retrieval(
     pretrained: str,
     ks: Sequence[int] = (1, 5, 10),
     unique: bool = False,
+    ties: Ties = "expected",
 ) -> dict[str, Any]:
     """Return the record of the retrieval recalls over all pairs, one caption an image, and the chance level.
 
@@ -184,6 +207,7 @@ def evaluate_retrieval(
         unique: leave out each pair whose caption or image file came before in the set: in a pool with
             boilerplate captions most queries have no single right answer. `n_samples` is the denominator,
             `n_left_out` the rest.
+        ties: what one counts.
     """
     rows = _first_of_each(pairs) if unique else np.arange(len(pairs.captions))
     own = np.arange(len(rows))
@@ -192,11 +216,13 @@ def evaluate_retrieval(
         "zeroshot_retrieval",
         model,
         pretrained,
-        retrieval_recall(pairs.image_embedding[rows], pairs.text_embedding[rows], own, ks),
+        retrieval_recall(pairs.image_embedding[rows], pairs.text_embedding[rows], own, ks, ties),
         len(rows),
+        ties=ties,
         chance=retrieval_chance_level(own, len(rows), ks),
         n_left_out=len(pairs.captions) - len(rows),
         n_damaged=pairs.n_damaged,
+        damaged=pairs.damaged,
         n_without_embedding=pairs.n_without_embedding,
     )
 
@@ -209,6 +235,7 @@ def evaluate_names(
     model: str,
     pretrained: str,
     templates: Sequence[str] = ("{}",),
+    ties: Ties = "expected",
 ) -> dict[str, Any]:
     """Return the record of zero-shot classification of the images over the set's captions as class names.
 
@@ -220,6 +247,7 @@ def evaluate_names(
         pairs: the set.
         dataset, model, pretrained: for the record.
         templates: prompt templates with `{}`; a class's embedding is the normalised mean over them.
+        ties: what one counts.
 
     Raises:
         InputError: as `class_embeddings`.
@@ -227,7 +255,8 @@ def evaluate_names(
     names = list(dict.fromkeys(pairs.captions))
     class_of = {name: index for index, name in enumerate(names)}
     targets = np.array([class_of[caption] for caption in pairs.captions])
-    metrics = zero_shot_metrics(pairs.image_embedding, class_embeddings(encoder, names, templates), targets)
+    classifier = class_embeddings(encoder, names, templates)
+    metrics = zero_shot_metrics(pairs.image_embedding, classifier, targets, ties)
     return record(
         dataset,
         "zeroshot_classification",
@@ -235,9 +264,11 @@ def evaluate_names(
         pretrained,
         metrics,
         len(targets),
+        ties=ties,
         chance=zero_shot_chance_level(len(names)),
         n_classes=len(names),
         n_damaged=pairs.n_damaged,
+        damaged=pairs.damaged,
         n_without_embedding=pairs.n_without_embedding,
     )
 

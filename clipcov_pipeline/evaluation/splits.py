@@ -12,6 +12,7 @@ import psutil
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.evaluation.probe import stratified
+from clipcov_pipeline.pool.captions import caption_text
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS, RULES, ImageRules, UnusableImageError, usable_rgb
 from clipcov_pipeline.pool.tars import Group, NotATarError, iter_all_groups, map_in_order
@@ -187,7 +188,7 @@ def _decode(
             continue
         pixels.append(image)
         labels.append(_label(group))
-        text = (group.get("txt") or b"").decode("utf-8", "replace")
+        text = caption_text(group.get("txt") or b"", "replace")
         captions.append(tuple(line.strip() for line in text.splitlines() if line.strip()))
         if len(pixels) == _CHUNK:
             yield chunk()

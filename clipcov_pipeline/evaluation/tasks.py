@@ -11,6 +11,10 @@ METRICS: dict[str, tuple[str, ...]] = {
     "knn": ("knn_acc1",),  # CLIP_benchmark has none
 }
 
+Ties = Literal["expected", "clip_benchmark", "miss"]
+"""What a tie of right and wrong answers counts: its expected value in a random order, what torch.topk makes
+of it (CLIP_benchmark's way), or a miss."""
+
 EvaluationTask = Literal["retrieval", "zeroshot_names", "zeroshot_classification", "linear_probe", "knn"]
 
 SHARDS_TASKS = ("retrieval", "zeroshot_names")

@@ -160,7 +160,12 @@ def _pseudo_labels(config: Config, world: World) -> Node:
         WHOLE,
         params={"labels": config.labels.semantic(), **_holdout(config)},
         sources=_tokens(world, "labels.class_names"),
-        inputs=(WEIGHTS, *(Input(EMBEDDINGS, shard.name, "rows") for shard in world.shards)),
+        inputs=(
+            WEIGHTS,
+            *(Input(EMBEDDINGS, shard.name, "rows") for shard in world.shards),
+            # what a manifest has beside the rows
+            *(Input(RAW_SHARDS, shard.name, "source_ids") for shard in world.shards),
+        ),
     )
 
 
@@ -253,8 +258,10 @@ def _checkpoint(config: Config, world: World, arm: Recipe) -> Node:
 
 def _scores(config: Config, world: World, arm: Recipe, name: str) -> Node:
     checkpoint, partition = Input(CHECKPOINTS, arm.key, "weights"), _part(arm, name)
+    ties = {} if config.evaluate.ties == "expected" else {"ties": config.evaluate.ties}
     if name == HOLDOUT:
-        return Node(SCORES, partition, inputs=(checkpoint, Input(PSEUDO_LABELS, WHOLE, "holdout")))
+        inputs = (checkpoint, Input(PSEUDO_LABELS, WHOLE, "holdout"))
+        return Node(SCORES, partition, {"evaluate": ties} if ties else {}, inputs=inputs)
     settings = config.evaluate.sets[name]
     place = {"shards", "benchmark"}  # what is there counts, not where
     semantic = {key: value for key, value in settings.semantic().items() if key not in place}
@@ -263,7 +270,7 @@ def _scores(config: Config, world: World, arm: Recipe, name: str) -> Node:
     return Node(
         SCORES,
         partition,
-        params={"evaluate": {"sets": {name: semantic}}, **_image_rules(config)},
+        params={"evaluate": {"sets": {name: semantic}, **ties}, **_image_rules(config)},
         sources={**shards, **_tokens(world, *files)},
         inputs=(checkpoint,),
     )

@@ -16,6 +16,7 @@ from clipcov_pipeline.experiment.evaluation_folders import list_folder
 from clipcov_pipeline.experiment.findings import Finding
 from clipcov_pipeline.experiment.rates import measure_rates, time_finding, time_needed
 from clipcov_pipeline.experiment.store import Store
+from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import weights_findings
 from clipcov_pipeline.experiment.world import (
     absent_sets,
@@ -70,8 +71,14 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
     """
     pool_findings, shards = _pool(config)
     samples, size_finding = _pool_size(config, shards)
-    findings = [*pool_findings, *size_finding, *weights_findings(config), *_evaluation(config)]
-    findings += repeats_findings(config, Store(config.work / "store"))
+    findings = [
+        *pool_findings,
+        *size_finding,
+        *uid_finding(shards),
+        *weights_findings(config),
+        *_evaluation(config),
+        *repeats_findings(config, Store(config.work / "store")),
+    ]
     class_names(config)
     arms: list[ArmSteps] = []
     disk: dict[str, int] = {}

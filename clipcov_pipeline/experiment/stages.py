@@ -63,7 +63,14 @@ def _inputs(record: Record) -> str:
 
 
 RAW_SHARDS = _row(
-    Stage("raw_shards", "2", "shard", files={"places": "places.parquet"}, computed={"manifest": _manifest})
+    Stage(
+        "raw_shards",
+        "2",
+        "shard",
+        files={"places": "places.parquet"},
+        computed={"manifest": _manifest},
+        content=("source_ids",),  # a column of the manifest
+    )
 )
 
 PROXY_MODEL = _row(Stage("proxy_model", "1", files={"weights": CHECKPOINT, "early": EARLY_CHECKPOINT}))
@@ -77,7 +84,7 @@ EARLY_SIMILARITIES = _row(
 PSEUDO_LABELS = _row(
     Stage(
         "pseudo_labels",
-        "1",
+        "2",
         files={"labels": "labels.parquet", "holdout": "holdout.parquet"},
         computed={"pool": _inputs},
     )
@@ -85,14 +92,14 @@ PSEUDO_LABELS = _row(
 
 SAMPLE_INDEX = _row(Stage("sample_index", "1", files={"index": "index.parquet"}))
 
-RANKINGS = _row(Stage("rankings", "2", "method", files={"ranking": "ranking.parquet"}))
+RANKINGS = _row(Stage("rankings", "3", "method", files={"ranking": "ranking.parquet"}))
 
 SUBSETS = _row(Stage("subsets", "2", "subset", content=("samples", "subset")))  # wherever the samples lie
 
 POOL_MAP = _row(Stage("pool_map", "1", files={"map": "map.parquet"}))
 
 SUBSET_DIAGNOSTICS = _row(
-    Stage("subset_diagnostics", "1", "subset", files={"table": "table.parquet", OVERLAP: "overlap.parquet"})
+    Stage("subset_diagnostics", "2", "subset", files={"table": "table.parquet", OVERLAP: "overlap.parquet"})
 )
 
 SUBSET_GALLERIES = _row(Stage("subset_galleries", "2", "subset", files={"gallery": GALLERY}))
@@ -104,7 +111,7 @@ CHECKPOINTS = _row(
 
 SCORES = _row(Stage("scores", "4", "arm", files={"scores": "scores.json", "neighbours": "neighbours.json"}))
 
-LEADERBOARD = _row(Stage("leaderboard", "2", files={"scores": "scores.parquet"}))
+LEADERBOARD = _row(Stage("leaderboard", "3", files={"scores": "scores.parquet"}))
 
 CHECKPOINT_GALLERIES = _row(Stage("checkpoint_galleries", "2", "arm", files={"gallery": GALLERY}))
 

@@ -196,7 +196,10 @@ def class_names(config: Config) -> list[str] | str:
         case "sample":
             return sample_class_names()
         case path:
-            return load_class_names(config.resolve(path))
+            try:
+                return load_class_names(config.resolve(path))
+            except InputError as error:
+                raise InputError(f"labels.{error}") from error
 
 
 def latent_class_names(config: Config) -> list[str] | None:

@@ -1,5 +1,6 @@
 """Finds the shards of a source: a folder, a brace pattern, an fsspec URL. A token tells when one changes."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -165,6 +166,12 @@ def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
 
 def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]]:
     """(root, path -> listing entry) of one tar or of a folder's tars."""
+    if any(letter in path for letter in "*?") and not filesystem.exists(path):
+        folder = source.rpartition("/")[0] or "."
+        raise InputError(
+            f"data source {source}: found a pattern with * or ?, expected a folder or braces: write {folder}"
+            f" for all shards in it, or {folder}/{{00000..00012}}.tar"
+        )
     path = path.rstrip("/") or path
     if path.endswith(".tar"):
         entry = _info(filesystem, path)
@@ -173,7 +180,7 @@ def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]
         if entry["type"] == "file":
             return path.rpartition("/")[0], {path: entry}
     try:
-        entries = filesystem.find(path, detail=True)
+        entries = _walk(path) if _is_local(filesystem) else filesystem.find(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         entries = {}
     if not entries and not filesystem.exists(path):
@@ -187,6 +194,29 @@ def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]
             "expected WebDataset shards in the img2dataset layout"
         )
     return path, found
+
+
+def _walk(folder: str) -> dict[str, dict]:
+    """Every file below a local folder, also behind links to folders.
+
+    Each folder is read once, by its own name where it lies inside: a link may lead in a circle, or to a part
+    of the pool.
+    """
+    found: dict[str, dict] = {}
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        links: list[str] = []
+        for root, folders, files in os.walk(waiting.pop(0)):
+            if (real := os.path.realpath(root)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            links += [f"{root}/{name}" for name in folders if Path(root, name).is_symlink()]
+            found |= {f"{root}/{name}": {"type": "file"} for name in files}
+        waiting += links
+    return found
 
 
 def _is_shard(relative: str) -> bool:

@@ -1,7 +1,5 @@
 """A shard's manifest: every sample is checked and given a row, and what is read off such rows later."""
 
-import hashlib
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
 from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
 from clipcov_pipeline.pool.tars import DigestReader, Group, NotATarError, map_in_order, read_groups
+from clipcov_pipeline.pool.uids import source_id_of, uid_of
 
 MANIFEST_SCHEMA = {
     "uid": pl.String,
@@ -28,11 +27,11 @@ MANIFEST_SCHEMA = {
     "reason": pl.String,
     "image_ext": pl.String,
     "image_sha256": pl.String,
+    "source_id": pl.String,
+    "json_problem": pl.String,
 }
 
 _SAME_UID = "an earlier sample of this shard has the same uid"
-
-_UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ class ShardReport:
     """What `read_shard` found.
 
     manifest: one row a sample, in the tar's order, columns as `MANIFEST_SCHEMA`; `status` is a
-    `SampleStatus`, `reason` is null where it is `ok`, `uid` is unique among the rows that are `ok`.
+    `SampleStatus`, `reason` is null where it is `ok`, `uid` is unique among the rows that are `ok`;
+    `source_id` is the json's `uid` where that is no UUID, `json_problem` why a json is of no use (the pair is
+    still good: only what the json says is lost).
     places: one row a sample that is ok, in the same order, columns as `PLACES_SCHEMA`.
     sha256: of the whole file, hex.
     quarantined: why the file is not a tar at all (the manifest is then empty), else None.
@@ -104,18 +105,12 @@ def read_shard(
     return ShardReport(manifest, pl.DataFrame(places, schema=PLACES_SCHEMA), digest, quarantined)
 
 
-def uid_of(shard_name: str, key: str, meta: dict | None) -> str:
-    """Return a sample's uid, 32 lower-case hex digits: the json's `uid` if it is one, else of `shard/key`."""
-    given = (meta or {}).get("uid")
-    if isinstance(given, str) and _UID.fullmatch(given):
-        return given.lower()
-    return hashlib.sha256(f"{shard_name}/{key}".encode()).hexdigest()[:32]
-
-
 def _check(shard_name: str, rules: ImageRules, group: Group) -> tuple[dict, dict]:
     """The manifest's row of one sample, and where a good one lies."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
-    row.update(uid=uid_of(shard_name, group.key, group.meta()), key=group.key, shard=shard_name)
+    meta, problem = group.read_meta()
+    row.update(uid=uid_of(shard_name, group.key, meta), key=group.key, shard=shard_name)
+    row.update(source_id=source_id_of(meta), json_problem=problem)
     row["status"], row["reason"] = check_sample(group, row, rules)
     good = row["status"] == SampleStatus.ok
     return row, places_of(group, row) if good else {}
@@ -124,6 +119,12 @@ def _check(shard_name: str, rules: ImageRules, group: Group) -> tuple[dict, dict
 def good_samples(manifest: Path) -> pl.DataFrame:
     """Return the usable rows of a shard's manifest, in the tar's order."""
     return pl.read_parquet(manifest).filter(pl.col("status") == SampleStatus.ok)
+
+
+def kept_aside(manifest: pl.DataFrame) -> dict[str, int]:
+    """Return how many samples of a manifest are not usable, by their status, the most first."""
+    bad = manifest.filter(pl.col("status") != SampleStatus.ok)["status"].value_counts(sort=True)
+    return dict(bad.sort("count", "status", descending=[True, False]).iter_rows())
 
 
 def with_image_hash(members: pl.DataFrame) -> pl.DataFrame:
@@ -135,3 +136,10 @@ def keys_by_shard(samples: pl.DataFrame) -> Mapping[str, set[str]]:
     """Return the keys of these samples for each shard; columns ``shard`` and ``key`` are read."""
     grouped = samples.group_by("shard", maintain_order=True).agg("key")
     return {shard: set(keys) for shard, keys in grouped.iter_rows()}
+
+
+def with_source_id(samples: pl.DataFrame, named: pl.DataFrame) -> pl.DataFrame:
+    """Add ``source_id`` from a frame with ``uid`` and, where any sample has one, ``source_id``."""
+    if "source_id" not in named.columns:
+        return samples
+    return samples.join(named.select("uid", "source_id"), on="uid", how="left", maintain_order="left")

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from clipcov_pipeline.pool.captions import caption_text
 from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.pixels import (
     IMAGE_EXTENSIONS,
@@ -172,7 +173,7 @@ def _caption(group: Group) -> tuple[str | None, SampleStatus]:
     if data is None:
         return None, SampleStatus.missing_caption
     try:
-        caption = data.decode("utf-8").strip()
+        caption = caption_text(data)
     except UnicodeDecodeError:
         return None, SampleStatus.non_utf8_caption
     return (caption, SampleStatus.ok) if caption else (None, SampleStatus.empty_caption)

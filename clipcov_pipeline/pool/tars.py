@@ -55,11 +55,22 @@ class Group:
 
     def meta(self) -> dict[str, Any] | None:
         """The json as a dict; None where there is none or it is broken, which is no reason to lose a pair."""
+        return self.read_meta()[0]
+
+    def read_meta(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The json as a dict, and why there is a json but no dict."""
+        data = self.get("json")
+        if data is None:
+            return None, None
         try:
-            meta = json.loads(self.get("json") or b"")
-        except (ValueError, RecursionError):
-            return None
-        return meta if isinstance(meta, dict) else None
+            meta = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            kind = "is empty" if not data.strip() else "does not parse"
+            kind = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else kind
+            return None, f"the .json member {kind}"
+        if not isinstance(meta, dict):
+            return None, "the .json member is no object"
+        return meta, None
 
 
 def iter_groups(

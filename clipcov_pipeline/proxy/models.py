@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.errors import InputError, near_file
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
@@ -69,7 +69,8 @@ def check_model(spec: ModelSpec) -> None:
         return
     if os.sep in spec.pretrained or Path(spec.pretrained).suffix in CHECKPOINT_SUFFIXES:
         raise InputError(
-            f"pretrained: no checkpoint file at {spec.pretrained}; give an existing file or a tag"
+            f"pretrained: no checkpoint file at {spec.pretrained}{near_file(Path(spec.pretrained))}; give an"
+            " existing file or a tag"
         )
     _check_tag(spec.model, spec.pretrained)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.errors import InputError, near_file
 
 
 class TextEncoder(Protocol):
@@ -34,24 +34,24 @@ def imagenet_templates() -> list[str]:
 
 
 def load_class_names(path: str | Path) -> list[str]:
-    """Read class names from a UTF-8 text file, one a line, white space around them dropped.
+    """Read class names from a UTF-8 text file, one a line, white space around them and blank lines dropped.
 
     Raises:
-        InputError: no such file, not UTF-8, no name in it, a blank line, or a name that occurs twice.
+        InputError: no such file, not UTF-8, no name in it, or a name that occurs twice.
     """
     path = Path(path)
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(
-            f"class_names: cannot read {path} ({error.strerror}); give a text file with one class name a line"
+            f"class_names: cannot read {path} ({error.strerror}){near_file(path)}; give a text file with one"
+            " class name a line"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"class_names: {path} is not UTF-8 (byte {error.start}); convert it") from error
-    if not any(names):
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
         raise InputError(f"class_names: {path} names no class; give one class name a line")
-    if "" in names:
-        raise InputError(f"class_names: line {names.index('') + 1} of {path} is blank; remove it")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(
             f"class_names: {path} names {', '.join(map(repr, repeated[:5]))} more than once"

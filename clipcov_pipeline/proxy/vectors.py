@@ -121,7 +121,13 @@ class Vectors:
         return (self.folder / f"{name}.lance").is_dir()
 
     def replace_shard(self, name: str, shard: str, rows: "pa.Table") -> int:
-        """Let ``rows`` be all rows of a shard, in one atomic version; return that version's number."""
+        """Let ``rows`` be all rows of a shard, in one atomic version; return that version's number.
+
+        Raises:
+            ValueError: an embedding that is not finite: LanceDB refuses these in ``add`` but takes them in
+                ``merge_insert``, and a filter on them keeps them.
+        """
+        _check_finite(shard, rows)
         table = self._open_or_create(name, rows.schema)
         before, shards = table.version, self._shards_of(name, table)
         if shard in shards:
@@ -203,6 +209,19 @@ class Vectors:
             tags.update(tag, version)
         else:
             tags.create(tag, version)
+
+
+def _check_finite(shard: str, rows: "pa.Table") -> None:
+    import numpy as np
+
+    for name in VECTORS:
+        bad = ~np.isfinite(vectors_of(rows, name)).all(axis=1)
+        if bad.any():
+            uid = rows.column("uid")[int(bad.argmax())].as_py()
+            raise ValueError(
+                f"{name} of shard {shard}: found {int(bad.sum())} rows that are not finite, first uid {uid},"
+                " expected none: the proxy gives no embedding of them, leave them out"
+            )
 
 
 def _shards_in(table: "Table") -> set[str]:

@@ -92,10 +92,12 @@ class SubsetDiff:
     ranks: dict[int, float]
     """k -> share that the first k of A and the first k of B have in common."""
     settings: list[str] = field(default_factory=list)
+    source_ids: dict[str, str] = field(default_factory=dict)
+    """uid -> the sample's own id, of those that only one of them has, where the json's is no UUID."""
 
 
 def compare_subsets(a: pl.DataFrame, b: pl.DataFrame) -> SubsetDiff:
-    """Compare two subsets: columns ``uid``, ``rank``, and ``latent_class`` (or ``class``)."""
+    """Compare two subsets: columns ``uid``, ``rank``, ``latent_class`` (``class`` in older files)."""
     first, second = set(a["uid"]), set(b["uid"])
     both = first & second
     counts_a, counts_b = _class_counts(a), _class_counts(b)
@@ -112,7 +114,15 @@ def compare_subsets(a: pl.DataFrame, b: pl.DataFrame) -> SubsetDiff:
         only_b=[uid for uid in order_b if uid not in both],
         classes=sorted(classes, key=lambda row: (-abs(row[1] - row[2]), row[0])),
         ranks={k: len(set(order_a[:k]) & set(order_b[:k])) / k for k in steps},
+        source_ids=_source_ids(a, first ^ second) | _source_ids(b, first ^ second),
     )
+
+
+def _source_ids(frame: pl.DataFrame, uids: set[str]) -> dict[str, str]:
+    if "source_id" not in frame.columns:
+        return {}
+    named = frame.select("uid", "source_id").drop_nulls()
+    return {uid: name for uid, name in named.iter_rows() if uid in uids}
 
 
 def _class_counts(frame: pl.DataFrame) -> Counter[int]:
@@ -150,7 +160,8 @@ def subset_text(diff: SubsetDiff, names: tuple[str, str], shown: int = 5) -> str
     for name, uids in (("A", diff.only_a), ("B", diff.only_b)):
         if uids:
             more = f" and {len(uids) - shown:,} more" if len(uids) > shown else ""
-            lines.append(f"only {name}, best ranks first: {', '.join(uids[:shown])}{more}")
+            some = [f"{uid} ({own})" if (own := diff.source_ids.get(uid)) else uid for uid in uids[:shown]]
+            lines.append(f"only {name}, best ranks first: {', '.join(some)}{more}")
     if diff.classes:
         lines.append(f"class counts that differ: {len(diff.classes):,}, most:")
         lines += [f"  class {c}: {x:,} -> {y:,} ({y - x:+,})" for c, x, y in diff.classes[:TOP_CLASSES]]

@@ -72,7 +72,8 @@ def with_suites(
     """Put a metric ``SUITE/METRIC`` before the others: the mean over the suite's sets that are there.
 
     An arm that lacks the score of one of them has no average, so that all averages are over the same sets.
-    ``chance`` is averaged too, ``n_samples`` added up.
+    A set on which nothing can be missed (chance level 1, as acc5 of under 5 classes) says nothing and is in
+    none. ``chance`` is averaged too, ``n_samples`` added up.
 
     Args:
         scores: `collect_scores`'s table.
@@ -81,8 +82,10 @@ def with_suites(
     """
     keys = [name for name in scores.columns if name not in ("metric", "value", "chance", "n_samples")]
     parts = []
+    empty = certain(scores)
     for name, suite in suites.items():
         members = [f"{member}/{suite.metric}" for member in suite.sets if member not in absent]
+        members = [metric for metric in members if metric not in empty]
         mean = (
             scores.filter(pl.col("metric").is_in(members))
             .group_by(keys, maintain_order=True)
@@ -98,23 +101,44 @@ def with_suites(
     return pl.concat([*parts, scores])
 
 
-def suite_notes(suites: Mapping[str, Suite], absent: Container[str] = ()) -> list[str]:
-    """Return a line a suite that names the sets it is the mean of, and those it is not."""
+def certain(scores: pl.DataFrame) -> set[str]:
+    """Return the metrics ``SET/METRIC`` whose chance level is 1, as of acc5 with under 5 classes."""
+    return set(scores.filter(pl.col("chance") >= 1)["metric"])
+
+
+def suite_notes(
+    suites: Mapping[str, Suite], absent: Container[str] = (), empty: Container[str] = ()
+) -> list[str]:
+    """Return a line a suite that names the sets it is the mean of, and those it is not.
+
+    ``absent``: sets without a folder; ``empty``: metrics that say nothing (`certain`).
+    """
     lines = []
     for name, suite in suites.items():
-        found = [member for member in suite.sets if member not in absent]
-        left_out = [member for member in suite.sets if member in absent]
+        gone = [member for member in suite.sets if member in absent]
+        few = [member for member in suite.sets if f"{member}/{suite.metric}" in empty]
+        found = [member for member in suite.sets if member not in (*gone, *few)]
         text = f"mean of {len(found)} of its {len(suite.sets)} sets ({', '.join(found)})"
         text = text if found else f"not defined, none of its {len(suite.sets)} sets has a folder"
-        rest = f"; left out, folder absent: {', '.join(left_out)}" if left_out else ""
+        text = f"not defined, none of its {len(suite.sets)} sets can be missed" if few and not found else text
+        rest = f"; left out, folder absent: {', '.join(gone)}" if gone else ""
+        rest += f"; left out, chance level is 100 %: {', '.join(few)}" if few else ""
         lines.append(f"{name}/{suite.metric}: {text}{rest}")
     return lines
 
 
-def missing_sets(project: Project) -> list[str]:
-    """Return lines on what each suite is the mean of, and on the sets that are left out."""
-    world = project.world
-    return [*suite_notes(project.config.evaluate.suites, world.absent), *world.warnings()]
+TIES_TEXT = {
+    "expected": "a tie with wrong answers counts its share of a random order (evaluate.ties: expected)",
+    "clip_benchmark": "ties fall as torch.topk orders them (evaluate.ties: clip_benchmark)",
+    "miss": "a tie with a wrong answer is a miss (evaluate.ties: miss)",
+}
+
+
+def score_notes(project: Project, scores: pl.DataFrame) -> list[str]:
+    """Return lines on ties, on what each suite is the mean of, and on the sets that are left out."""
+    world, settings = project.world, project.config.evaluate
+    notes = suite_notes(settings.suites, world.absent, certain(scores))
+    return [TIES_TEXT[settings.ties], *notes, *world.warnings()]
 
 
 def scores_so_far(project: Project) -> tuple[pl.DataFrame, list[str]]:

@@ -131,7 +131,7 @@ def _leaderboard(project: Project, plan: Plan) -> tuple[Table, list[Plot]]:
     headings, rows = report_tables.to_rows(board, primary, leaderboard.subset_sizes(plan))
     caption = "The primary metric over the share of the pool; dashed: the full pool, dotted: chance."
     plots = [Plot(webp(folder / "leaderboard.png"), caption)]
-    notes = [*report_tables.notes(board, primary), *leaderboard.missing_sets(project)]
+    notes = [*report_tables.notes(board, primary), *leaderboard.score_notes(project, board)]
     return Table(headings, rows, "\n".join(notes)), plots
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.external import external
 from clipcov_pipeline.selection.merge import order_by_shares
-from clipcov_pipeline.selection.methods import BALANCE_POWER
 from clipcov_pipeline.selection.parallel import over_classes, single_blas
 from clipcov_pipeline.selection.pool import Pool
 
@@ -38,9 +37,9 @@ def clip_score_per_class(pool: Pool, count: int, params: dict[str, Any], threads
     """Largest pair similarity first inside each latent class; classes by ``class_balance``."""
     score = pool.pair_similarity()
     rows = np.lexsort((-score, pool.latent_class))
-    power = BALANCE_POWER[params["class_balance"]]
-    order = order_by_shares(pool.latent_class[rows], pool.class_sizes, params["class_floor"], power)
-    rows = rows[order[:count]]
+    classes, gains = pool.latent_class[rows], score[rows].astype(np.float64)
+    floor, balance = params["class_floor"], params["class_balance"]
+    rows = rows[order_by_shares(classes, pool.class_sizes, floor, balance, gains)[:count]]
     return rows, score[rows].astype(np.float64)
 
 
@@ -83,7 +82,8 @@ def _codes(values: np.ndarray) -> np.ndarray:
 
 
 def semdedup(pool: Pool, count: int, params: dict[str, Any], threads: int | None) -> Ranked:
-    """Least similar to what is kept of its cluster first (SemDeDup, Abbas et al. 2023, arXiv 2303.09540).
+    """Least similar to what stands before it in its cluster first (SemDeDup, Abbas et al. 2023, arXiv
+    2303.09540).
 
     Image embeddings are clustered by spherical k-means; inside a cluster the rows stand in the order of
     ``keep`` ("hard": farthest from the centre first, as the authors' code), and the gain of a row is 1

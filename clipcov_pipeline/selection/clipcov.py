@@ -1,10 +1,10 @@
 """ClipCov as a ranking: greedy inside each latent class, merged into one order for every budget.
 
 F is separable by class, so inside a class the order is the class's own greedy order. Classes are merged by
-shares of the budget, or (``class_balance="global"``) by gain, which is the greedy order of F: on the running
-minimum of the gains inside a class; ties go to the lower class, then to the order inside it. Then a budget
-needs only the part of each class whose gains reach the merge's last one: the classes are carried on to a
-falling threshold until enough are taken.
+shares of the budget or by quotas (equal claims by gain), or (``class_balance="global"``) by gain alone, which
+is the greedy order of F: on the running minimum of the gains inside a class; ties go to the lower class, then
+to the order inside it. Then a budget needs only the part of each class whose gains reach the merge's last
+one: the classes are carried on to a falling threshold until enough are taken.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clipcov_pipeline.selection.merge import counts_by_shares, merge_by_gain, order_by_shares
-from clipcov_pipeline.selection.methods import BALANCE_POWER
+from clipcov_pipeline.selection.merge import merge_by_gain, most_by_shares, order_by_shares
 from clipcov_pipeline.selection.objective import Scores, redundancy_sizes, scores, scoring
 from clipcov_pipeline.selection.parallel import over_classes
 from clipcov_pipeline.selection.pool import Pool
@@ -162,16 +161,17 @@ def rank_clipcov(
     """Pool rows (int64) in the order taken, and gains (float64); ``params`` as ``validate_method`` fills
     them."""
     sizes = pool.class_sizes
-    floor, power = params["class_floor"], BALANCE_POWER.get(params["class_balance"])
-    most = np.minimum(sizes, count) if power is None else counts_by_shares(sizes, count, floor, power)
+    floor, balance = params["class_floor"], params["class_balance"]
+    by_gain = balance == "global"
+    most = np.minimum(sizes, count) if by_gain else most_by_shares(sizes, count, floor, balance)
     orders = _orders(pool, count, params, most, threads)
     inside = _ranges(pool.starts[:-1], orders.taken)
     gains, classes = orders.gains[inside], np.repeat(np.arange(len(sizes)), orders.taken)
     rows = pool.order[np.repeat(pool.starts[:-1], orders.taken) + orders.rows[inside]]
-    if power is None:
+    if by_gain:
         order = merge_by_gain(gains, classes)[:count]
     else:
-        order = order_by_shares(classes, sizes, floor, power)[:count]
+        order = order_by_shares(classes, sizes, floor, balance, gains)[:count]
     return rows[order], gains[order]
 
 
@@ -179,7 +179,7 @@ def _orders(pool: Pool, count: int, params: dict[str, Any], most: np.ndarray, th
     """The orders inside all classes, as far as they are needed."""
     weights, clip, penalty = params["weights"], params["clip_negative"], params["repeat_penalty"]
     scale = weights["redundancy"] / redundancy_sizes(pool, params["redundancy"], count)
-    by_shares = BALANCE_POWER.get(params["class_balance"]) is not None
+    by_shares = params["class_balance"] != "global"
     if params["mode"] == "greedy" and not clip and not penalty and (by_shares or count == len(pool)):
         # how far each class goes is known, so it is scored and ranked in one go
         start, score = scoring(pool, weights, threads=threads)

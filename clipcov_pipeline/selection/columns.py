@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.uids import uid_bytes
 
 # distance of a norm from 1 that rounding to float16 explains several times over
 NORM_TOLERANCE = 1e-2
@@ -17,7 +18,7 @@ NORM_TOLERANCE = 1e-2
 # of embeddings that are moved at once; several such blocks are on their way at a time
 BLOCK_BYTES = 32 << 20
 
-OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity")
+OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity", "source_id")
 
 
 class OptionalColumns(TypedDict, total=False):
@@ -26,12 +27,14 @@ class OptionalColumns(TypedDict, total=False):
     image_hash, caption_hash: equal where image bytes or captions are (for ``dedup``, filters).
     caption_length: integers, in characters (for the filter).
     early_similarity: floats, <v, t> by an early proxy (for ``c_rho``).
+    source_id: text, another id by which people may name a sample; None where it has none.
     """
 
     image_hash: np.ndarray | None
     caption_hash: np.ndarray | None
     caption_length: np.ndarray | None
     early_similarity: np.ndarray | None
+    source_id: np.ndarray | None
 
 
 # (pool rows [b], image embeddings [b, d], caption embeddings [b, d])
@@ -124,6 +127,13 @@ def sortable(values: np.ndarray | None) -> np.ndarray | None:
     )
 
 
+def other_names(values: np.ndarray | None) -> np.ndarray | None:
+    """Other ids as bytes, empty where a sample has none."""
+    if values is None or values.dtype.kind == "S":
+        return values
+    return np.asarray([b"" if value is None else str(value).encode() for value in values.tolist()], np.bytes_)
+
+
 def remove_scratch(path: Path) -> None:
     path.unlink(missing_ok=True)
 
@@ -171,10 +181,12 @@ def check_similarity(values: Any, n: int) -> np.ndarray:
 
 
 def check_uids(values: Any, n: int) -> np.ndarray:
-    uid: Any = np.asarray(values)
-    if uid.dtype.kind != "S":
-        uid = np.char.encode(uid.astype(str), "utf-8")
-    uid = check_column("uid", uid, n)
+    """uids as bytes [n].
+
+    Raises:
+        InputError: as `uid_bytes`; another number of them, or one that comes again.
+    """
+    uid = check_column("uid", uid_bytes(values), n)
     ordered = np.sort(uid)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
     if repeated:

@@ -29,7 +29,7 @@ class Explanation:
     cut are those of the sample's own part.
 
     Attributes:
-        uid, row: the sample; rejected: whether the filters reject it.
+        uid, row: the sample; source_id: another id that it has; rejected: whether the filters reject it.
         latent_class, class_size, class_chosen: its class, and how many of it are in.
         chosen: whether it is in the subset of ``budget`` samples.
         rank, rank_in_class: its place in the whole ranking and inside its class (None where it is not
@@ -66,6 +66,7 @@ class Explanation:
     cut: float | None
     class_balance: str
     neighbours: list[dict[str, Any]]
+    source_id: str | None = None
 
 
 def explain(
@@ -81,7 +82,7 @@ def explain(
     """Explain a sample's place in a ClipCov subset.
 
     Args:
-        pool, budget: as in ``rank``; uid: a uid of the pool, or a row number where it has none.
+        pool, budget: as in ``rank``; uid: a uid or source id of the pool, or a row number where it has none.
         params: of method "clipcov".
         ranking: ``rank(pool, "clipcov", **params)`` of everything, when the caller has it already.
         n_neighbours: how many chosen neighbours to list.
@@ -105,7 +106,9 @@ def explain(
         found = _explain(part, among, filled, n_neighbours, threads)
         for neighbour in found["neighbours"]:
             (neighbour["uid"],) = pool.names(rows[[neighbour["uid"]]])
-        return Explanation(uid=uid, row=row, rejected=rejected, budget=count, **found)
+        source_id = None if pool.source_id is None else pool.source_id[row].decode() or None
+        name = pool.names([row])[0]
+        return Explanation(uid=name, row=row, rejected=rejected, budget=count, source_id=source_id, **found)
 
 
 class _Among(NamedTuple):
@@ -236,8 +239,9 @@ def describe(found: Explanation) -> str:
         else "none of those that it is ranked with is in"
     )
     score = "not ranked" if found.score is None else f"{found.score:.4f}"
+    name = found.uid if found.source_id is None else f"{found.uid} (source id {found.source_id})"
     lines = [
-        f"{found.uid} is {verdict}: {place} (budget {found.budget:,})",
+        f"{name} is {verdict}: {place} (budget {found.budget:,})",
         f"class {found.latent_class}: {found.class_chosen:,} of {found.class_size:,}{among} are in; "
         f"by base score alone it would be number {found.base_rank_in_class:,} of its class",
         f"base        {found.base:.4f} = {terms}",

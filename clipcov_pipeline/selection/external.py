@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.errors import InputError, near_file
+from clipcov_pipeline.selection.naming import find_named
 from clipcov_pipeline.selection.pool import Pool
+from clipcov_pipeline.selection.uids import uid_bytes
 
 FORMATS = "a .parquet or .csv with a column uid, or DataComp's .npy (dtype u8,u8)"
 
@@ -15,11 +17,13 @@ class Listed(NamedTuple):
     """The samples of a pool that a file lists.
 
     rows: int64 [m], distinct pool rows in the file's order. unknown: distinct uids of the file that the pool
-    has not. ordered: whether the file's order means something (that of an .npy does not).
+    has not. missing: rows of the file without a uid. ordered: whether the file's order means something (that
+    of an .npy does not).
     """
 
     rows: np.ndarray
     unknown: int
+    missing: int
     ordered: bool
 
 
@@ -32,7 +36,7 @@ def check_uids_file(path: Path) -> None:
     import polars as pl
 
     if not path.is_file():
-        raise InputError(f"uids: found no file {path}, expected {FORMATS}")
+        raise InputError(f"uids: found no file {path}{near_file(path)}, expected {FORMATS}")
     if path.suffix not in (".parquet", ".csv", ".npy"):
         raise InputError(f"uids: found {path}, expected {FORMATS}")
     try:
@@ -56,28 +60,31 @@ def check_uids_file(path: Path) -> None:
 
 
 def read_uids(path: Path) -> np.ndarray:
-    """Return the uids of a file in its order, as bytes [n].
+    """Return the uids of a file in its order, as bytes [n]; rows without one are left out.
 
     Raises:
         InputError: as `check_uids_file`.
     """
-    import polars as pl
-
     check_uids_file(path)
     if path.suffix == ".npy":
         halves = np.load(path, allow_pickle=False)
         # 128 bits as two unsigned 64-bit halves, high half first: mlfoundations/datacomp, resharder.py
         digits = np.stack([halves["f0"], halves["f1"]], axis=1).astype(">u8").tobytes().hex().encode()
         return np.frombuffer(digits, "S32")
+    return uid_bytes(_column(path).drop_nulls().to_arrow(), f"uids: {path}")
+
+
+def _column(path: Path) -> Any:
+    import polars as pl
+
     if path.suffix == ".parquet":
-        uids = pl.read_parquet(path, columns=["uid"])["uid"]
-    else:  # as text: a uid of digits alone keeps its zeros
-        uids = pl.read_csv(path, columns=["uid"], schema_overrides={"uid": pl.String})["uid"]
-    return np.array([uid.encode() for uid in uids.cast(pl.String).drop_nulls()], np.bytes_)
+        return pl.read_parquet(path, columns=["uid"])["uid"]
+    # as text: a uid of digits alone keeps its zeros
+    return pl.read_csv(path, columns=["uid"], schema_overrides={"uid": pl.String})["uid"]
 
 
 def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
-    """Find the samples of a pool that a file lists; a uid that comes again counts once.
+    """Find the samples of a pool that a file lists, as `find_named`; a uid that comes again counts once.
 
     ``allow_none``: a file without any uid of the pool is no mistake, as in a part of a pool.
 
@@ -88,18 +95,15 @@ def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
     uids = read_uids(path)
     if pool.uid is None:
         raise InputError("external: needs the column uid, which this pool has not; give it to Pool")
-    uids = uids[np.sort(np.unique(uids, return_index=True)[1])]
-    order = np.argsort(pool.uid, kind="stable")
-    place = np.searchsorted(pool.uid, uids, sorter=order).clip(max=len(pool) - 1)
-    rows = order[place]
-    known = pool.uid[rows] == uids
-    if not known.any() and not allow_none:
+    found = find_named(pool, uids)
+    if len(found.rows) == 0 and not allow_none:
         example = f", first {uids[0].decode()}" if len(uids) else ""
         raise InputError(
             f"uids: found none of the {len(uids)} uids of {path}{example} in the pool, expected some:"
             f" is it a list of other samples? The pool's first uid is {pool.names([0])[0]}"
         )
-    return Listed(rows[known], int((~known).sum()), path.suffix != ".npy")
+    missing = 0 if path.suffix == ".npy" else _column(path).null_count()
+    return Listed(found.rows, found.unknown, missing, path.suffix != ".npy")
 
 
 def external(
@@ -108,12 +112,30 @@ def external(
     params: dict[str, Any],
     threads: int | None,  # noqa: ARG001
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Listed samples first (gain 1), in the file's order or a random one; then the rest, random (gain 0)."""
+    """Listed samples first (gain 1), in the file's order or a random one; with ``fill`` "random" then the
+    rest, random (gain 0)."""
     found = listed(pool, params["uids"], allow_none=True)  # rank looks at the whole pool
     drawn = np.random.default_rng(params["seed"]).random(len(pool))
-    first = found.rows
+    rows = found.rows
     if params["shuffle"] or not found.ordered:
-        first = first[np.lexsort((first, drawn[first]))]
-    rest = np.setdiff1d(np.arange(len(pool)), first)
-    rows = np.concatenate([first, rest[np.argsort(drawn[rest], kind="stable")]])
-    return rows[:count], (np.arange(count) < len(first)).astype(np.float64)
+        rows = rows[np.lexsort((rows, drawn[rows]))]
+    gains = np.ones(len(rows))
+    if params["fill"] == "random":
+        rest = np.setdiff1d(np.arange(len(pool)), rows)
+        rows = np.concatenate([rows, rest[np.argsort(drawn[rest], kind="stable")]])
+        gains = np.concatenate([gains, np.zeros(len(rest))])
+    return rows[:count], gains[:count]
+
+
+def check_listed(pool: Pool, params: dict[str, Any], count: int | None) -> None:
+    """Look whether a list serves a count (None: any); nothing is filled up that was not asked for.
+
+    Raises:
+        InputError: as `listed`, or fewer than ``count`` are listed and ``fill`` is not set.
+    """
+    found = len(listed(pool, params["uids"]).rows)
+    if count is not None and params["fill"] is None and count > found:
+        raise InputError(
+            f"budget: found {count}, expected at most {found}, which {params['uids']} lists of this pool;"
+            " ask for fewer, or have the rest drawn (fill: random)"
+        )

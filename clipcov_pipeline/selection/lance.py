@@ -9,6 +9,7 @@ import numpy as np
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, check_classes, check_similarity
+from clipcov_pipeline.selection.uids import uid_bytes
 
 _BATCH_ROWS = 16384
 # pools smaller than this lie in memory
@@ -65,7 +66,9 @@ def scratch_folder(size: int) -> str | None:
 
 def _columns(frame: Any, n_classes: int | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Columns of the pool, latent classes and label similarities; the frame is not held on to."""
-    columns: dict[str, Any] = {"uid": text_bytes(frame["uid"].to_arrow())}
+    columns: dict[str, Any] = {"uid": uid_bytes(frame["uid"].to_arrow(), "labels: uid")}
+    if "source_id" in frame.columns:  # as text, else a missing one makes floats of numbers
+        frame = frame.with_columns(source_id=frame["source_id"].cast(frame["uid"].dtype))
     columns |= {name: frame[name].to_numpy() for name in OPTIONAL_COLUMNS if name in frame.columns}
     latent_class = check_classes(frame["latent_class"].to_numpy(), len(frame), n_classes)
     return columns, latent_class, check_similarity(frame["label_similarity"].to_numpy().copy(), len(frame))
@@ -89,7 +92,7 @@ def _labels(table: Any, labels: Any, where: str | None) -> Any:
         raise InputError(
             f"labels: found missing values in {', '.join(missing)}, expected a value for every uid"
         )
-    uid = text_bytes(frame["uid"].to_arrow())
+    uid = uid_bytes(frame["uid"].to_arrow(), "labels: uid")
     keys = np.sort(_keys(uid, uid.dtype))
     # names with keys of their own are distinct; others have to be looked at
     if (keys[1:] == keys[:-1]).any() and frame["uid"].n_unique() < len(frame):
@@ -110,7 +113,7 @@ def _blocks(
     columns = ["uid", "image_embedding", "text_embedding"] + (["caption"] if captions else [])
     columns += ["shard"] if shard is not None else []
     for batch in _scan(table, columns, where):
-        found = text_bytes(batch.column("uid"))
+        found = uid_bytes(batch.column("uid"), "table: uid")
         rows, here = find(found)
         if shard is not None:
             here &= pl.Series(batch.column("shard")).eq_missing(shard.gather(rows)).to_numpy()
@@ -183,23 +186,6 @@ def _keys(names: np.ndarray, kind: np.dtype) -> np.ndarray:
     parts = np.ascontiguousarray(names.astype(f"S{8 * words}")).view(np.uint64).reshape(len(names), words)
     odd = np.random.default_rng(0).integers(0, 2**63, words, np.uint64) * np.uint64(2) + np.uint64(1)
     return parts @ odd
-
-
-def text_bytes(column: Any) -> np.ndarray:
-    """A pyarrow column of text as numpy bytes [n], with no Python object for each where all have one
-    length."""
-    import pyarrow as pa
-
-    column = column.cast(pa.large_string())
-    if column.null_count == 0 and len(column):
-        offsets = np.frombuffer(column.buffers()[1], np.int64)[
-            column.offset : column.offset + len(column) + 1
-        ]
-        width = int(offsets[1] - offsets[0])
-        if width and (np.diff(offsets) == width).all():
-            data = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            return data.view(f"S{width}").copy()
-    return np.char.encode(np.asarray(column.to_pylist(), str), "utf-8")
 
 
 def _matrix(batch: Any, name: str, here: np.ndarray) -> np.ndarray:

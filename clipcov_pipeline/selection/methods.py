@@ -10,12 +10,14 @@ What the parameters mean, by method. For all: ``seed`` (int, 0),
   comes from the geometry of the class), "strict" (the same choice from no more than that
   embeddings are of unit norm; slower, for checking), "notebook" (the authors' batch rule; its
   gains are scores, not differences of F).
-- ``clip_negative``: count similarities below 0 as 0, as the authors do.
+- ``clip_negative``: count similarities below 0 as 0, as the authors do (the default of the
+  notebook mode, which is the published notebook only so; false in the other modes).
 - ``weights``: {class, self, label, inter, redundancy}; a term left out keeps the authors'
   weight, 0 switches it off.
 - ``redundancy``: "class_size" (as in the paper) or "budget_share", what r_k is in F.
-- ``class_balance``: shares of the budget that are "proportional" to class size (the default), to
-  its square root ("sqrt") or equal ("uniform"), or "global", no shares: one merge by gain, as F
+- ``class_balance``: shares of the budget by Webster's rule, "proportional" to class size (the
+  default), to its square root ("sqrt") or equal ("uniform"); by "quota", where every class has its
+  proportion rounded up or down, never more or less; or "global", no shares: one merge by gain, as F
   says (the default of the notebook mode); ``class_floor``, the least a class gets by shares.
 - ``repeat_penalty``: what each better pair with the same caption, and each with the same image
   bytes, takes from a base score, in standard deviations of the base scores inside a class.
@@ -23,7 +25,8 @@ What the parameters mean, by method. For all: ``seed`` (int, 0),
 
 clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
 dedup: ``by``. s_cliploss: ``temperature``, ``batch_size``, ``n_batches``.
-external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``.
+external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``, ``fill`` ("random": the
+others follow in random order; without it a budget beyond the list is refused).
 """
 
 import math
@@ -35,13 +38,14 @@ from clipcov_pipeline.errors import InputError
 
 Mode = Literal["greedy", "strict", "notebook"]
 Redundancy = Literal["class_size", "budget_share"]
-ClassBalance = Literal["global", "proportional", "sqrt", "uniform"]
+ClassBalance = Literal["global", "proportional", "quota", "sqrt", "uniform"]
 # shares of a budget go with class size to this power; "global" has no shares: as F says, and as the notebook
 # does, but with shares the subsets train better and vary less (docs/evidence.md)
 BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
-Shares = Literal["proportional", "sqrt", "uniform"]
+Shares = Literal["proportional", "quota", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
 Rejected = Literal["drop", "last"]
+Fill = Literal["random"]
 DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
 
 # the coefficients in the authors' notebook: m + 2 e + l / 2 - c, and the redundancy as it is
@@ -149,7 +153,7 @@ _CLUSTERS: dict[str, tuple[Check, Any]] = {
 _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
     "clipcov": {
         "mode": (_choice(Mode), "greedy"),
-        "clip_negative": (_boolean, False),
+        "clip_negative": (_optional(_boolean), None),
         "weights": (WEIGHTS, None),
         "redundancy": (_choice(Redundancy), "class_size"),
         "class_balance": (_optional(_choice(ClassBalance)), None),
@@ -168,7 +172,11 @@ _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
         "batch_size": (_integer(2), 4096),
         "n_batches": (_integer(1), 5),
     },
-    "external": {"uids": (_file_name, None), "shuffle": (_boolean, False)},
+    "external": {
+        "uids": (_file_name, None),
+        "shuffle": (_boolean, False),
+        "fill": (_optional(_choice(Fill)), None),
+    },
 }
 
 METHODS: tuple[str, ...] = tuple(_METHODS)
@@ -196,8 +204,12 @@ def validate_method(name: str, params: Mapping[str, Any] | None = None) -> dict[
     if name not in _METHODS:
         raise InputError(f"method: found {name!r}, expected one of {', '.join(METHODS)}")
     filled = _fill(name, params or {}, {**_METHODS[name], **_COMMON})
-    if name == "clipcov" and filled["class_balance"] is None:
-        filled["class_balance"] = "global" if filled["mode"] == "notebook" else "proportional"
+    if name == "clipcov":  # what the published notebook does is its mode's default
+        notebook = filled["mode"] == "notebook"
+        if filled["class_balance"] is None:
+            filled["class_balance"] = "global" if notebook else "proportional"
+        if filled["clip_negative"] is None:
+            filled["clip_negative"] = notebook
     return filled
 
 
@@ -251,7 +263,8 @@ def budget_count(budget: float | int | None, n: int) -> int:
         raise InputError(f"budget: found {budget!r}, expected an int count or a float fraction")
     if not isinstance(budget, numbers.Integral):
         if not 0.0 < budget <= 1.0:
-            raise InputError(f"fraction: found {budget!r}, expected a number above 0 and at most 1")
+            share = f" ({budget:g} % is {float(budget) / 100:g})" if 1 < budget <= 100 else ""
+            raise InputError(f"fraction: found {budget!r}, expected a number above 0 and at most 1{share}")
         return max(1, math.floor(float(budget) * n + 0.5))
     if not 1 <= budget <= n:
         raise InputError(f"count: found {budget}, expected 1 to {n}, the size of the pool")

@@ -13,8 +13,8 @@ import numpy as np
 from clipcov_pipeline.selection.measure import Phases
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.ranking import Ranking
+from clipcov_pipeline.uuids import hex_of
 
-_HEX = re.compile(rb"[0-9a-f]{32}")
 _NOT_HEX = re.compile(r"[^0-9a-f]")
 
 # 128 bits as two unsigned 64-bit halves, high half first: mlfoundations/datacomp, resharder.py
@@ -43,9 +43,10 @@ def write_outputs(
 ) -> list[Path]:
     """Write ``PREFIX.parquet``, ``PREFIX.npy`` and ``PREFIX.json``; all are whole before any has its name.
 
-    The parquet has uid (row number as text, where the pool has none), rank from 1, gain and class, in the
-    order taken. The ``.npy`` is written only where uids are 32 hex digits. The tables are the phase "write";
-    the report comes last, so that it can hold it.
+    The parquet has uid (row number as text, where the pool has none), rank from 1, gain and latent_class, in
+    the order taken, as a pipeline's subset; and source_id where the pool has it. The ``.npy`` is written only
+    where uids are UUIDs, with dashes or without. The tables are the phase "write"; the report comes last, so
+    that it can hold it.
 
     Returns:
         The paths written.
@@ -58,17 +59,21 @@ def write_outputs(
             "uid": uids,
             "rank": np.arange(1, len(ranking) + 1),
             "gain": ranking.gains,
-            "class": pool.latent_class[ranking.rows],
+            "latent_class": pool.latent_class[ranking.rows],
         }
     )
+    if pool.source_id is not None:
+        names = [name.decode() or None for name in pool.source_id[ranking.rows].tolist()]
+        frame = frame.with_columns(pl.Series("source_id", names, dtype=pl.String))
     prefix.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{prefix.name}-", dir=prefix.parent))
     try:
         with phases("write"):
             frame.write_parquet(room / "parquet")
-            if has_hex_uids(pool):
+            digits = None if pool.uid is None else hex_uids(uids)
+            if digits is not None:
                 with (room / "npy").open("wb") as file:
-                    np.save(file, datacomp_uids(uids))
+                    np.save(file, datacomp_uids(digits))
         (room / "json").write_text(json.dumps(report, indent=2) + "\n")
         written = []
         for kind in ("parquet", "npy", "json"):
@@ -84,8 +89,8 @@ def write_outputs(
         shutil.rmtree(room, ignore_errors=True)
 
 
-def has_hex_uids(pool: Pool) -> bool:
-    """Whether all uids are 32 lower-case hex digits, as DataComp wants them."""
-    if pool.uid is None or pool.uid.dtype.itemsize != 32:
-        return False
-    return all(_HEX.fullmatch(uid) for uid in pool.uid.tolist())
+def hex_uids(uids: Collection[str]) -> list[str] | None:
+    """Return uids as 32 lower-case hex digits each, as DataComp wants them; None where one is no UUID, or two
+    are one UUID written in two ways."""
+    digits = [found for uid in uids if (found := hex_of(uid)) is not None]
+    return digits if len(set(digits)) == len(uids) else None

@@ -22,10 +22,12 @@ from clipcov_pipeline.selection.columns import (
     check_similarity,
     check_uids,
     make_rows,
+    other_names,
     remove_scratch,
     sort_by_class,
     sortable,
 )
+from clipcov_pipeline.selection.naming import find_named
 
 
 class Pool:
@@ -37,7 +39,8 @@ class Pool:
 
     Attributes:
         latent_class: int32 [N]; label_similarity: float32 [N].
-        uid: bytes array [N] or None; image_hash, caption_hash, caption_length, early_similarity: [N] or None.
+        uid: bytes array [N] or None; source_id: bytes array [N] (empty: none) or None; image_hash,
+            caption_hash, caption_length, early_similarity: [N] or None.
         pairs: float16 or float32 [N, 2d], sorted by class; order: int64 [N], pool row of each sorted
             position; starts: int64 [K+1], where each class begins.
     """
@@ -53,6 +56,7 @@ class Pool:
         self.caption_hash = sortable(columns.get("caption_hash"))
         self.caption_length = columns.get("caption_length")
         self.early_similarity = columns.get("early_similarity")
+        self.source_id = other_names(columns.get("source_id"))
         self._scratch_dir = scratch.parent if scratch else None
         self._remove = weakref.finalize(self, remove_scratch, scratch) if scratch else None
         self._position: np.ndarray | None = None
@@ -202,10 +206,11 @@ class Pool:
         return [uid.decode() for uid in self.uid[np.asarray(rows, np.int64)].tolist()]
 
     def row_of(self, uid: str) -> int:
-        """The pool row of a uid (or of a row number, where the pool has no uids).
+        """The pool row of a uid, also of a UUID written another way or a source id (or of a row number, where
+        the pool has no uids).
 
         Raises:
-            InputError: not in the pool.
+            InputError: not in the pool, or the source id of several samples.
         """
         if self.uid is None:
             if uid.isdecimal() and int(uid) < len(self):
@@ -213,10 +218,15 @@ class Pool:
             raise InputError(
                 f"uid: found {uid!r}, expected a row number from 0 to {len(self) - 1} (pool has no uids)"
             )
-        found = np.flatnonzero(self.uid == uid.encode())
-        if len(found) == 0:
+        rows = find_named(self, np.array([uid.encode()], np.bytes_)).rows
+        if len(rows) == 0:
             raise InputError(f"uid: found {uid!r}, which is none of the {len(self)} in the pool")
-        return int(found[0])
+        if len(rows) > 1:
+            raise InputError(
+                f"uid: found {uid!r}, the source id of {len(rows)} samples, expected one's: give its uid, as"
+                f" {' or '.join(self.names(rows[:3]))}"
+            )
+        return int(rows[0])
 
     def column(self, name: str, reader: str) -> np.ndarray:
         """An optional column.

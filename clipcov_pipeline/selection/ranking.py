@@ -45,7 +45,7 @@ def rank(
         pool: the pairs to choose from.
         method: one of ``METHODS``.
         budget: an int count, a float fraction of the whole pool (``budget_count``), or None for everything.
-            Filters do not change what a fraction stands for.
+            Filters do not change what a fraction stands for. (``external`` without ``fill``: its list.)
         threads: threads over latent classes; all processors when None.
         **params: of the method, JSON-able, checked by ``validate_method``: `methods` says what they mean.
 
@@ -58,9 +58,10 @@ def rank(
     filters = filled.pop("filters")
     rejected = filters.pop("rejected")
     if method == "external":
-        from clipcov_pipeline.selection.external import listed
+        from clipcov_pipeline.selection.external import check_listed
 
-        listed(pool, filled["uids"])  # raises where the pool has none of them; a part of it may
+        # of the whole pool, where a list has to have some; a part of it may have none
+        check_listed(pool, filled, None if budget is None else count)
     if not filters_anything(filters):
         return _rank(pool, method, count, filled, threads)
     from clipcov_pipeline.selection.filters import passing_rows
@@ -72,7 +73,19 @@ def rank(
             "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
         )
     parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]
-    return _rank_in_turn(pool, method, parts, count, filled, threads)
+    ranking = _rank_in_turn(pool, method, parts, count, filled, threads)
+    if budget is not None:
+        _check_enough(len(ranking), count)
+    return ranking
+
+
+def _check_enough(n_ranked: int, count: int) -> None:
+    """A list may have less than was asked for, when the filters are through with it."""
+    if n_ranked < count:
+        raise InputError(
+            f"budget: found {count}, expected at most {n_ranked}, which are listed and pass the filters;"
+            " ask for fewer, or have the rest drawn (fill: random)"
+        )
 
 
 def filters_anything(filters: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 def whole_pool(labels: pl.DataFrame) -> Choice:
     """Return the pool itself as a subset, in its own order; columns ``uid`` and ``latent_class`` are read."""
-    rows = labels.select("uid", "latent_class").with_row_index("rank")
+    rows = labels.select("uid", "latent_class").with_row_index("rank", offset=1)
     return Choice(rows.with_columns(gain=pl.lit(None, pl.Float64)))
 
 

@@ -152,6 +152,7 @@ def _add_classes(table: QuantityRows, sums: Sequence[ClassSums]) -> None:
         )
     else:
         table.add("rare_class_coverage", None, note=f"no class of the pool has under {RARE} members")
+    _add_left_out(table, pool, [own, *drawn])
     empty = pool[filled & (own == 0)]
     table.add(
         "largest_empty_class",
@@ -160,6 +161,19 @@ def _add_classes(table: QuantityRows, sums: Sequence[ClassSums]) -> None:
         random=[float(pool[filled & (c == 0)].max(initial=0)) for c in drawn],
         note=f"pool members of the largest of {len(empty):,} latent classes that the subset leaves empty",
     )
+
+
+def _add_left_out(table: QuantityRows, pool: np.ndarray, taken: Sequence[np.ndarray]) -> None:
+    """How many classes, and samples in these, have nobody in the subset; ``taken`` begins with its own."""
+    empty = [pool[(pool > 0) & (counts == 0)] for counts in taken]
+    text = f"of the {(pool > 0).sum():,} latent classes have nobody in the subset"
+    classes = [float(len(sizes)) for sizes in empty]
+    samples = [float(sizes.sum()) for sizes in empty]
+    table.add("classes_left_out", classes[0], pool=0.0, random=classes[1:], note=f"so many {text}")
+    part = (
+        f"pool samples ({samples[0] / pool.sum():.1%}) are in latent classes that have nobody in the subset"
+    )
+    table.add("samples_left_out", samples[0], pool=0.0, random=samples[1:], note=f"so many {part}")
 
 
 def _add_similarities(table: QuantityRows, sums: Sequence[ClassSums]) -> None:

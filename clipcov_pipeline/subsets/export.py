@@ -28,6 +28,7 @@ FEATURES: dict[str, dict[str, str]] = {
     "gain": {"dtype": "float64", "_type": "Value"},
     "latent_class": {"dtype": "int32", "_type": "Value"},
     "weight": {"dtype": "float64", "_type": "Value"},
+    "source_id": {"dtype": "string", "_type": "Value"},
 }
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import Group, iter_groups
+from clipcov_pipeline.pool.uids import source_id_of
 from clipcov_pipeline.selection.outputs import datacomp_uids
 
 
@@ -128,6 +129,8 @@ def _put_uid(group: Group, uid: str) -> None:
         meta = {"original_json": old.decode("utf-8", "backslashreplace")}
     if meta is not None and meta.get("uid") == uid:
         return
+    if (source_id := source_id_of(meta)) is not None and meta is not None:
+        meta.setdefault("source_id", source_id)
     group.members = [(name, data) for name, data in group.members if name.lower() != "json"]
     group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
 

@@ -29,9 +29,12 @@ INDEX_SCHEMA = {**CHOSEN, "shard": pl.String, **{k: v for k, v in PLACES_SCHEMA.
 def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
     """Return the chosen samples with their places, columns as `INDEX_SCHEMA`, in the order of their ranks.
 
+    Where the pool's samples have ids of another kind, the last column is ``source_id``.
+
     Args:
         chosen: uid, rank, gain, latent_class and, where samples are drawn unequally, weight (1 otherwise).
-        members: the pool's uid and shard: of samples of one uid in two shards, the one that was labelled.
+        members: the pool's uid, shard and, where there is one, source_id: of samples of one uid in two
+            shards, the one that was labelled.
         places: shard and the columns of `PLACES_SCHEMA`.
 
     Raises:
@@ -45,7 +48,8 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
     weight = pl.col("weight") if "weight" in chosen.columns else pl.lit(1.0)
     rows = chosen.with_columns(weight=weight.cast(pl.Float64))
     check_weights(rows["weight"].to_numpy(), "subset")
-    rows = rows.join(members.select("uid", "shard"), on="uid", how="left", maintain_order="left")
+    known = [name for name in ("uid", "shard", "source_id") if name in members.columns]
+    rows = rows.join(members.select(known), on="uid", how="left", maintain_order="left")
     rows = rows.join(places, on=("shard", "uid"), how="left", maintain_order="left")
     lost = rows.filter(pl.any_horizontal(pl.col("image_offset", "caption_offset").is_null()))
     if lost.height:
@@ -54,12 +58,13 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
             f"subset: found no place of {lost.height} chosen samples, first uid {uid} of shard {shard!r},"
             " expected one each: the shard is gone or stores it sparse; run the pipeline again"
         )
-    return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()).sort("rank")
+    columns = [pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()]
+    return rows.select(*columns, *(["source_id"] if "source_id" in known else [])).sort("rank")
 
 
 def whole_index(places: pl.DataFrame) -> pl.DataFrame:
     """Return all samples as an index, in their order and without classes; ``places`` as `subset_index`."""
-    rows = places.unique("uid", keep="first", maintain_order=True).with_row_index("rank")
+    rows = places.unique("uid", keep="first", maintain_order=True).with_row_index("rank", offset=1)
     rows = rows.with_columns(gain=None, latent_class=-1, weight=1.0)
     return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items())
 
@@ -146,4 +151,4 @@ def training_rows(index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
             f"subset: found shard {gone['shard'][0]!r} of {gone.height} samples gone from the pool, expected"
             " it where the subset was chosen; run the pipeline again"
         )
-    return rows.drop("rank", "gain", "shard", "key").rename({"url": "shard"})
+    return rows.drop("rank", "gain", "shard", "key", "source_id", strict=False).rename({"url": "shard"})

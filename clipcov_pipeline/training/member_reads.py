@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import caption_text
 from clipcov_pipeline.pool.places import short_hash
 from clipcov_pipeline.training.training_index import TrainingIndex
 
@@ -113,8 +114,8 @@ class MemberReads:
                 raise self._changed(at.shard, problem)
         if index.image_hash is not None and _hash(image[HEADER:]) != index.image_hash[row]:
             raise self._changed(at.shard, f"the image at byte {at.image} is another")
-        # as in the manifest: stripped, and known to be UTF-8
-        stripped = caption[HEADER:].decode("utf-8", "replace").strip().encode()
+        # as in the manifest, and known to be UTF-8
+        stripped = caption_text(caption[HEADER:], "replace").encode()
         if index.caption_hash is not None and _hash(stripped) != index.caption_hash[row]:
             raise self._changed(at.shard, f"the caption at byte {at.caption} is another")
 

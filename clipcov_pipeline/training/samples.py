@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import caption_text
 from clipcov_pipeline.pool.pixels import to_rgb
 from clipcov_pipeline.training.draws import Rows
 from clipcov_pipeline.training.member_reads import Pair
@@ -99,7 +100,7 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         image, tokens = self._images.get(row), self._tokens.get(row)
         if image is None or tokens is None:
             stored, caption = self._reads.read(row)
-            image, tokens = to_rgb(stored), self._tokenize(caption.decode("utf-8"))[0]
+            image, tokens = to_rgb(stored), self._tokenize(caption_text(caption))[0]
             self._keep(row, image, tokens)
         torch.default_generator.manual_seed(seed)
         random.seed(seed)

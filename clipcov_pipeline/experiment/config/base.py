@@ -1,6 +1,7 @@
 """What the sections of the YAML have in common: strict fields, checked values, knobs."""
 
 import re
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -67,6 +68,14 @@ def checked_templates(value: Any, otherwise: str = "") -> tuple[str, ...]:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(f"found {template!r}, expected exactly one {{}} in each prompt template")
     return tuple(value)
+
+
+def quoted(found: Any) -> str:
+    """Say what YAML makes of a word such as ``no``, ``1e3`` or ``2024-01-01``."""
+    kinds = {bool: "yes or no", int: "a number", float: "a number", date: "a date", datetime: "a time"}
+    if type(found) not in kinds:
+        return ""
+    return f": YAML reads it as {kinds[type(found)]} where it is not quoted; write it in quotes, 'like this'"
 
 
 class Section(BaseModel):

@@ -10,6 +10,7 @@ from clipcov_pipeline.evaluation.tasks import (
     SHARDS_TASKS,
     TRAINED_TASKS,
     EvaluationTask,
+    Ties,
 )
 from clipcov_pipeline.experiment.config.base import (
     HOLDOUT,
@@ -115,6 +116,9 @@ class Evaluate(Section):
     """Averages over several sets; a set whose folder is absent is left out of the average, and named."""
     primary_metric: str
     """``SET/METRIC`` or ``SUITE/METRIC``, named before anything runs; the leaderboard is sorted by it."""
+    ties: Ties = "expected"
+    """What a right answer counts that ties with wrong ones (copies of captions or images): ``expected``, its
+    share of a random order; ``clip_benchmark``, what torch.topk makes of it; ``miss``."""
     batch_size: Annotated[PositiveInt, KNOB] = 256
     device: Annotated[Device, KNOB] = "auto"
 

@@ -9,7 +9,7 @@ import pydantic
 import yaml
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.config.base import Section
+from clipcov_pipeline.experiment.config.base import Section, quoted
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.yaml_loader import Loader
 
@@ -92,9 +92,20 @@ def _describe(item: Any) -> str:
             return f"{path}: found {found!r}, expected a mapping (KEY: VALUE)"
         case "tuple_type":
             return f"{path}: found {found!r}, expected a list ([A, B])"
+        case "string_type":
+            return f"{path}: found {found!r}, expected text{quoted(found)}"
         case _:
             expected = item["msg"][0].lower() + item["msg"][1:]
-            return f"{path}: found {found!r}, expected: {expected.removeprefix('input should be ')}"
+            share = _percent(item)
+            return f"{path}: found {found!r}, expected: {expected.removeprefix('input should be ')}{share}"
+
+
+def _percent(item: Any) -> str:
+    """Say how a share is written, to whom gave it in percent."""
+    bound, found = (item.get("ctx") or {}).get("lt", (item.get("ctx") or {}).get("le")), item.get("input")
+    if bound is None or bound > 1 or not isinstance(found, int | float) or not 1 < found <= 100:
+        return ""
+    return f" ({found:g} % is {found / 100:g})"
 
 
 def _suggestion(loc: tuple[Any, ...]) -> str:

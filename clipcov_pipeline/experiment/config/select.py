@@ -5,7 +5,15 @@ from typing import Annotated, Any
 from pydantic import field_validator, model_validator
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.config.base import FULL, KNOB, Fraction, PositiveInt, Section, check_label
+from clipcov_pipeline.experiment.config.base import (
+    FULL,
+    KNOB,
+    Fraction,
+    PositiveInt,
+    Section,
+    check_label,
+    quoted,
+)
 
 DRAW_FROM = "draw_from"
 
@@ -67,7 +75,9 @@ class Select(Section):
     def _methods(cls, value: Any) -> Any:
         if isinstance(value, list):
             for label in value:
-                if not isinstance(label, str) or value.count(label) > 1:
+                if not isinstance(label, str):
+                    raise ValueError(f"found {label!r} in a list, expected a method's name{quoted(label)}")
+                if value.count(label) > 1:
                     raise ValueError(
                         f"found {label!r} in a list, expected each method's name once: to give parameters,"
                         " write a mapping of names to parameters"
