@@ -108,7 +108,16 @@ def built(simulated_once: Path, tmp_path: Path) -> Simulation:
 @pytest.fixture(scope="session")
 def old_experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The YAML of a small experiment that earlier code built, see `make_old_store.py`. Only to be read."""
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(Path(__file__).with_name("store_of_0_1.tar.xz")) as tar:
+    return unpacked("store_of_0_2.tar.xz", tmp_path_factory.mktemp("old"))
+
+
+@pytest.fixture(scope="session")
+def oldest_experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As `old_experiment`, of the time when subsets were tars. Only to be read."""
+    return unpacked("store_of_0_1.tar.xz", tmp_path_factory.mktemp("oldest"))
+
+
+def unpacked(archive: str, folder: Path) -> str:
+    with tarfile.open(Path(__file__).with_name(archive)) as tar:
         tar.extractall(folder, filter="data")
     return str(folder / "experiment.yaml")

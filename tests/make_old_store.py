@@ -1,9 +1,11 @@
-"""Makes `store_of_0_1.tar.xz`: a small experiment, built by the code of an earlier commit.
+"""Makes `store_of_0_2.tar.xz`: a small experiment, built by the code of an earlier commit.
 
-    git worktree add /tmp/old ecba9eb
-    python tests/make_old_store.py /tmp/old tests/store_of_0_1.tar.xz
+    git worktree add /tmp/old COMMIT
+    python tests/make_old_store.py /tmp/old tests/store_of_0_2.tar.xz
 
-`test_experiment_old_store.py` holds that today's code keeps what it can of it.
+`test_experiment_old_store.py` holds that today's code finds all of it complete. When a stage's code version
+is raised on purpose, make the archive again, of the commit that raised it, and name that commit in the test.
+`store_of_0_1.tar.xz` was made so of ecba9eb, the last commit whose subsets were tars.
 
 Checkpoints compress to little because the model they start from has few different weights, and the learning
 rate is too small to change one. Dagster's and MLflow's own files are left out: the plan reads neither.
