@@ -132,7 +132,7 @@ def show(folder: Path) -> Metadata:
 
 def _finish_run(tracking: Tracking, run_id: str, task: Task, recipe: Recipe, stats: dict[str, Any]) -> None:
     """Log what the training ended with and what made it, then close the MLflow run."""
-    numbers = {f"train/{name}": value for name, value in stats.items()}
+    numbers = {f"train/{name}": value for name, value in stats.items() if not isinstance(value, str)}
     tracking.log_metrics(run_id, numbers, step=int(stats["steps"]))
     tracking.log_artifact(run_id, task.path("subsets", recipe.subset, PARQUET), "subset")
     tracking.log_artifact(run_id, task.entry.folder / RECORD)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from assets.display.preview import table_metadata
@@ -47,14 +49,18 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
         table = task.project.vectors.open(labels.stats["table"], labels.stats["version"])
         captions = reads_captions(method, params)
         pool = Pool.from_lance(table, members, captions=captions, scratch_dir=task.project.scratch)
+        weight = np.ones(len(pool))
         if method == "external":
-            stats = _listed(context, pool, params["uids"])
+            stats, weight = _listed(context, pool, params["uids"])
             if params.get("fill") is None:
                 _check_fractions(task, stats["listed"], len(pool))
         ranking = rank(pool, method=method, threads=task.config.select.threads, **params)
         frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank", offset=1)
         path = task.entry.folder / "ranking.parquet"
-        frame.with_columns(pl.Series("gain", ranking.gains)).write_parquet(path)
+        frame = frame.with_columns(pl.Series("gain", ranking.gains))
+        if np.ptp(weight):  # the subset's samples are drawn unequally
+            frame = frame.with_columns(pl.Series("weight", weight[ranking.rows]))
+        frame.write_parquet(path)
         stats["cpu_seconds"] = round(time.process_time() - cpu, 3)
         digests = {"ranking": digest_of_file(path)}
         task.done(digests, method=method, ranked=frame.height, pool=members.height, **stats)
@@ -74,8 +80,13 @@ def _members(task: Task, read: set[str]) -> pl.DataFrame:
     return members
 
 
-def _listed(context: dg.AssetExecutionContext, pool: Pool, path: str) -> dict[str, int]:
-    """Count the uids of a list that the pool has and has not, and say how many it has not."""
+def _listed(
+    context: dg.AssetExecutionContext, pool: Pool, path: str
+) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
+    """Count the uids of a list that the pool has and has not, and say how many it has not.
+
+    Return the counts, and every sample's weight, float64 [N]: as the list has it, 1 where it has none.
+    """
     found = listed(pool, path)
     if found.missing:
         context.log.warning(f"{found.missing} rows of {path} have no uid: left out")
@@ -83,7 +94,10 @@ def _listed(context: dg.AssetExecutionContext, pool: Pool, path: str) -> dict[st
         context.log.warning(
             f"{found.unknown} uids of {path} are not in the pool: held out, kept aside, or of other shards"
         )
-    return {"listed": len(found.rows), "unknown_uids": found.unknown, "rows_without_uid": found.missing}
+    weight = np.ones(len(pool))
+    weight[found.rows] = found.weight
+    counts = {"listed": len(found.rows), "unknown_uids": found.unknown, "rows_without_uid": found.missing}
+    return counts, weight
 
 
 def _check_fractions(task: Task, n_listed: int, n_pool: int) -> None:

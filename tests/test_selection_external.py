@@ -167,3 +167,27 @@ def test_a_list_names_samples_as_people_do(tmp_path):
     assert taken.row_of("row-6") == 0
     assert explain(pool, "row-6", 0.5).uid == UIDS[12]
     assert "(source id row-6)" in describe(explain(pool, "row-6", 0.5))
+
+
+def test_a_uid_that_is_listed_again_weighs_more(tmp_path):
+    pool = Pool.from_arrays(*synthetic_arrays(N, 4, 16), uid=UIDS)
+    found = listed(pool, write(tmp_path / "list.csv", [UIDS[5], UIDS[2], UIDS[5], "nobody"]))
+    assert (found.rows.tolist(), found.weight.tolist()) == ([5, 2], [2.0, 1.0])
+    halves = np.array(
+        [(int(uid[:16], 16), int(uid[16:], 16)) for uid in (UIDS[5], UIDS[2], UIDS[5])], "u8,u8"
+    )
+    np.save(tmp_path / "list.npy", halves)
+    found = listed(pool, tmp_path / "list.npy")
+    assert dict(zip(found.rows.tolist(), found.weight.tolist(), strict=True)) == {5: 2.0, 2: 1.0}
+
+
+def test_a_list_may_say_how_often_each_sample_is_drawn(tmp_path):
+    pool = Pool.from_arrays(*synthetic_arrays(N, 4, 16), uid=UIDS)
+    table = pl.DataFrame({"uid": [UIDS[5], None, UIDS[2], UIDS[5]], "weight": [0.5, 9.0, 0.0, 1.0]})
+    table.write_parquet(tmp_path / "list.parquet")
+    found = listed(pool, tmp_path / "list.parquet")
+    assert (found.rows.tolist(), found.weight.tolist()) == ([5, 2], [1.5, 0.0])
+    for bad in (-1.0, float("nan"), None):
+        table.with_columns(weight=pl.Series([1.0, 1.0, bad, 1.0])).write_parquet(tmp_path / "bad.parquet")
+        with pytest.raises(InputError, match=f"found the weight .* of {UIDS[2]} in .*bad.parquet, expected"):
+            listed(pool, tmp_path / "bad.parquet")

@@ -10,7 +10,7 @@ from clipcov_pipeline.selection.naming import find_named
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.uids import uid_bytes
 
-FORMATS = "a .parquet or .csv with a column uid, or DataComp's .npy (dtype u8,u8)"
+FORMATS = "a .parquet or .csv with a column uid (and, if you like, weight), or DataComp's .npy (dtype u8,u8)"
 
 
 class Listed(NamedTuple):
@@ -18,13 +18,15 @@ class Listed(NamedTuple):
 
     rows: int64 [m], distinct pool rows in the file's order. unknown: distinct uids of the file that the pool
     has not. missing: rows of the file without a uid. ordered: whether the file's order means something (that
-    of an .npy does not).
+    of an .npy does not). weight: float64 [m], how often each is listed, or the sum of its values in the
+    file's column weight.
     """
 
     rows: np.ndarray
     unknown: int
     missing: int
     ordered: bool
+    weight: np.ndarray
 
 
 def check_uids_file(path: Path) -> None:
@@ -71,20 +73,44 @@ def read_uids(path: Path) -> np.ndarray:
         # 128 bits as two unsigned 64-bit halves, high half first: mlfoundations/datacomp, resharder.py
         digits = np.stack([halves["f0"], halves["f1"]], axis=1).astype(">u8").tobytes().hex().encode()
         return np.frombuffer(digits, "S32")
-    return uid_bytes(_column(path).drop_nulls().to_arrow(), f"uids: {path}")
+    return uid_bytes(_table(path)["uid"].drop_nulls().to_arrow(), f"uids: {path}")
 
 
-def _column(path: Path) -> Any:
+def _table(path: Path) -> Any:
+    """The columns uid and weight of a file, those that there are."""
     import polars as pl
 
     if path.suffix == ".parquet":
-        return pl.read_parquet(path, columns=["uid"])["uid"]
-    # as text: a uid of digits alone keeps its zeros
-    return pl.read_csv(path, columns=["uid"], schema_overrides={"uid": pl.String})["uid"]
+        scan = pl.scan_parquet(path)
+    else:  # as text: a uid of digits alone keeps its zeros
+        scan = pl.scan_csv(path, schema_overrides={"uid": pl.String})
+    names = scan.collect_schema().names()
+    return scan.select([name for name in ("uid", "weight") if name in names]).collect()
+
+
+def _weights(path: Path) -> np.ndarray | None:
+    """The weights of the rows that have a uid, float64 [n]; None where the file has none.
+
+    Raises:
+        InputError: weights that samples cannot be drawn by.
+    """
+    import polars as pl
+
+    table = None if path.suffix == ".npy" else _table(path).drop_nulls("uid")
+    if table is None or "weight" not in table.columns:
+        return None
+    found = table["weight"].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    if (bad := ~np.isfinite(found) | (found < 0)).any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"uids: found the weight {table['weight'][row]} of {table['uid'][row]} in {path}, expected finite"
+            " numbers of at least 0"
+        )
+    return found
 
 
 def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
-    """Find the samples of a pool that a file lists, as `find_named`; a uid that comes again counts once.
+    """Find the samples of a pool that a file lists, as `find_named`; one that comes again weighs more.
 
     ``allow_none``: a file without any uid of the pool is no mistake, as in a part of a pool.
 
@@ -95,15 +121,15 @@ def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
     uids = read_uids(path)
     if pool.uid is None:
         raise InputError("external: needs the column uid, which this pool has not; give it to Pool")
-    found = find_named(pool, uids)
+    found = find_named(pool, uids, _weights(path))
     if len(found.rows) == 0 and not allow_none:
         example = f", first {uids[0].decode()}" if len(uids) else ""
         raise InputError(
             f"uids: found none of the {len(uids)} uids of {path}{example} in the pool, expected some:"
             f" is it a list of other samples? The pool's first uid is {pool.names([0])[0]}"
         )
-    missing = 0 if path.suffix == ".npy" else _column(path).null_count()
-    return Listed(found.rows, found.unknown, missing, path.suffix != ".npy")
+    missing = 0 if path.suffix == ".npy" else _table(path)["uid"].null_count()
+    return Listed(found.rows, found.unknown, missing, path.suffix != ".npy", found.weight)
 
 
 def external(

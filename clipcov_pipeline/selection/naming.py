@@ -15,19 +15,21 @@ class Named(Protocol):
 
 
 class Found(NamedTuple):
-    """rows: int64 [m], the samples named, each once, in the order of the names. unknown: names of none."""
+    """rows: int64 [m], the samples named, each once, in the order of the names. unknown: names of none.
+    weight: float64 [m], the sum of the weights of a sample's names."""
 
     rows: np.ndarray
     unknown: int
+    weight: np.ndarray
 
 
-def find_named(pool: Named, names: np.ndarray) -> Found:
-    """Find the samples of a pool by names, bytes [n]; a name that comes again counts once.
+def find_named(pool: Named, names: np.ndarray, weights: np.ndarray | None = None) -> Found:
+    """Find the samples of a pool by names, bytes [n], with weights, float [n] (1 each where not given).
 
     A name is a sample's uid as the pool has it; else a UUID, with or without dashes, in letters of any case;
     else a source id, which may be that of several samples.
     """
-    names = names[np.sort(np.unique(names, return_index=True)[1])]
+    names, weights = _once(names, np.ones(len(names)) if weights is None else weights)
     places = np.arange(len(names))
     parts: list[tuple[np.ndarray, np.ndarray]] = []  # (place of the name, row)
     left = places
@@ -41,10 +43,18 @@ def find_named(pool: Named, names: np.ndarray) -> Found:
         parts.append((left[at], rows))
         left = np.setdiff1d(left, left[at])
     if not parts:
-        return Found(np.empty(0, np.int64), len(left))
+        return Found(np.empty(0, np.int64), len(left), np.empty(0))
     place, rows = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-    rows = rows[np.argsort(place, kind="stable")]
-    return Found(rows[np.sort(np.unique(rows, return_index=True)[1])], len(left))
+    order = np.argsort(place, kind="stable")
+    rows, weights = _once(rows[order], weights[place[order]])
+    return Found(rows, len(left), weights)
+
+
+def _once(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values in the order of their first appearance, and the sum of the weights of each."""
+    distinct, first, at = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return distinct[order], np.bincount(at, weights, len(distinct))[order]
 
 
 def _as_it_is(pool: Named, names: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
