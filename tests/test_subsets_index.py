@@ -75,7 +75,7 @@ def test_bad_samples_have_no_place_and_equal_bytes_have_equal_hashes(tmp_path: P
         assert places[column][0] == places[column][1] != places[column][2]
 
 
-def test_a_member_stored_in_pieces_has_no_place_and_is_named(tmp_path: Path) -> None:
+def test_a_sample_stored_in_pieces_is_kept_aside(tmp_path: Path) -> None:
     """GNU tar's sparse members: a hole in the image, as `tar --sparse` writes them."""
     import subprocess
 
@@ -89,12 +89,11 @@ def test_a_member_stored_in_pieces_has_no_place_and_is_named(tmp_path: Path) -> 
     subprocess.run([*tar, "0.json", "0.png", "0.txt"], check=True)
     (shard,) = scan(str(tmp_path / "0.tar"))
     report = read_shard(shard, max_pixels=10**6)
-    assert report.manifest["status"].to_list() == ["ok"]
-    assert report.places["image_offset"].to_list() == [None]
-    chosen = pl.DataFrame({"uid": report.places["uid"], "rank": [0], "gain": [1.0], "latent_class": [0]})
-    places = report.places.with_columns(shard=pl.lit(shard.name))
-    with pytest.raises(InputError, match=r"no place of 1 chosen samples, first uid .* stores it sparse"):
-        subset_index(chosen, places.select("uid", "shard"), places)
+    assert report.manifest["status"].to_list() == ["stored_sparse"]
+    assert (
+        report.manifest["reason"][0] == "its image or caption lies in pieces: write the tar without --sparse"
+    )
+    assert report.places.is_empty()
 
 
 def test_the_index_keeps_the_ranks_and_weighs_all_alike(index: pl.DataFrame) -> None:

@@ -126,6 +126,33 @@ def test_augmentation_is_what_open_clip_builds():
     assert (jitter.brightness, jitter.hue) == ((0.6, 1.4), (-0.1, 0.1))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": (0.2, 1.0)},
+        {"color_jitter": (0.4, 0.3, 0.2, 0.1), "color_jitter_prob": 0.5},
+        {"gray_scale_prob": 0.3},
+    ],
+)
+def test_every_key_of_aug_cfg_changes_what_open_clip_builds(settings):
+    from open_clip.transform import AugmentationCfg, image_transform
+
+    def built(given: AugCfg | None) -> list[dict[str, object]]:
+        spec = spec_for(aug_cfg=given.semantic() if given else None)
+        steps = image_transform(32, is_train=True, aug_cfg=AugmentationCfg(**parsed(spec).aug_cfg)).transforms
+        return [{"step": str(step), **{k: str(v) for k, v in vars(step).items()}} for step in steps]
+
+    assert built(AugCfg(**settings)) != built(None)
+
+
+def test_the_keys_of_aug_cfg_are_those():
+    assert set(AugCfg.model_fields) == {
+        "scale", "color_jitter", "color_jitter_prob", "gray_scale_prob", "ratio"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="expected no such key: open_clip ignores it"):
+        AugCfg(ratio=(0.5, 2.0))
+
+
 def test_several_gpus_share_the_batch():
     spec = spec_for()
     args = parsed(spec, n_gpus=2)

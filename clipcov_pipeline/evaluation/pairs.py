@@ -74,7 +74,7 @@ def embed_pairs(
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EmbeddedPairs:
-    """Embed the readable pairs (`ok` or `one_colour`) of a manifest.
+    """Embed the readable pairs (`ok`, `one_colour` or `stored_sparse`) of a manifest.
 
     It is `read_shard`'s, of one or several shards, whole or filtered.
 
@@ -112,7 +112,8 @@ def _damaged(manifest: pl.DataFrame) -> list[str]:
 def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[str, pl.DataFrame]:
     """Return the readable rows of a manifest by shard, in the order of the shards and of each tar."""
     # an image of one colour is of no use to train on, but a query like any other
-    good = manifest.filter(pl.col("status").is_in([SampleStatus.ok, SampleStatus.one_colour]))
+    readable = [SampleStatus.ok, SampleStatus.one_colour, SampleStatus.stored_sparse]
+    good = manifest.filter(pl.col("status").is_in(readable))
     if good.is_empty():
         first = f", first {some[0]}" if (some := _damaged(manifest)) else ""
         raise InputError(

@@ -112,8 +112,13 @@ def _check(shard_name: str, rules: ImageRules, group: Group) -> tuple[dict, dict
     row.update(uid=uid_of(shard_name, group.key, meta), key=group.key, shard=shard_name)
     row.update(source_id=source_id_of(meta), json_problem=problem)
     row["status"], row["reason"] = check_sample(group, row, rules)
-    good = row["status"] == SampleStatus.ok
-    return row, places_of(group, row) if good else {}
+    if row["status"] != SampleStatus.ok:
+        return row, {}
+    place = places_of(group, row)
+    if place["image_offset"] is None or place["caption_offset"] is None:
+        row["status"] = SampleStatus.stored_sparse
+        row["reason"] = "its image or caption lies in pieces: write the tar without --sparse"
+    return row, place
 
 
 def good_samples(manifest: Path) -> pl.DataFrame:

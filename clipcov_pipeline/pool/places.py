@@ -27,8 +27,9 @@ def places_of(group: Group, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row of `PLACES_SCHEMA` of a good sample, whose row of the manifest is given.
 
     Offsets and sizes are in bytes, from the tar's first; null for a json that is not there and for a member
-    that is stored sparse, whose bytes do not lie in one piece. The hashes are the first 64 bits of the
-    sha256 of the image's bytes and of the caption as the manifest has it: equal where those are.
+    that is stored sparse, whose bytes do not lie in one piece (such a sample is kept aside). The hashes are
+    the first 64 bits of the sha256 of the image's bytes and of the caption as the manifest has it: equal
+    where those are.
     """
     image = group.image()
     assert image is not None  # the sample is good

@@ -48,6 +48,7 @@ class SampleStatus(StrEnum):
     high_bit_depth = "high_bit_depth"
     undecodable_image = "undecodable_image"
     one_colour = "one_colour"
+    stored_sparse = "stored_sparse"
     duplicate_uid = "duplicate_uid"
 
 

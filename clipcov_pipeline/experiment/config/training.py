@@ -29,6 +29,7 @@ class AugCfg(Section):
     scale: tuple[Share, Share] | None = None
     """Least and largest area of the random crop, as a share of the image; open_clip crops 0.9 to 1."""
     ratio: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Refused: open_clip reads it with timm's transforms only, which ``--aug-cfg`` here does not ask for."""
     color_jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
     """Brightness, contrast, saturation and hue."""
     color_jitter_prob: Share | None = None
@@ -40,10 +41,13 @@ class AugCfg(Section):
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        for name in ("scale", "ratio"):
-            pair = getattr(self, name)
-            if pair is not None and pair[0] > pair[1]:
-                raise ValueError(f"found {name} {list(pair)}, expected the smaller number first")
+        if self.ratio is not None:
+            raise ValueError(
+                f".ratio: found {list(self.ratio)}, expected no such key: open_clip ignores it and crops with"
+                " ratios of 3/4 to 4/3; leave it out"
+            )
+        if self.scale is not None and self.scale[0] > self.scale[1]:
+            raise ValueError(f"found scale {list(self.scale)}, expected the smaller number first")
         if (self.color_jitter is None) != (self.color_jitter_prob is None):
             raise ValueError("found one of color_jitter and color_jitter_prob, expected both or neither")
         return self
