@@ -56,7 +56,7 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
         uid, shard = lost.select("uid", "shard").row(0)
         raise InputError(
             f"subset: found no place of {lost.height} chosen samples, first uid {uid} of shard {shard!r},"
-            " expected one each: the shard is gone or stores it sparse; run the pipeline again"
+            " expected one each: the shard is gone; run the pipeline again"
         )
     columns = [pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()]
     return rows.select(*columns, *(["source_id"] if "source_id" in known else [])).sort("rank")
