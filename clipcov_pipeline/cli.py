@@ -13,6 +13,7 @@ COMMANDS = {
     "run": ("clipcov_pipeline.commands.run:command", "Run what is out of date, and only that."),
     "plan": ("clipcov_pipeline.commands.plan:command", "Print what would run, and why."),
     "check": ("clipcov_pipeline.commands.check:command", "Say what is missing to run, and what it takes."),
+    "schema": ("clipcov_pipeline.commands.schema:command", "Print the JSON Schema of the YAML, for editors."),
     "ui": ("clipcov_pipeline.commands.run:ui", "Serve the Dagster UI and MLflow on this machine."),
     "select": ("clipcov_pipeline.commands.select:command", "Rank a table or arrays and write the subset."),
     "explain": ("clipcov_pipeline.commands.explain:command", "Say why a sample is in or out of a subset."),

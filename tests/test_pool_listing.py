@@ -1,5 +1,6 @@
 """Finding shards: in folders, by patterns and on other file systems, and when one has changed."""
 
+import io
 import os
 import threading
 import time
@@ -7,13 +8,21 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
+import numpy as np
 import pytest
+from PIL import Image
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.manifest import read_shard
-from clipcov_pipeline.pool.samples import iter_samples
+from clipcov_pipeline.pool.samples import iter_samples, read_images
 from make_shards import MAX_PIXELS, sample_members, tar_bytes, write_pool, write_tar
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
 
 
 def names(shards: list[Shard]) -> list[str]:
@@ -223,6 +232,21 @@ def test_web_server(web_server):
     assert report.manifest["status"].to_list() == ["ok"] * 3
     with pytest.raises(InputError, match="1 of the 2 shards"):
         scan(f"{address}/pool/{{00001..00002}}.tar")
+
+
+def test_a_large_shard_of_a_server_without_ranges_is_read_in_one_pass_and_looked_into(web_server):
+    """fsspec asks for ranges above 5 MiB, and refuses a server that answers with all of the file."""
+    address, folder = web_server
+    noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
+    members = [m for n in range(6) for m in ((f"{n}.png", png(noise)), (f"{n}.txt", f"{n}".encode()))]
+    path = write_tar(folder / "pool" / "00002.tar", members)
+    assert path.stat().st_size > 5 * 2**20
+    shard, (local,) = scan(f"{address}/pool/")[2], scan(str(path))
+    found = [read_shard(one, max_pixels=600 * 600) for one in (shard, local)]
+    assert found[0].manifest["status"].to_list() == ["ok"] * 6
+    assert found[0].sha256 == found[1].sha256
+    assert dict(read_images(shard, ["1", "5"])) == dict.fromkeys(["1", "5"], png(noise))
+    assert [sample.key for sample in iter_samples(shard, {"4"}, None)] == ["4"]
 
 
 def test_server_that_does_not_answer():

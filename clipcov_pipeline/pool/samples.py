@@ -96,7 +96,7 @@ def read_images(
     places = _image_places(shard.url, shard.version, json.dumps(storage_options or {}, sort_keys=True))
     wanted = places.filter(pl.col("key").is_in(list(keys)))
     if wanted.height:
-        with open_shard(shard.url, storage_options) as file:
+        with open_shard(shard.url, storage_options, seekable=True) as file:
             for key, offset, size in wanted.iter_rows():
                 file.seek(offset)
                 yield key, file.read(size)
@@ -107,7 +107,7 @@ def _image_places(url: str, version: str, storage_options: str) -> pl.DataFrame:
     """key, offset and size of the image of each key's first sample, in the tar's order."""
     places: dict[str, dict[str, tuple[int, int]]] = {}
     current = None
-    with open_shard(url, json.loads(storage_options)) as file:
+    with open_shard(url, json.loads(storage_options), seekable=True) as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo)  # noqa: SIM115
         except tarfile.TarError as error:

@@ -81,7 +81,13 @@ def quoted(found: Any) -> str:
 class Section(BaseModel):
     """Base of every section: frozen, strict about unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # they are the descriptions of the JSON Schema
+    )
 
     def semantic(self) -> dict[str, Any]:
         """Return the fields that can change a result, nested sections included, as JSON-able values."""
