@@ -10,6 +10,7 @@ from clipcov_pipeline.errors import InputError
 # name -> (module:command, one-line help): modules are imported only when their command runs, so that
 # `clipcov --help` and `clipcov plan` do not pay for torch
 COMMANDS = {
+    "init": ("clipcov_pipeline.commands.init:command", "Look at your shards and write a YAML for them."),
     "run": ("clipcov_pipeline.commands.run:command", "Run what is out of date, and only that."),
     "plan": ("clipcov_pipeline.commands.plan:command", "Print what would run, and why."),
     "check": ("clipcov_pipeline.commands.check:command", "Say what is missing to run, and what it takes."),

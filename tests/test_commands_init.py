@@ -1,0 +1,69 @@
+"""`clipcov init`: what it writes for real shards can be checked and run."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clipcov_pipeline.cli import cli
+from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.experiment.config.load import load_config
+from clipcov_pipeline.experiment.preflight import preflight
+from clipcov_pipeline.experiment.starter import Look, starter
+from lab import Lab
+from make_shards import write_pool, write_tar
+
+
+def init(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["init", *map(str, arguments)])
+
+
+def test_what_it_writes_can_run(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", n_shards=4, samples_per_shard=250)
+    result = init(tmp_path / "pool", "--out", tmp_path / "mine" / "e.yaml", "--name", "mine")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("4 shards, 1,000 samples, ")
+    config = load_config(str(tmp_path / "mine" / "e.yaml"))
+    assert (config.name, config.train.batch_size, config.train.samples_seen) == ("mine", 16, 2704)
+    assert preflight(config, measure=False).can_run
+    with pytest.raises(InputError, match="expected a new file"):
+        raise init(tmp_path / "pool", "--out", tmp_path / "mine" / "e.yaml").exception or AssertionError
+
+
+@pytest.mark.slow
+def test_its_selection_runs_as_it_is(sample_shards: Path, tmp_path: Path) -> None:
+    assert init(sample_shards / "00000.tar", "--out", tmp_path / "experiment.yaml").exit_code == 0
+    lab = Lab(tmp_path)
+    executed = lab.run(
+        ("raw_shards", "proxy_model", "embeddings", "pseudo_labels", "sample_index", "rankings")
+    )
+    assert executed["rankings"] == 3
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([("a.txt", b"no image")], "found no image with a caption of one key in 0, expected KEY.jpg"),
+        ([("a.png", b"no image"), ("a.txt", b"x")], "found no image with a caption"),
+    ],
+)
+def test_shards_without_pairs_are_refused(members: list, says: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "pool" / "0.tar", members)
+    error = init(tmp_path / "pool", "--out", tmp_path / "e.yaml").exception
+    assert isinstance(error, InputError)
+    assert says in str(error)
+    assert not (tmp_path / "e.yaml").exists()
+
+
+@pytest.mark.parametrize("samples", [None, 500, 12_000, 3_000_000])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_batches_fit_the_smallest_subset(samples: int | None, gpu: bool, tmp_path: Path) -> None:
+    from collections import Counter
+
+    path = tmp_path / "e.yaml"
+    path.write_text(starter("x", "/pool", Look(3, 0, samples, True, 8, 200, Counter(jpg=200)), gpu=gpu))
+    config = load_config(str(path))
+    smallest = round(0.9 * (samples or 100_000) * min(config.select.fractions))
+    assert config.train.batch_size <= max(16, smallest / 4)
+    assert (config.train.samples_seen or 0) % config.train.batch_size == 0
+    assert config.shards.expected_samples == (None if samples else 100_000)
