@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from assets.mlflow_runs.tracking import ARM_RUN, EXPERIMENT_RUN, KIND_TAG, Tracking
 from assets.running.execution import deal, own_gpu, visible_gpus
 from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.rebuild import differences, rebuild
 from clipcov_pipeline.experiment.stages import ONE_AT_A_TIME
 from lab import Lab, still_there
 
@@ -96,12 +97,16 @@ def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
     assert sorted(run.data.tags[KIND_TAG] for run in runs) == [ARM_RUN] * 3 + [EXPERIMENT_RUN]
     assert len(client.search_model_versions("name = 'afresh'")) == 3
 
+    # alone it comes out as beside others: with as many threads
+    record, again = rebuild(lab.project(), str(lab.yaml), "checkpoints/random-f0.5-s0")
+    assert differences(record, again) == []
+
 
 SHARES = """
 import sys
 from assets.running.execution import execute_side_by_side
 sys.executable = sys.argv[1]
-execute_side_by_side(None, "checkpoints", [["a"], ["b"]])
+execute_side_by_side(None, "checkpoints", [["a"], ["b"]], 2)
 """
 
 

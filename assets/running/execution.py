@@ -103,17 +103,18 @@ def own_gpu(gpus: Sequence[str], place: int) -> dict[str, str]:
 
 
 def execute_side_by_side(
-    config: str | None, stage: str, shares: Sequence[Sequence[str]], gpus: Sequence[str] = ()
+    config: str | None, stage: str, shares: Sequence[Sequence[str]], places: int, gpus: Sequence[str] = ()
 ) -> None:
     """Execute each share in a process of its own; return when all have ended.
 
-    The CPU's cores are divided among them (unless ``OMP_NUM_THREADS`` says otherwise), and ``gpus`` are dealt
-    out, one a share; without any, each sees what this process sees.
+    The CPU's cores are divided by ``places``, however few shares there are (another number of threads gives
+    other roundings), unless ``OMP_NUM_THREADS`` says otherwise, and ``gpus`` are dealt out, one a share;
+    without any, each sees what this process sees.
 
     Raises:
         KeyboardInterrupt: after every share has ended, too.
     """
-    threads = max(1, (os.cpu_count() or 1) // len(shares))
+    threads = max(1, (os.cpu_count() or 1) // places)
     env = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT_VARIABLE: str(os.getpid())}
     command = [
         sys.executable,

@@ -83,10 +83,10 @@ def run_plan(
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
         places = project.config.automation.pools.get("gpu", 1) if stage in SIDE_BY_SIDE else 1
-        if places > 1 and len(keys) > 1:
+        if places > 1:  # a single one too: with other threads it would come out otherwise
             # what takes several GPUs itself sees all of them
             gpus = visible_gpus() if stage != "checkpoints" or project.config.train.gpus == 1 else []
-            execute_side_by_side(config, stage, deal(stage, keys, places), gpus)
+            execute_side_by_side(config, stage, deal(stage, keys, places), places, gpus)
         else:
             execute_all(instance, plan, stage, keys)
         after = Project.open(config).plan()
