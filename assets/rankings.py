@@ -21,6 +21,7 @@ from clipcov_pipeline.pool.manifest import with_image_hash
 from clipcov_pipeline.proxy.embeddings import with_early_similarity
 from clipcov_pipeline.selection import Pool, budget_count, columns_read, rank, reads_captions
 from clipcov_pipeline.selection.external import listed
+from clipcov_pipeline.subsets.index import check_weights
 
 
 @dg.asset(
@@ -85,7 +86,7 @@ def _listed(
 ) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
     """Count the uids of a list that the pool has and has not, and say how many it has not.
 
-    Return the counts, and every sample's weight, float64 [N]: as the list has it, 1 where it has none.
+    Return the counts, and every sample's weight, float64 [N]: as the list has it, else the list's mean.
     """
     found = listed(pool, path)
     if found.missing:
@@ -94,7 +95,8 @@ def _listed(
         context.log.warning(
             f"{found.unknown} uids of {path} are not in the pool: held out, kept aside, or of other shards"
         )
-    weight = np.ones(len(pool))
+    check_weights(found.weight, f"uids: {path}")
+    weight = np.full(len(pool), found.weight.mean())
     weight[found.rows] = found.weight
     counts = {"listed": len(found.rows), "unknown_uids": found.unknown, "rows_without_uid": found.missing}
     return counts, weight

@@ -24,7 +24,7 @@ def test_what_it_writes_can_run(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.startswith("4 shards, 1,000 samples, ")
     config = load_config(str(tmp_path / "mine" / "e.yaml"))
-    assert (config.name, config.train.batch_size, config.train.samples_seen) == ("mine", 16, 2704)
+    assert (config.name, config.train.batch_size, config.train.samples_seen) == ("mine", 32, 2720)
     assert preflight(config, measure=False).can_run
     with pytest.raises(InputError, match="expected a new file"):
         raise init(tmp_path / "pool", "--out", tmp_path / "mine" / "e.yaml").exception or AssertionError
@@ -55,7 +55,7 @@ def test_shards_without_pairs_are_refused(members: list, says: str, tmp_path: Pa
     assert not (tmp_path / "e.yaml").exists()
 
 
-@pytest.mark.parametrize("samples", [None, 500, 12_000, 3_000_000])
+@pytest.mark.parametrize("samples", [None, 80, 500, 12_000, 3_000_000])
 @pytest.mark.parametrize("gpu", [True, False])
 def test_batches_fit_the_smallest_subset(samples: int | None, gpu: bool, tmp_path: Path) -> None:
     from collections import Counter
@@ -63,7 +63,14 @@ def test_batches_fit_the_smallest_subset(samples: int | None, gpu: bool, tmp_pat
     path = tmp_path / "e.yaml"
     path.write_text(starter("x", "/pool", Look(3, 0, samples, True, 8, 200, Counter(jpg=200)), gpu=gpu))
     config = load_config(str(path))
-    smallest = round(0.9 * (samples or 100_000) * min(config.select.fractions))
-    assert config.train.batch_size <= max(16, smallest / 4)
+    smallest = 0.9 * (samples or 100_000) * min(config.select.fractions)
+    assert config.train.batch_size <= max(2, smallest / 4)
     assert (config.train.samples_seen or 0) % config.train.batch_size == 0
     assert config.shards.expected_samples == (None if samples else 100_000)
+
+
+def test_a_name_that_yaml_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool")
+    error = init(tmp_path / "pool", "--out", tmp_path / "e.yaml", "--name", "My Pool: x").exception
+    assert "--name: found 'My Pool: x', expected letters" in str(error)
+    assert not (tmp_path / "e.yaml").exists()

@@ -28,7 +28,9 @@ from clipcov_pipeline.training.parent import end_with_parent
 
 @click.command()
 @click.option("--config", help="YAML file or preset; default $CLIPCOV_CONFIG, else the sample.")
-@click.option("--only", multiple=True, help="Run these stages only, as far as what they read is up to date.")
+@click.option(
+    "--only", multiple=True, help="Run this STAGE or STAGE/PARTITION only, where what it reads is up to date."
+)
 def main(config: str | None, only: tuple[str, ...]) -> None:
     """Run what is out of date, and only that."""
     end_with_parent()
@@ -53,9 +55,12 @@ def main(config: str | None, only: tuple[str, ...]) -> None:
 
 def _check_stages(plan: Plan, only: Sequence[str]) -> None:
     known = list(dict.fromkeys(step.node.stage for step in plan.steps))
-    for stage in only:
+    for name in only:
+        stage, _, partition = name.partition("/")
         if stage not in known:
-            raise InputError(f"--only {stage}: unknown stage, expected one of {', '.join(known)}")
+            raise InputError(f"--only {name}: unknown stage, expected one of {', '.join(known)}")
+        if partition and not plan.of(stage, partition):
+            raise InputError(f"--only {name}: unknown, expected one of {', '.join(plan.keys(stage))}")
 
 
 def run_plan(
@@ -77,9 +82,10 @@ def run_plan(
         if ready is None:
             report_staleness(instance, plan)
             report_checks(instance, project.config, plan)
-            wanted = [step for step in plan.steps if step.node.stage in (only or STAGES)]
-            blocked = [step for step in wanted if step.status is Status.BLOCKED]
-            reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in blocked]
+            stages = {name.partition("/")[0] for name in only} or set(STAGES)
+            held_up = (Status.BLOCKED, Status.WAIT) if only else (Status.BLOCKED,)
+            wanted = [step for step in plan.steps if step.node.stage in stages and step.status in held_up]
+            reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in wanted]
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
         places = project.config.automation.pools.get("gpu", 1) if stage in SIDE_BY_SIDE else 1

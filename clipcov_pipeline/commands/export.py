@@ -50,7 +50,8 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
             storage_options=dict(project.config.shards.storage_options),
             progress=bar.update,
         )
-    click.echo(f"{index.height:,} samples written to {out}: {len(paths)} files")
+    once = "" if form != "tars" or index["weight"].n_unique() == 1 else ", each once: tars hold no weights"
+    click.echo(f"{index.height:,} samples written to {out}: {len(paths)} files{once}")
 
 
 def current(plan: Plan, stage: str, partition: str) -> Record:

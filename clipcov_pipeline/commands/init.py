@@ -1,5 +1,6 @@
 """``clipcov init``: a YAML for shards that somebody has."""
 
+import re
 from pathlib import Path
 
 import click
@@ -26,6 +27,8 @@ def command(source: str, out: Path, name: str) -> None:
 
     if out.exists():
         raise InputError(f"--out: found {out}, expected a new file: give another name or remove it")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"--name: found {name!r}, expected letters, digits, dots, dashes or underscores")
     look = look_at(source)
     given = source if "://" in source else str(Path(source).absolute())
     text = starter(name, given, look, gpu=resolve_device("auto") != "cpu")

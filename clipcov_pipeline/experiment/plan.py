@@ -94,10 +94,12 @@ class Plan:
 
         Args:
             skip: (stage, partition) pairs to leave alone, because they have failed.
-            only: stages to look at; all when empty.
+            only: what to look at, ``STAGE`` or ``STAGE/PARTITION`` each; everything when empty.
         """
-        for stage in only or STAGES:
-            steps = [s for s in self.of(stage) if s.status in (Status.BUILD, Status.RESTORE)]
+        for name in only or STAGES:
+            stage, _, partition = name.partition("/")
+            found = self.of(stage, partition) if partition else self.of(stage)
+            steps = [s for s in found if s.status in (Status.BUILD, Status.RESTORE)]
             keys = list(dict.fromkeys(s.key for s in steps if (stage, s.key) not in skip))
             if keys:
                 return stage, keys

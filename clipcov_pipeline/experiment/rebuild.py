@@ -14,7 +14,7 @@ from pathlib import Path
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import Record, Store
+from clipcov_pipeline.experiment.store import WHOLE, Record, Store, node_name
 
 Digests = Mapping[str, str]
 
@@ -39,7 +39,7 @@ def rebuild(project: Project, config: str | None, name: str) -> tuple[Record, Di
     try:
         _copy_work(project, aside)
         Store(aside / "store").discard(record)
-        _run(config, record.stage, aside)
+        _run(config, node_name(record.stage, record.partition.partition("@")[0]), aside)
         built = Store(aside / "store").find(record.stage, record.partition, record.fingerprint)
         if built is None:
             raise InputError(f"--rebuild: {record.name} was not built again; see the lines above")
@@ -82,7 +82,15 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _run(config: str | None, stage: str, aside: Path) -> None:
+def _run(config: str | None, name: str, aside: Path) -> None:
     given = [] if config is None else ["--config", config]
-    argv = [sys.executable, "-m", "clipcov_pipeline.cli", "run", "--only", stage, *given]
+    argv = [
+        sys.executable,
+        "-m",
+        "clipcov_pipeline.cli",
+        "run",
+        "--only",
+        name.removesuffix(f"/{WHOLE}"),
+        *given,
+    ]
     subprocess.run(argv, env={**os.environ, "CLIPCOV_WORK_DIR": str(aside.resolve())}, check=False)

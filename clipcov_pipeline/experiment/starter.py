@@ -17,7 +17,7 @@ from clipcov_pipeline.pool.samples import Sample, iter_samples
 from clipcov_pipeline.pool.tars import NotATarError
 
 LOOKED_AT = 200  # samples of the first shard
-FRACTIONS = (0.1, 0.25)
+FRACTIONS, SMALL_POOL_FRACTIONS = (0.1, 0.25), (0.25, 0.5)
 HOLDOUT = 0.1
 SMALL = "clipcov-tiny-RN"  # comes with the package, and trains on a CPU
 LARGE = "RN50"
@@ -88,7 +88,8 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
     """Return a commented YAML for a pool; gpu: whether there is one to train on."""
     samples = look.samples or 100_000
     pool = round(samples * (1 - HOLDOUT))
-    batch = _batch(round(pool * min(FRACTIONS)), gpu=gpu)
+    fractions = FRACTIONS if pool >= 1000 else SMALL_POOL_FRACTIONS
+    batch = _batch(round(pool * min(fractions)), gpu=gpu)
     seen = -(-max(3 * pool, 40 * batch) // batch) * batch
     return TEMPLATE.format(
         schema=FILE,
@@ -106,7 +107,7 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
         seen=seen,
         passes=f"{seen / pool:.3g}",
         warmup=max(1, seen // batch // 10),
-        fractions=", ".join(map(str, FRACTIONS)),
+        fractions=", ".join(map(str, fractions)),
         holdout=HOLDOUT,
     )
 
@@ -114,7 +115,7 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
 def _batch(smallest: int, *, gpu: bool) -> int:
     """The largest power of two that the smallest subset fills four times, within reason."""
     batch = 512 if gpu else 256
-    while batch > 16 and 4 * batch > smallest:
+    while batch > 2 and 4 * batch > smallest:
         batch //= 2
     return batch
 
@@ -141,8 +142,10 @@ name: {name}
 shards:
   source: {source}{counted}
 
-proxy:                    # the model whose embeddings selection works on: here one trained on the pool;
-  model: {model}          # rather  model: ViT-B-32, pretrained: laion2b_s34b_b79k  and no train
+# the model whose embeddings selection works on: one trained on the pool, where no weights are at hand;
+# better  model: ViT-B-32, pretrained: laion2b_s34b_b79k  and no train
+proxy:
+  model: {model}
   train:
     samples_seen: {seen}
     batch_size: {batch}

@@ -64,6 +64,9 @@ def verify(project: Project, *, deep: bool = False) -> Report:
         problems += _pin_problems(project, record, report)
         report.problems += [(record, text) for text in problems]
     if deep:
+        late = sum(s.node.stage == SUBSETS and s.status is not Status.CURRENT for s in project.plan().steps)
+        if late:
+            report.checked["subsets that are out of date and not cut again"] = late
         for record in current.values():
             if record is not None and record.stage == SUBSETS:
                 report.checked["subsets cut again"] += 1

@@ -83,9 +83,13 @@ def _table(path: Path) -> Any:
     if path.suffix == ".parquet":
         scan = pl.scan_parquet(path)
     else:  # as text: a uid of digits alone keeps its zeros
-        scan = pl.scan_csv(path, schema_overrides={"uid": pl.String})
-    names = scan.collect_schema().names()
-    return scan.select([name for name in ("uid", "weight") if name in names]).collect()
+        scan = pl.scan_csv(path, infer_schema=False)
+    try:
+        names = scan.collect_schema().names()
+        return scan.select([name for name in ("uid", "weight") if name in names]).collect()
+    except pl.exceptions.PolarsError as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"uids: {path} is not readable as {path.suffix}: {text}") from error
 
 
 def _weights(path: Path) -> np.ndarray | None:
@@ -99,7 +103,10 @@ def _weights(path: Path) -> np.ndarray | None:
     table = None if path.suffix == ".npy" else _table(path).drop_nulls("uid")
     if table is None or "weight" not in table.columns:
         return None
-    found = table["weight"].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    weight = table["weight"]
+    if weight.dtype != pl.String and not weight.dtype.is_numeric():
+        raise InputError(f"uids: found weights of type {weight.dtype} in {path}, expected numbers")
+    found = weight.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
     if (bad := ~np.isfinite(found) | (found < 0)).any():
         row = int(bad.argmax())
         raise InputError(

@@ -10,7 +10,7 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection import budget_count
 from clipcov_pipeline.subsets.files import write_datacomp_npy, written_at_once
-from clipcov_pipeline.subsets.index import chosen_digest, samples_digest, subset_index, whole_draws
+from clipcov_pipeline.subsets.index import chosen_digest, samples_digest, subset_index, times_listed
 
 PARQUET, NPY, TARS = "subset.parquet", "subset.npy", "shards"
 
@@ -71,9 +71,7 @@ def write_subset(
     index = subset_index(chosen, labels, wanted)
     with written_at_once(folder / PARQUET) as temporary:
         index.write_parquet(temporary, compression="zstd")
-    weight = index["weight"].to_numpy()
-    draws = whole_draws(weight) if np.ptp(weight) else None
-    write_datacomp_npy(folder / NPY, index["uid"].to_list(), draws)
+    write_datacomp_npy(folder / NPY, index["uid"].to_list(), times_listed(index))
     digests = {"samples": samples_digest(index), "subset": chosen_digest(index)}
     if choice.quota is not None:
         digests = {name: _with_quota(digest, choice.quota) for name, digest in digests.items()}

@@ -16,6 +16,7 @@ from clipcov_pipeline.subsets.files import (
     write_datacomp_npy,
     write_subset_tars,
 )
+from clipcov_pipeline.subsets.index import times_listed
 
 Format = Literal["tars", "npy", "parquet", "csv", "hf"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -70,7 +71,8 @@ def export_subset(
         return _write_hf(index, shards, out, storage_options, progress)
     path = out / f"subset.{form}"
     if form == "npy":
-        write_datacomp_npy(path, index["uid"].to_list())
+        times = times_listed(index) if "weight" in index.columns else None
+        write_datacomp_npy(path, index["uid"].to_list(), times)
     elif form == "parquet":
         index.write_parquet(path, compression="zstd")
     else:

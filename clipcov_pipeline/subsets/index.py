@@ -95,6 +95,13 @@ def whole_draws(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.int64] | None
     return counts if counts.max() <= MOST_REPEATS else None
 
 
+def times_listed(index: pl.DataFrame) -> npt.NDArray[np.int64] | None:
+    """Return how often DataComp's list names each sample, int64 [n]; None: once each, as where weights are no
+    small whole numbers."""
+    weight = index["weight"].to_numpy()
+    return whole_draws(weight) if np.ptp(weight) else None
+
+
 def draws_of_pass(weight: npt.NDArray[np.float64]) -> int:
     """Return the draws of a pass over samples of these weights, float [n], as `training.draws` makes it."""
     counts = whole_draws(weight)

@@ -114,8 +114,9 @@ class Select(Section):
 
 
 def _check_draw_from(label: str, share: object) -> None:
-    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
-        raise ValueError(f".{label}.{DRAW_FROM}: found {share!r}, expected a share above 0 and up to 1")
+    if share is None or (isinstance(share, int | float) and share is not True and 0 < share <= 1):
+        return
+    raise ValueError(f".{label}.{DRAW_FROM}: found {share!r}, expected a share above 0 and up to 1")
 
 
 def _below(text: str, method: str) -> str:
