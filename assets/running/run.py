@@ -17,10 +17,9 @@ from assets.steps.orphans import close_orphans, notices
 from clipcov_pipeline.cli import guarded
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.batches import check_batches
-from clipcov_pipeline.experiment.plan import Plan, Status
+from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import method_names
-from clipcov_pipeline.experiment.stages import STAGES
 from clipcov_pipeline.experiment.store import node_name
 from clipcov_pipeline.report import leaderboard, tables
 from clipcov_pipeline.training.parent import end_with_parent
@@ -82,10 +81,9 @@ def run_plan(
         if ready is None:
             report_staleness(instance, plan)
             report_checks(instance, project.config, plan)
-            stages = {name.partition("/")[0] for name in only} or set(STAGES)
             held_up = (Status.BLOCKED, Status.WAIT) if only else (Status.BLOCKED,)
-            wanted = [step for step in plan.steps if step.node.stage in stages and step.status in held_up]
-            reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in wanted]
+            left = [step for step in plan.steps if step.status in held_up and _is_asked_for(step, only)]
+            reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in left]
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
         places = project.config.automation.pools.get("gpu", 1) if stage in SIDE_BY_SIDE else 1
@@ -106,6 +104,11 @@ def run_plan(
                 waiting.add((stage, key))  # what it reads turned out damaged and is built again first
             else:
                 failed[stage, key] = None
+
+
+def _is_asked_for(step: Step, only: Sequence[str]) -> bool:
+    stage = step.node.stage
+    return not only or stage in only or node_name(stage, step.key) in only
 
 
 def summary(executed: Counter[str], failed: Sequence[str], seconds: float) -> str:

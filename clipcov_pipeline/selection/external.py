@@ -80,10 +80,8 @@ def _table(path: Path) -> Any:
     """The columns uid and weight of a file, those that there are."""
     import polars as pl
 
-    if path.suffix == ".parquet":
-        scan = pl.scan_parquet(path)
-    else:  # as text: a uid of digits alone keeps its zeros
-        scan = pl.scan_csv(path, infer_schema=False)
+    # as text: a uid of digits alone keeps its zeros
+    scan = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
     try:
         names = scan.collect_schema().names()
         return scan.select([name for name in ("uid", "weight") if name in names]).collect()
