@@ -5,7 +5,6 @@ decode, vary and tokenize, and are measured in turn.
 """
 
 import gc
-import os
 import shutil
 import tempfile
 import time
@@ -24,7 +23,7 @@ from clipcov_pipeline.bench.loader_pool import (
     write_pool,
     write_tars,
 )
-from clipcov_pipeline.bench.measuring import Say
+from clipcov_pipeline.bench.measuring import Say, drop_cached
 from clipcov_pipeline.bench.range_server import RangeServer, range_server
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import scan
@@ -277,20 +276,6 @@ def passes(info: Any, count: int) -> Iterator[float]:
         began = time.perf_counter()
         samples = sum(len(batch[0]) for batch in info.dataloader)
         yield samples / (time.perf_counter() - began)
-
-
-def drop_cached(files: Sequence[Path]) -> bool:
-    """Write files to the disk and drop them from the page cache; whether this system can."""
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-    return True
 
 
 def _times(density: float) -> int:

@@ -1,6 +1,7 @@
 """Times, memory and the rows of a benchmark."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,17 @@ def fresh_pool(pool: Pool) -> Pool:
     path = getattr(pool.pairs, "filename", None)
     pairs = pool.pairs if path is None else np.memmap(path, pool.pairs.dtype, "r+", shape=pool.pairs.shape)
     return Pool(pairs, pool.order, pool.starts, pool.latent_class, pool.label_similarity, {})
+
+
+def drop_cached(files: Sequence[Path]) -> bool:
+    """Write files to the disk and drop them from the page cache; whether this system can."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return True

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from clipcov_pipeline.bench.measuring import Bench, Say, fresh_pool
+from clipcov_pipeline.bench.measuring import Bench, Say, drop_cached, fresh_pool
 from clipcov_pipeline.bench.peers import compare_peers
 from clipcov_pipeline.bench.synthetic import synthetic_arrays, synthetic_blocks, synthetic_classes
 from clipcov_pipeline.errors import InputError
@@ -190,12 +190,7 @@ def drop_cache(pool: Pool) -> None:
         import mmap
 
         pairs._mmap.madvise(mmap.MADV_DONTNEED)
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
+    drop_cached([path])
 
 
 def _engine(bench: Bench, pool: Pool) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.plan import Status
+from clipcov_pipeline.experiment.plan import Status, Step
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import WHOLE, Record, Store, node_name
+from clipcov_pipeline.experiment.store import WHOLE, Record, Store, node_name, require
 
 Digests = Mapping[str, str]
 
@@ -33,13 +33,14 @@ def rebuild(project: Project, config: str | None, name: str) -> tuple[Record, Di
     Raises:
         InputError: no such entry, one that is out of date, or one that could not be built.
     """
-    record = _entry(project, name)
+    step = _current(project, name)
+    record = require(step.record, name)
     aside = project.scratch / f"rebuild-{record.fingerprint[:16]}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         _copy_work(project, aside)
         Store(aside / "store").discard(record)
-        _run(config, node_name(record.stage, record.partition.partition("@")[0]), aside)
+        _run(config, node_name(record.stage, step.key), aside)
         built = Store(aside / "store").find(record.stage, record.partition, record.fingerprint)
         if built is None:
             raise InputError(f"--rebuild: {record.name} was not built again; see the lines above")
@@ -58,13 +59,13 @@ def differences(record: Record, again: Digests) -> list[str]:
     ]
 
 
-def _entry(project: Project, name: str) -> Record:
+def _current(project: Project, name: str) -> Step:
     steps = {step.node.name: step for step in project.plan().steps}
     if (step := steps.get(name)) is None:
         raise InputError(f"--rebuild: found {name!r}, expected an entry as `clipcov plan --all` names it")
     if step.record is None or step.status is not Status.CURRENT:
         raise InputError(f"--rebuild: {name} is out of date ({'; '.join(step.why)}); first: clipcov run")
-    return step.record
+    return step
 
 
 def _copy_work(project: Project, aside: Path) -> None:
