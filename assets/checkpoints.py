@@ -21,8 +21,8 @@ from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.reasons import flat
 from clipcov_pipeline.experiment.recipes import Recipe, recipes
+from clipcov_pipeline.experiment.records import node_name
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import node_name
 from clipcov_pipeline.experiment.train_spec import train_spec, training_data
 from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.proxy.models import ModelSpec

@@ -13,8 +13,8 @@ from assets.steps.proxy_encoders import EmbeddedShard, embed_shard, proxy_encode
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.proxy.embeddings import pair_figures
 from clipcov_pipeline.proxy.vectors import VECTORS, digest_of_rows, make_rows, table_name, vectors_of
 

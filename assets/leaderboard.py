@@ -15,8 +15,8 @@ from assets.steps.materialize import Metadata, materialize_whole
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.recipes import evaluation_sets, method_names, recipes
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.report import leaderboard as report_leaderboard
 from clipcov_pipeline.report import plots, tables
 

@@ -10,8 +10,8 @@ from assets.resources import Experiment
 from assets.steps.materialize import Metadata, materialize_whole
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.report.page import REPORT, write_report
 
 

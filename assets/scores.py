@@ -25,8 +25,8 @@ from clipcov_pipeline.experiment.config.base import HOLDOUT
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.pool.pixels import ImageRules

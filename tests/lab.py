@@ -18,7 +18,7 @@ import yaml
 
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.pool.bundled import unpack_sample
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import iter_groups

@@ -21,7 +21,7 @@ from assets.mlflow_runs.tracking import Tracking
 from assets.steps.orphans import PROCESS_TAG, process_tag
 from clipcov_pipeline.experiment.plan import Step
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import WHOLE
+from clipcov_pipeline.experiment.records import WHOLE
 from lab import SELECTION, Lab, copy_samples, free_ports
 
 REPO = Path(__file__).parent.parent

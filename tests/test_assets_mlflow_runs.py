@@ -19,8 +19,8 @@ from assets.mlflow_runs.tracking import Tracking, local_path, mlflow_run_url, ml
 from assets.training.process_metrics import ProcessMeter, logged_process_metrics
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.report.leaderboard import champion
 from lab import Lab

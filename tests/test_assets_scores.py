@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.experiment.store import WHOLE
+from clipcov_pipeline.experiment.records import WHOLE
 from lab import Lab
 from make_benchmark import write_classification
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from clipcov_pipeline.cli import cli
-from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.subsets.files import write_datacomp_npy
 from lab import Lab
 

@@ -13,7 +13,8 @@ import yaml
 
 from clipcov_pipeline.cli import COMMANDS
 from clipcov_pipeline.experiment.digests import digest_of
-from clipcov_pipeline.experiment.store import WHOLE, Store
+from clipcov_pipeline.experiment.records import WHOLE
+from clipcov_pipeline.experiment.store import Store
 from make_shards import write_pool
 
 CLIPCOV = Path(sys.executable).with_name("clipcov")

@@ -10,7 +10,7 @@ from clipcov_pipeline.bench.synthetic import synthetic_arrays
 from clipcov_pipeline.experiment.checks import CHECKS, CheckOutcome, checks_of, evaluate_checks
 from clipcov_pipeline.experiment.config.diagnostics import Checks
 from clipcov_pipeline.experiment.config.experiment import Config
-from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.proxy.embeddings import pair_figures
 from clipcov_pipeline.selection import Pool
 from clipcov_pipeline.subsets.diagnosis import diagnose

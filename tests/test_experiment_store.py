@@ -22,7 +22,8 @@ import pytest
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment import store as experiment_store
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, fingerprint_from
-from clipcov_pipeline.experiment.store import CURRENT, RECORD, WHOLE, Record, Store, node_name, require
+from clipcov_pipeline.experiment.records import RECORD, WHOLE, Record, node_name
+from clipcov_pipeline.experiment.store import CURRENT, Store, require
 
 ABOUT: dict[str, Any] = {"code_version": "1", "params": {"train": {"lr": 0.1}}, "sources": {}, "inputs": {}}
 FIRST, SECOND = digest_of("first"), digest_of("second")

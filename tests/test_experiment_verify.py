@@ -16,7 +16,8 @@ from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of, git_commit
 from clipcov_pipeline.experiment.plan import Status
-from clipcov_pipeline.experiment.store import Record, Store
+from clipcov_pipeline.experiment.records import Record
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.experiment.verify import Report, _rows_problems, verify
 from clipcov_pipeline.proxy.vectors import Vectors, digest_of_rows, make_rows
 from clipcov_pipeline.report.lineage import trace

@@ -20,7 +20,7 @@ from clipcov_pipeline.experiment.batches import check_batches
 from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import method_names
-from clipcov_pipeline.experiment.store import node_name
+from clipcov_pipeline.experiment.records import node_name
 from clipcov_pipeline.report import leaderboard, tables
 from clipcov_pipeline.training.parent import end_with_parent
 

@@ -20,8 +20,8 @@ from assets.steps.orphans import tag_with_process
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project, Task
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record
 
 Metadata = Mapping[str, Any]
 

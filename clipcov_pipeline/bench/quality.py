@@ -21,7 +21,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import recipes
-from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.experiment.records import Record
 
 PRIMARY = "photos/acc1"
 

@@ -18,7 +18,7 @@ from clipcov_pipeline.bench.quality import (
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import FULL
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import WHOLE
+from clipcov_pipeline.experiment.records import WHOLE
 
 
 def collect(paths: Iterable[Path]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:

@@ -93,6 +93,21 @@ def diagnostics(
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 
 
+@command.command()
+@click.option("--shards", type=click.IntRange(1), default=13_000, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Processes.")
+@click.option(
+    "--scratch-dir", type=click.Path(path_type=Path), help="Default: the system's temporary folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(shards: int, repeat: int, scratch_dir: Path | None, as_json: bool) -> None:
+    """Time the plan of 50 recipes over a pool of many shards, of which everything is built."""
+    from clipcov_pipeline.bench.plan_speed import as_text, bench_plan
+
+    found = bench_plan(shards, repeat, scratch_dir, lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(found, indent=2) if as_json else as_text(found))
+
+
 def _run_experiment(path: Path) -> int:
     """Run one of several experiments; its lines begin with its folder's name. The exit status."""
     env = {

@@ -8,7 +8,7 @@ import click
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import WHOLE, Record, node_name
+from clipcov_pipeline.experiment.records import WHOLE, Record, node_name
 from clipcov_pipeline.subsets.export import FORMATS, Format, export_subset
 
 

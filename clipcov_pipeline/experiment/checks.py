@@ -9,10 +9,12 @@ Dagster and the terminal show the same outcomes.
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from clipcov_pipeline.experiment.config.diagnostics import Bound
 from clipcov_pipeline.experiment.config.experiment import Config
+from clipcov_pipeline.experiment.records import Record, node_name
 from clipcov_pipeline.experiment.stages import (
     CHECKPOINTS,
     EMBEDDINGS,
@@ -21,7 +23,6 @@ from clipcov_pipeline.experiment.stages import (
     SCORES,
     SUBSET_DIAGNOSTICS,
 )
-from clipcov_pipeline.experiment.store import Record, node_name
 
 Stats = Mapping[str, Any]
 
@@ -90,24 +91,32 @@ def evaluate_checks(
         _outcome(check, getattr(config.diagnostics.checks, check.name), record)
         for record in records
         if not stages or record.stage in stages
-        if "@" not in record.partition or record.stage == SCORES  # a subset's overlap has no check
-        for check in checks_of(record.stage)
+        for check in _checks_on(record)
     ]
 
 
 def stands_against(config: Config, record: Record) -> tuple[str, ...]:
     """Return why nothing may be built from an entry: its failed checks of severity ``error``, in words."""
+    bounds = ((check, getattr(config.diagnostics.checks, check.name)) for check in _checks_on(record))
+    outcomes = (_outcome(check, limit, record) for check, limit in bounds if limit.severity == "error")
     return tuple(
         f"blocked by check {outcome.name} of {outcome.entry}: {outcome.text}; mend the cause, or change"
         f" diagnostics.checks.{outcome.name}"
-        for outcome in evaluate_checks(config, [record])
+        for outcome in outcomes
         if outcome.blocks
     )
 
 
-def checks_of(asset: str) -> list[Check]:
+def _checks_on(record: Record) -> tuple[Check, ...]:
+    """The checks of an entry's stage; a subset's overlap has none."""
+    overlap = "@" in record.partition and record.stage != SCORES
+    return () if overlap else checks_of(record.stage)
+
+
+@cache
+def checks_of(asset: str) -> tuple[Check, ...]:
     """Return a stage's checks."""
-    return [check for check in CHECKS if check.asset == asset]
+    return tuple(check for check in CHECKS if check.asset == asset)
 
 
 def _outcome(check: Check, limit: Bound, record: Record) -> CheckOutcome:

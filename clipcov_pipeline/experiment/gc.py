@@ -12,9 +12,10 @@ from typing import Any, Literal
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status
 from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.sizes import size_of, statuses_of
 from clipcov_pipeline.experiment.stages import PSEUDO_LABELS
-from clipcov_pipeline.experiment.store import CONFIGS, Record, is_being_written
+from clipcov_pipeline.experiment.store import CONFIGS, is_being_written
 from clipcov_pipeline.proxy.vectors import label_tag
 
 Kind = Literal["entry", "unfinished", "config", "table", "tag", "versions"]

@@ -5,6 +5,7 @@ Pure: what lies outside is in the `World` that is handed in.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.experiment.config.base import FULL, HOLDOUT
@@ -19,6 +20,7 @@ from clipcov_pipeline.experiment.recipes import (
     recipes,
     subset_key,
 )
+from clipcov_pipeline.experiment.records import WHOLE, node_name
 from clipcov_pipeline.experiment.stages import (
     CHECKPOINT_GALLERIES,
     CHECKPOINTS,
@@ -38,7 +40,6 @@ from clipcov_pipeline.experiment.stages import (
     SUBSET_GALLERIES,
     SUBSETS,
 )
-from clipcov_pipeline.experiment.store import WHOLE, node_name
 from clipcov_pipeline.experiment.world import World
 from clipcov_pipeline.selection import validate_method
 
@@ -51,9 +52,14 @@ class Input(NamedTuple):
     output: str
 
     @property
+    def entry(self) -> str:
+        """``STAGE/PARTITION``."""
+        return node_name(self.stage, self.partition)
+
+    @property
     def name(self) -> str:
         """``STAGE/PARTITION#OUTPUT``, the key under which a record keeps the digest."""
-        return f"{node_name(self.stage, self.partition)}#{self.output}"
+        return f"{self.entry}#{self.output}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Node:
     needs: tuple[str, ...] = ()
     """Outputs that somebody reads: an entry of older code, which has not all of them, is built again."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """``STAGE/PARTITION``."""
         return node_name(self.stage, self.partition)
@@ -116,11 +122,12 @@ def nodes(config: Config, world: World) -> Iterator[Node]:
 
 
 def _raw_shards(config: Config, world: World) -> Iterator[Node]:
+    rules = _image_rules(config)
     for shard in world.shards:
         yield Node(
             RAW_SHARDS,
             shard.name,
-            params=_image_rules(config),
+            params=rules,
             sources={"shard": f"{shard.name}@{shard.version}"},
             needs=("places",),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from clipcov_pipeline.experiment import graph
-from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.experiment.records import Record
 
 LABELS, POOL, PLACES = graph.LABELS.name, graph.POOL.name, graph.INDEX.name
 

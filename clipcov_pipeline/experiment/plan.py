@@ -7,7 +7,9 @@ waiting: its fingerprint is not known yet, and a re-run upstream that gives the 
 untouched (early cutoff).
 """
 
-from collections.abc import Container, Mapping, Sequence
+import gc
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -17,8 +19,9 @@ from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import fingerprint_from
 from clipcov_pipeline.experiment.graph import Input, Node, nodes
 from clipcov_pipeline.experiment.reasons import own_reasons, reasons_for, waits_for
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS, EMBEDDINGS, REPORT, STAGES
-from clipcov_pipeline.experiment.store import Record, Store, node_name
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.experiment.world import World
 
 
@@ -108,12 +111,29 @@ class Plan:
 
 def make_plan(config: Config, world: World, store: Store) -> Plan:
     """Compare what should exist with what the store holds; reads records only, changes nothing."""
+    with _no_collection():
+        return Plan(tuple(_steps(config, world, store)))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within it nothing looks for cycles: among hundreds of thousands of new objects, all kept, that is
+    half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _steps(config: Config, world: World, store: Store) -> Iterator[Step]:
     done: dict[str, Step] = {}
     against: dict[str, tuple[str, ...]] = {}  # what stands against building anything from an entry
     for node in nodes(config, world):
         step = _step(node, done, store)
-        above = {node_name(item.stage, item.partition) for item in (*node.inputs, *node.after)}
-        reasons = sorted({reason for name in above for reason in against[name]})
+        reasons = sorted({reason for item in (*node.inputs, *node.after) for reason in against[item.entry]})
         # the report shows what failed: it is never held up
         if reasons and step.status is Status.BUILD and node.stage != REPORT:
             rest = (f"and {len(reasons) - 1} more",) if len(reasons) > 1 else ()
@@ -121,7 +141,7 @@ def make_plan(config: Config, world: World, store: Store) -> Plan:
         done[node.name] = step
         own = stands_against(config, step.record) if step.record else ()
         against[node.name] = (*reasons, *own)
-    return Plan(tuple(done.values()))
+        yield step
 
 
 def fingerprint_of(node: Node, inputs: Mapping[str, str]) -> str:
@@ -166,7 +186,7 @@ def _unfit(node: Node, store: Store, record: Record) -> str | None:
 
 
 def _unreadable(inputs: Sequence[Input], done: Mapping[str, Step]) -> list[str]:
-    names = dict.fromkeys(node_name(item.stage, item.partition) for item in inputs)
+    names = dict.fromkeys(item.entry for item in inputs)
     return [name for name in names if not _is_readable(done[name])]
 
 
@@ -178,6 +198,6 @@ def _is_readable(step: Step) -> bool:
 
 
 def _digest(done: Mapping[str, Step], item: Input) -> str:
-    record = done[node_name(item.stage, item.partition)].record
+    record = done[item.entry].record
     assert record is not None  # it is readable
     return record.digests[item.output]

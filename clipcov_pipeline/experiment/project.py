@@ -9,7 +9,8 @@ from typing import Any
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.load import read_config
 from clipcov_pipeline.experiment.plan import Plan, Step, make_plan
-from clipcov_pipeline.experiment.store import WHOLE, Entry, Record, Store, node_name, require
+from clipcov_pipeline.experiment.records import WHOLE, Record, node_name
+from clipcov_pipeline.experiment.store import Entry, Store, require
 from clipcov_pipeline.experiment.world import World, observe
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.proxy.vectors import Vectors
@@ -55,7 +56,8 @@ class Project:
 
     def plan(self) -> Plan:
         """Compare what should exist with what the store holds now."""
-        return make_plan(self.config, self.world, self.store)
+        with self.store.many_reads():
+            return make_plan(self.config, self.world, self.store)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipcov_pipeline.experiment.graph import Node
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.experiment.store import Record, Store
+from clipcov_pipeline.experiment.store import Store
 
 
 def own_reasons(node: Node, store: Store) -> Iterator[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Status, Step
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import WHOLE, Record, Store, node_name, require
+from clipcov_pipeline.experiment.records import WHOLE, Record, node_name
+from clipcov_pipeline.experiment.store import Store, require
 
 Digests = Mapping[str, str]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipcov_pipeline.experiment.digests import digest_of
-from clipcov_pipeline.experiment.store import Record
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.training.spec import CHECKPOINT, EARLY_CHECKPOINT
 
 GALLERY = "gallery.json"

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,59 +22,18 @@ from uuid import uuid4
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, git_commit
-
-WHOLE = "_"  # the partition of a stage that has none
-
-RECORD = "record.json"
+from clipcov_pipeline.experiment.records import (
+    RECORD,
+    Record,
+    read_record,
+    record_text,
+    sealed_values,
+)
+from clipcov_pipeline.experiment.small_files import SmallFiles, Stamp
 
 CURRENT = "current"
 
 CONFIGS = "configs"
-
-SEAL = "seal"  # a record's own digest: a flipped byte in it must not name another output
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of one finished entry.
-
-    ``digests`` names the entry's outputs: one digest for each; a consumer's fingerprint covers the digest of
-    the output that it reads, not the fingerprint that made it, so an identical re-run stops there.
-    """
-
-    stage: str
-    partition: str
-    fingerprint: str
-    code_version: str
-    params: Mapping[str, Any]
-    """The configuration that went into the fingerprint, by section and key."""
-    sources: Mapping[str, str]
-    """Change tokens of what was read from outside, by name."""
-    inputs: Mapping[str, str]
-    """``STAGE/PARTITION#OUTPUT`` -> digest of what was read from the store."""
-    digests: Mapping[str, str]
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Path within the entry -> sha256."""
-    stats: Mapping[str, Any] = field(default_factory=dict)
-    """Counts, seconds and pins (such as the LanceDB version); never part of a digest."""
-    seconds: float = 0.0
-    finished: float = 0.0
-    stamps: Mapping[str, str] = field(default_factory=dict)
-    """Path within the entry -> size and time as written; a file is looked into where they differ."""
-    commit: str = ""
-    """The git commit of the code that built it."""
-    config: str = ""
-    """The sha256 of the YAML that it was built under; :meth:`Store.config` has the text."""
-
-    @property
-    def name(self) -> str:
-        """``STAGE/PARTITION``, the key by which consumers name it."""
-        return node_name(self.stage, self.partition)
-
-
-def node_name(stage: str, partition: str) -> str:
-    """Return ``STAGE/PARTITION``, or the stage alone where it has no partitions."""
-    return stage if partition == WHOLE else f"{stage}/{partition}"
 
 
 class Entry:
@@ -93,6 +52,8 @@ class Store:
         """``config_text``: the YAML that entries are built under; a copy is kept beside them."""
         self.root = root
         self.config_text = config_text
+        self._files = SmallFiles(root)
+        self._known: dict[str, tuple[Stamp, Record]] = {}
 
     def _partition(self, stage: str, partition: str) -> Path:
         return self.root / stage / partition
@@ -103,8 +64,31 @@ class Store:
 
     def find(self, stage: str, partition: str, fingerprint: str) -> Record | None:
         """Return the finished entry with this fingerprint, or None."""
-        record = _read_record(self._partition(stage, partition) / fingerprint[:24] / RECORD)
+        record = self._record(f"{stage}/{partition}/{fingerprint[:24]}/{RECORD}")
         return record if record is not None and record.fingerprint == fingerprint else None
+
+    def _record(self, name: str) -> Record | None:
+        """Return the record in a file below the root, read once a process while the file stays as it is."""
+        stamp = self._files.stamp(name)
+        if stamp is None:
+            return None
+        known = self._known.get(name)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        copy = self._files.copied(name, stamp)
+        record = self._read_anew(name, stamp) if copy is None else Record(**json.loads(copy))
+        if record is not None:
+            self._known[name] = stamp, record
+            self._files.forget(name)
+        return record
+
+    def _read_anew(self, name: str, stamp: Stamp) -> Record | None:
+        text = self._files.read(name)
+        values = sealed_values(text or "")
+        if text is None or values is None:
+            return None
+        self._files.add(name, stamp, json.dumps(values))
+        return Record(**values)
 
     def current_since(self, stage: str, partition: str) -> int:
         """Return when the entry that stands for the partition was put there (ns); 0 when none was."""
@@ -115,10 +99,21 @@ class Store:
 
     def current_fingerprint(self, stage: str, partition: str) -> str | None:
         """Return the fingerprint that stands for the partition now, or None."""
-        try:
-            return (self._partition(stage, partition) / CURRENT).read_text().strip() or None
-        except (FileNotFoundError, UnicodeDecodeError):  # none yet, or damaged
+        name = f"{stage}/{partition}/{CURRENT}"
+        stamp = self._files.stamp(name)
+        if stamp is None:
             return None
+        text = self._files.copied(name, stamp)
+        if text is None and (text := self._files.read(name)) is not None:
+            self._files.add(name, stamp, text)
+        return (text or "").strip() or None
+
+    @contextmanager
+    def many_reads(self) -> Iterator[None]:
+        """Within it small files are read from their copies; those without are copied at the end."""
+        self._files.load()
+        yield
+        self._files.keep()
 
     def current(self, stage: str, partition: str) -> Record | None:
         """Return the entry that stands for the partition now, or None."""
@@ -173,7 +168,7 @@ class Store:
                 commit=commit,
                 config=self._keep_config(),
             )
-            _write_record(scratch / RECORD, record)
+            _write_atomically(scratch / RECORD, record_text(record))
             _put(scratch, self.folder(record))
             self.set_current(record)
 
@@ -181,7 +176,7 @@ class Store:
         """Yield every finished entry."""
         for path in sorted(self.root.glob(f"*/*/*/{RECORD}")):
             # a writer that was killed leaves its scratch folder, whose name starts with a dot
-            record = None if path.parent.name.startswith(".") else _read_record(path)
+            record = None if path.parent.name.startswith(".") else read_record(path)
             if record is not None:
                 yield record
 
@@ -209,10 +204,11 @@ class Store:
         A file whose time differs is read. It gets its time back when its content is right, so that a copy
         of the work folder that lost the times is read once.
         """
+        folder = f"{self.root}/{record.stage}/{record.partition}/{record.fingerprint[:24]}"
         for name, expected in record.files.items():
-            path, stamp = self.folder(record) / name, record.stamps.get(name)
+            path, stamp = f"{folder}/{name}", record.stamps.get(name)
             try:
-                status = path.stat()
+                status = os.stat(path)  # noqa: PTH116 (of every file, in every plan: a Path takes longer to make)
             except (FileNotFoundError, NotADirectoryError):
                 return f"{name} missing"
             if stamp is None or stamp == _stamp(status):
@@ -220,7 +216,7 @@ class Store:
             size, _, seconds = stamp.partition("@")
             if status.st_size != int(size):
                 return f"{name} has {status.st_size} bytes, expected {size}"
-            if (found := digest_of_file(path)) != expected:
+            if (found := digest_of_file(Path(path))) != expected:
                 return f"{name} has sha256 {found[:12]}, expected {expected[:12]}"
             with suppress(OSError):  # a store that may only be read
                 os.utime(path, (int(seconds), int(seconds)))
@@ -264,7 +260,7 @@ class Store:
     def move_pin(self, record: Record, version: int) -> None:
         """Note another LanceDB version of the same rows, after compaction; nothing else changes."""
         moved = replace(record, stats={**record.stats, "version": version})
-        _write_record(self.folder(record) / RECORD, moved)
+        _write_atomically(self.folder(record) / RECORD, record_text(moved))
 
     def discard(self, record: Record) -> None:
         """Remove an entry; its record goes first, so that a half-removed entry is no entry."""
@@ -303,26 +299,6 @@ def _stamp(status: os.stat_result) -> str:
 @lru_cache(maxsize=65_536)
 def _digest_at(path: Path, size: int, time_ns: int) -> str:  # noqa: ARG001 (size and time are the cache's key)
     return digest_of_file(path)
-
-
-def _read_record(path: Path) -> Record | None:
-    """Return the record; None where there is none or it is damaged, so that the entry is built again."""
-    try:
-        values = json.loads(path.read_text())
-        seal = values.pop(SEAL)
-        return Record(**values) if seal == _seal(values) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _write_record(path: Path, record: Record) -> None:
-    values = json.loads(json.dumps(asdict(record)))  # as they will be read: keys are strings
-    _write_atomically(path, json.dumps({**values, SEAL: _seal(values)}, indent=1, sort_keys=True))
-
-
-def _seal(values: Mapping[str, Any]) -> str:
-    # unlike `digest_of`, a NaN may be in it: the last loss of a training that diverged is a statistic too
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _put(scratch: Path, target: Path) -> None:

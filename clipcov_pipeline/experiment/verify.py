@@ -14,6 +14,7 @@ from clipcov_pipeline.experiment.digests import digest_of_file, fingerprint_from
 from clipcov_pipeline.experiment.index import PLACES, POOL, Index
 from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.records import Record, node_name
 from clipcov_pipeline.experiment.stages import (
     EMBEDDINGS,
     PSEUDO_LABELS,
@@ -23,7 +24,6 @@ from clipcov_pipeline.experiment.stages import (
     TABLE,
     derived_digests,
 )
-from clipcov_pipeline.experiment.store import Record, node_name
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
 from clipcov_pipeline.subsets.cut import TARS, cut_ranking, whole_pool, write_subset

@@ -8,8 +8,9 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.evaluation_folders import list_folder
+from clipcov_pipeline.experiment.records import WHOLE
 from clipcov_pipeline.experiment.stages import PROXY_MODEL
-from clipcov_pipeline.experiment.store import WHOLE, Store
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.proxy.models import CHECKPOINT_SUFFIXES, MODEL_CONFIGS, ModelSpec, check_model
 

@@ -12,7 +12,8 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.index import Index
 from clipcov_pipeline.experiment.reasons import flat, setting_changes
 from clipcov_pipeline.experiment.recipes import recipe_key
-from clipcov_pipeline.experiment.store import Record, Store
+from clipcov_pipeline.experiment.records import Record
+from clipcov_pipeline.experiment.store import Store
 
 TOP_CLASSES = 10  # classes whose counts differ most
 

@@ -11,8 +11,9 @@ from clipcov_pipeline.experiment.digests import digest_of
 from clipcov_pipeline.experiment.index import Index
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.reasons import flat
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import PER_SHARD, STAGES
-from clipcov_pipeline.experiment.store import Record, Store
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.proxy.vectors import label_tag
 from clipcov_pipeline.report.diff import find_record
 

@@ -20,8 +20,8 @@ from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import GALLERY, PER_SHARD, STAGES
-from clipcov_pipeline.experiment.store import Record
 from clipcov_pipeline.report import leaderboard
 from clipcov_pipeline.report import tables as report_tables
 from clipcov_pipeline.report.drawing import render

@@ -16,7 +16,8 @@ import polars as pl
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.index import Index
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.store import WHOLE, Record, require
+from clipcov_pipeline.experiment.records import WHOLE, Record
+from clipcov_pipeline.experiment.store import require
 from clipcov_pipeline.experiment.world import latent_class_names
 from clipcov_pipeline.pool.pixels import RULES, ImageRules, UnusableImageError, usable_rgb
 from clipcov_pipeline.proxy.encoder import Encoder, load_encoder
