@@ -153,7 +153,7 @@ def test_the_keys_of_aug_cfg_are_those():
         AugCfg(ratio=(0.5, 2.0))
 
 
-def test_several_gpus_share_the_batch():
+def test_several_gpus_share_the_batch(monkeypatch):
     spec = spec_for()
     args = parsed(spec, n_gpus=2)
     assert (args.batch_size, args.train_num_samples) == (50, 1000)
@@ -167,6 +167,7 @@ def test_several_gpus_share_the_batch():
         assert parsed(on_gpus, n_gpus=2).use_bn_sync
         assert not parsed(on_gpus).use_bn_sync
     assert command.command(spec, 1, "a.b") == [sys.executable, "-m", "a.b"]
+    monkeypatch.setattr(command, "resolve_device", lambda _: "cuda")
     assert command.command(spec, 2, "a.b")[-4:] == ["--nproc-per-node", "2", "-m", "a.b"]
 
 

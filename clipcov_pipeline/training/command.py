@@ -4,6 +4,7 @@ import math
 import sys
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.proxy.models import resolve_device
 from clipcov_pipeline.training.spec import EVALUATIONS, TrainSpec, steps
 
 # settings that open_clip_train has under the same name
@@ -93,9 +94,17 @@ def _flags(spec: TrainSpec, n_gpus: int) -> list[str]:
 
 
 def command(spec: TrainSpec, n_gpus: int, module: str) -> list[str]:
-    """Argv that runs ``module`` once, or under torchrun once for each GPU of this machine."""
+    """Argv that runs ``module`` once, or under torchrun once for each GPU of this machine.
+
+    Raises:
+        InputError: as `arguments`; several GPUs of a CPU, which open_clip_train cannot share a model between.
+    """
     arguments(spec, n_gpus)  # refuse what cannot be run before a process is started
     if n_gpus == 1:
         return [sys.executable, "-m", module]
+    if resolve_device(spec.device) == "cpu":
+        raise InputError(
+            f"train.gpus: found {n_gpus}, expected 1 on a CPU: open_clip_train is one process there"
+        )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_gpus)]
     return [sys.executable, *torchrun, "-m", module]
