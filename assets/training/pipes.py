@@ -10,6 +10,7 @@ import dagster as dg
 
 from assets.training.server import TrainServer
 from assets.training.worker import SPEC_VARIABLE
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.training.command import command, warnings
 from clipcov_pipeline.training.parent import PARENT_VARIABLE
 from clipcov_pipeline.training.spec import RECORD, TrainSpec, to_json
@@ -73,9 +74,18 @@ def train(
         else:
             pipes.run(context=LogsOnly(context), command=argv, extras=extras, env=env)  # type: ignore[arg-type]
     except Exception as error:
-        tail = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else "no output"
-        raise dg.Failure(f"training failed ({error}); the end of {log}:\n{tail}") from error
+        raise dg.Failure(f"training failed ({error}); {_last_words(log)}") from error
     return json.loads((out_dir / RECORD).read_text())
+
+
+def _last_words(log: Path) -> str:
+    """What a training says at its end: its one line where input was refused, else the end of its output."""
+    text = log.read_text(errors="replace") if log.exists() else "no output"
+    last = text.rstrip().rpartition("\n")[2]
+    refused = f"{InputError.__module__}.{InputError.__name__}: "
+    if refused in last:
+        return f"{last.partition(refused)[2]} (all output: {log})"
+    return f"the end of {log}:\n{text[-LOG_TAIL:]}"
 
 
 def _train_in_one_process(

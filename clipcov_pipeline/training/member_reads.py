@@ -126,7 +126,9 @@ class MemberReads:
             token = f"{stat.st_size}-{stat.st_mtime_ns}"
         except OSError:
             token = "none"
-        return changed(self._index, shard, token if self._files is None else "as recorded", found)
+        return changed(
+            self._index, shard, token if self._files is None else self._index.versions[shard], found
+        )
 
 
 class Places:
@@ -155,11 +157,17 @@ class Places:
 
 
 def changed(index: TrainingIndex, shard: int, token: str, found: str = "") -> InputError:
-    """The error of a shard that is not what its places were recorded of."""
+    """The error of a shard that is not what its places were recorded of; found: what its bytes say."""
+    name, expected = index.shards[shard], index.versions[shard]
+    if token == expected:
+        return InputError(
+            f"shard {name} is not as recorded: {found}, while its token is, {token}: it was changed in place,"
+            " or what serves it gives other bytes; try again, or run the pipeline again"
+        )
     what = f" ({found})" if found else ""
     return InputError(
-        f"shard {index.shards[shard]} changed since its places were recorded{what}: found token {token},"
-        f" expected {index.versions[shard]}; put the shard back or run the pipeline again"
+        f"shard {name} changed since its places were recorded{what}: found token {token}, expected"
+        f" {expected}; put the shard back or run the pipeline again"
     )
 
 
