@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -16,7 +15,6 @@ from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import ShardReport, kept_aside, read_shard
-from clipcov_pipeline.pool.packing import explained, pack_shard, unreadable
 from clipcov_pipeline.progress import Progress
 
 
@@ -40,7 +38,7 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         shard, settings = task.project.shards[task.partition], task.config.shards
         progress = Progress(context.log.info, None, f"samples of {shard.name}")
         rules, options = settings.image_rules._asdict(), dict(settings.storage_options)
-        report = _read(task, rules, options, progress)
+        report = read_shard(shard, **rules, storage_options=options, progress=progress.add)
         digests, aside = _write(task.entry.folder, report), kept_aside(report.manifest)
         bad = sum(aside.values())
         ok = report.manifest.height - bad
@@ -61,17 +59,6 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         )
 
     yield from materialize_partitions(context, experiment, build, show=show)
-
-
-def _read(task: Task, rules: Mapping[str, Any], options: dict[str, Any], progress: Progress) -> ShardReport:
-    """Look at every sample; what is no tar is packed into one beside the manifest first."""
-    shard = task.project.shards[task.partition]
-    if shard.is_tar:
-        return read_shard(shard, **rules, storage_options=options, progress=progress.add)
-    packed = pack_shard(shard, task.config.shards.columns, task.entry.folder, options)
-    if packed.tar is None:
-        return unreadable(packed.quarantined or "")
-    return explained(read_shard(packed.tar, **rules, progress=progress.add), packed)
 
 
 def _write(folder: Path, report: ShardReport) -> dict[str, str]:

@@ -122,12 +122,12 @@ def nodes(config: Config, world: World) -> Iterator[Node]:
 
 
 def _raw_shards(config: Config, world: World) -> Iterator[Node]:
-    rules, columns = _image_rules(config), _columns(config)
+    rules = _image_rules(config)
     for shard in world.shards:
         yield Node(
             RAW_SHARDS,
             shard.name,
-            params=rules if shard.is_tar else columns,
+            params=rules,
             sources={"shard": f"{shard.name}@{shard.version}"},
             needs=("places",),
         )
@@ -341,14 +341,6 @@ def _image_rules(config: Config) -> dict[str, Any]:
     """What decides which images are usable."""
     rules = ("max_image_pixels", "max_resized_pixels", "high_bit_depth")
     return {"shards": _some(config.shards.semantic(), *rules)}
-
-
-def _columns(config: Config) -> dict[str, Any]:
-    """What decides how a shard that is no tar becomes one, and which images are usable."""
-    rules = _image_rules(config)
-    return {
-        "shards": {**rules["shards"], **_some(config.shards.semantic(), "image_column", "caption_column")}
-    }
 
 
 def _holdout(config: Config) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A project at work: the configuration with its store, its LanceDB tables, and the plan of this moment."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,9 @@ from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.load import read_config
 from clipcov_pipeline.experiment.plan import Plan, Step, make_plan
 from clipcov_pipeline.experiment.records import WHOLE, Record, node_name
-from clipcov_pipeline.experiment.stages import RAW_SHARDS
 from clipcov_pipeline.experiment.store import Entry, Store, require
 from clipcov_pipeline.experiment.world import World, observe
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.packing import PACKED, tar_at
 from clipcov_pipeline.proxy.vectors import Vectors
 
 
@@ -50,20 +48,6 @@ class Project:
     def shards(self) -> Mapping[str, Shard]:
         """The pool's shards by name."""
         return {shard.name: shard for shard in self.world.shards}
-
-    @property
-    def tars(self) -> Mapping[str, Shard]:
-        """By shard, the tar that everything after `raw_shards` reads: the source's own, or the one that
-        `raw_shards` packed; a shard of which that is still to be done is left out."""
-        return dict(self._tars())
-
-    def _tars(self) -> Iterator[tuple[str, Shard]]:
-        for name, shard in self.shards.items():
-            record = None if shard.is_tar else self.store.current(RAW_SHARDS, name)
-            if shard.is_tar:
-                yield name, shard
-            elif record is not None:
-                yield name, tar_at(shard, self.store.folder(record) / PACKED)
 
     @property
     def scratch(self) -> Path:

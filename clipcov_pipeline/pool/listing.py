@@ -1,76 +1,57 @@
-"""Finds the shards of a source: a folder, a pattern, an fsspec URL. A token tells when one changes."""
+"""Finds the shards of a source: a folder, a brace pattern, an fsspec URL. A token tells when one changes."""
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.image_folder import (
-    FILE_NAME,
-    LINES,
-    TABLES,
-    is_inside,
-    parse_table,
-    token_of_lines,
-)
-from clipcov_pipeline.pool.opening import open_shard
 
 _CHANGE_TOKENS = (
     ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "generation"),
     ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modified", "created"),
 )
 
-
-PARQUET = ".parquet"
-_SUFFIXES = (".tar", PARQUET)
-_SUFFIX = re.compile(r"\.(tar|parquet|csv|jsonl)$")
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 _PARALLEL_LOOKUPS = 16
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a pool, or a part of it that `raw_shards` packs into one.
+    """One tar of a pool.
 
     name: partition key, unique in the pool, of `[A-Za-z0-9._-]`: the path below the source's root without
-    its suffix, with `/` written as `__`. url: local path or fsspec URL. version: a token from the file
-    system's listing that changes when the file does (size and time of change, or the store's ETag); not a
-    digest. lines: from and to of a table beside images, whose ``url`` it then is.
+    `.tar`, with `/` written as `__`. url: local path or fsspec URL. version: a token from the file system's
+    listing that changes when the file does (size and time of change, or the store's ETag); not a digest.
     """
 
     name: str
     url: str
     version: str
-    lines: tuple[int, int] | None = None
-
-    @property
-    def is_tar(self) -> bool:
-        """Whether it can be read as it is."""
-        return self.lines is None and not self.url.endswith(PARQUET)
 
 
 def scan(source: str, storage_options: dict | None = None, *, settle_seconds: float = 0) -> list[Shard]:
     """Return the shards of a source, sorted by name; hidden names and `.part`, `.tmp` are left out.
 
     Args:
-        source: a folder (searched through all its levels), one file, a brace pattern
-            (`pool/{00000..00012}.tar`) or one with * and ?, each a local path or an fsspec URL. Of a folder
-            its tars are taken; where it has none, its images by ``metadata.csv`` or ``.jsonl``, or else its
-            parquet files.
+        source: a folder (searched through all its levels), one tar, or a brace pattern
+            (`pool/{00000..00012}.tar`), each a local path or an fsspec URL.
         storage_options: fsspec's.
         settle_seconds: a local shard changed less than so long ago may still be being written: it is left
             for the next scan.
 
     Raises:
-        InputError: nothing there, no shard in the folder, a pattern that names absent shards, an unknown
+        InputError: nothing there, no `.tar` in the folder, a pattern that names absent shards, an unknown
             protocol or one whose driver is not installed, two shards that would get one name.
     """
     filesystem, path = _filesystem(source, storage_options)
@@ -83,58 +64,16 @@ def scan(source: str, storage_options: dict | None = None, *, settle_seconds: fl
     shards: dict[str, Shard] = {}
     for path, info in sorted(entries.items()):
         name = _shard_name(path.removeprefix(root).lstrip("/"))
-        for shard in _shards_at(filesystem, name, path, info, settle_seconds, storage_options):
-            if shard.name in shards:
-                raise InputError(
-                    f"data source {source}: {shards[shard.name].url} and {shard.url} both get the shard name "
-                    f"{shard.name!r}; rename one of them"
-                )
-            shards[shard.name] = shard
+        shard = _shard(filesystem, name, path, info, settle_seconds)
+        if shard is None:
+            continue
+        if name in shards:
+            raise InputError(
+                f"data source {source}: {shards[name].url} and {shard.url} both get the shard name "
+                f"{name!r}; rename one of them"
+            )
+        shards[name] = shard
     return [shards[name] for name in sorted(shards)]
-
-
-def _shards_at(
-    filesystem: Any, name: str, path: str, info: dict, settle_seconds: float, storage_options: dict | None
-) -> list[Shard]:
-    """What a file of the listing is: one shard, several lines each of a table, none while it is written."""
-    shard = _shard(filesystem, name, path, info, settle_seconds)
-    if shard is None:
-        return []
-    return [shard] if not _is_table(path) else _of_table(filesystem, shard, path, storage_options)
-
-
-def _of_table(filesystem: Any, table: Shard, path: str, storage_options: dict | None) -> list[Shard]:
-    """The lines of a table beside images, `LINES` a shard, whose token changes with its images', too."""
-    with open_shard(table.url, storage_options) as file:
-        lines = parse_table(table.url, file.read()).lines
-    folder = path.rpartition("/")[0]
-    images = _image_tokens(filesystem, folder, [values.get(FILE_NAME) for _, values in lines if values])
-    starts = range(0, len(lines), LINES)
-    return [
-        Shard(
-            f"{table.name}-{start // LINES:05d}",
-            table.url,
-            token_of_lines(part, images),
-            (start, start + len(part)),
-        )
-        for start in starts
-        if (part := lines[start : start + LINES])
-    ]
-
-
-def _image_tokens(filesystem: Any, folder: str, names: list[Any]) -> dict[str, str]:
-    """The tokens of the images that are there, by their names below a folder."""
-    inside = [name for name in names if isinstance(name, str) and name and is_inside(name)]
-    if not _is_local(filesystem):
-        found = filesystem.find(folder, detail=True)
-        paths = {name: f"{folder}/{name}" for name in inside}
-        return {name: change_token(found[path]) for name, path in paths.items() if path in found}
-    tokens = {}
-    for name in inside:
-        with suppress(OSError):
-            status = Path(folder, name).stat()
-            tokens[name] = f"{status.st_size}-{status.st_mtime_ns}"
-    return tokens
 
 
 def _filesystem(source: str, storage_options: dict | None) -> tuple[Any, str]:
@@ -230,9 +169,13 @@ def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
 def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]]:
     """(root, path -> listing entry) of one tar or of a folder's tars."""
     if any(letter in path for letter in "*?") and not filesystem.exists(path):
-        return _glob(filesystem, source, path)
+        folder = source.rpartition("/")[0] or "."
+        raise InputError(
+            f"data source {source}: found a pattern with * or ?, expected a folder or braces: write {folder}"
+            f" for all shards in it, or {folder}/{{00000..00012}}.tar"
+        )
     path = path.rstrip("/") or path
-    if path.endswith(_SUFFIXES) or _is_table(path):
+    if path.endswith(".tar"):
         entry = _info(filesystem, path)
         if entry is None:
             raise InputError(f"data source {source}: no such file; give a folder of .tar shards or a pattern")
@@ -246,41 +189,13 @@ def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]
         raise InputError(
             f"data source {source}: no such folder; give a folder of .tar shards or a brace pattern"
         )
-    found = {
-        name: entry for name, entry in entries.items() if _is_finished(name.removeprefix(path).lstrip("/"))
-    }
-    for is_kind in (_is_tar, _is_table, _is_parquet):
-        if kind := {name: entry for name, entry in found.items() if is_kind(name)}:
-            return path, kind
-    raise InputError(
-        f"data source {source}: no .tar shard in it ({len(entries)} other files), no metadata.csv or"
-        " metadata.jsonl, no .parquet; expected WebDataset shards in the img2dataset layout, or one of these"
-    )
-
-
-def _glob(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]]:
-    """(root, path -> listing entry) of a pattern with * and ?; root: the last folder before them."""
-    found = {
-        name: info for name, info in filesystem.glob(path, detail=True).items() if name.endswith(_SUFFIXES)
-    }
+    found = {name: entry for name, entry in entries.items() if _is_shard(name.removeprefix(path).lstrip("/"))}
     if not found:
         raise InputError(
-            f"data source {source}: found no .tar or .parquet by this pattern; give a folder, or a pattern"
-            " that names shards"
+            f"data source {source}: no .tar shard in it ({len(entries)} other files); "
+            "expected WebDataset shards in the img2dataset layout"
         )
-    return re.split(r"[*?]", path)[0].rpartition("/")[0], found
-
-
-def _is_tar(path: str) -> bool:
-    return path.endswith(".tar")
-
-
-def _is_parquet(path: str) -> bool:
-    return path.endswith(PARQUET)
-
-
-def _is_table(path: str) -> bool:
-    return path.rpartition("/")[2] in TABLES
+    return path, found
 
 
 def _walk(folder: str) -> dict[str, dict]:
@@ -306,14 +221,16 @@ def _walk(folder: str) -> dict[str, dict]:
     return found
 
 
-def _is_finished(relative: str) -> bool:
-    """Whether no part of a path below the root is hidden or says that it is being written."""
-    parts = _SUFFIX.sub("", relative).split("/")
-    return not any(part.startswith(".") or part.endswith((".part", ".tmp")) or not part for part in parts)
+def _is_shard(relative: str) -> bool:
+    """Whether a path below the root names a finished shard."""
+    parts = relative.removesuffix(".tar").split("/")
+    return relative.endswith(".tar") and not any(
+        part.startswith(".") or part.endswith((".part", ".tmp")) or not part for part in parts
+    )
 
 
 def _shard_name(relative: str) -> str:
-    name = _SUFFIX.sub("", relative).replace("/", "__")
+    name = relative.removesuffix(".tar").replace("/", "__")
     # Dagster takes "..." in a partition key for a range
     return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]", "_", name))
 
@@ -346,3 +263,47 @@ def _plain(value: Any) -> Any:
     """A listing gives quoted and bare ETags, times as datetime and as number; one way to write each."""
     value = value.timestamp() if isinstance(value, datetime) else value
     return value.strip('"') if isinstance(value, str) else round(value, 6)
+
+
+def open_shard(url: str, storage_options: dict | None, *, seekable: bool = False) -> Any:
+    """Return a context manager of a shard opened for reading bytes from front to back; raises OSError.
+
+    seekable: for reading here and there; a shard of a web server without ranges is then copied first.
+    """
+    if "://" not in url:
+        return Path(url).open("rb")
+    import fsspec
+
+    options = storage_options or {}
+    if not url.startswith(("http://", "https://")) or _answers_ranges(url):
+        return fsspec.open(url, "rb", **options)
+    from aiohttp import ClientTimeout
+
+    # as one answer, however long it takes, as long as bytes come
+    whole = {"block_size": 0, "client_kwargs": {"timeout": ClientTimeout(total=None, sock_read=300)}}
+    stream = fsspec.open(url, "rb", **{**whole, **options})
+    return _copied(stream) if seekable else stream
+
+
+@contextmanager
+def _copied(stream: Any) -> Iterator[Any]:
+    with stream as source, tempfile.TemporaryFile() as copy:
+        while data := source.read(1 << 20):
+            copy.write(data)
+        copy.seek(0)
+        yield copy
+
+
+_RANGES: dict[str, bool] = {}  # by server
+
+
+def _answers_ranges(url: str) -> bool:
+    """Whether a web server says that it answers range requests, or does not let itself be asked."""
+    server = "/".join(url.split("/")[:3])
+    if server not in _RANGES:
+        try:
+            with urlopen(Request(url, method="HEAD"), timeout=30) as answer:
+                _RANGES[server] = answer.headers.get("Accept-Ranges") == "bytes"
+        except OSError:
+            return True
+    return _RANGES[server]

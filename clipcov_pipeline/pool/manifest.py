@@ -9,8 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.opening import open_shard
+from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
 from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked

@@ -12,8 +12,7 @@ from typing import Any
 import polars as pl
 
 from clipcov_pipeline.pool.captions import caption_text
-from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.opening import open_shard
+from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.pixels import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,

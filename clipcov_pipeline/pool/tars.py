@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
-from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.opening import open_shard
+from clipcov_pipeline.pool.listing import COMPRESSIONS, Shard, open_shard
 from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 
 # WebDataset's rule: the key ends at the first dot of the base name, folders belong to the key.
 _KEY_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 _META_MEMBER = re.compile(r"__[^/]*__($|/)")
-
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 _T = TypeVar("_T")
 

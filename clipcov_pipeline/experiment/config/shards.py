@@ -6,19 +6,13 @@ from pydantic import Field
 
 from clipcov_pipeline.experiment.config.base import KNOB, NonNegativeFloat, PositiveInt, Section
 from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
-from clipcov_pipeline.pool.rows import Columns
 
 
 class Shards(Section):
     """Where the pool's WebDataset shards are (img2dataset layout) and which images are usable."""
 
     source: str = "sample"
-    """``sample`` (shipped in the package), a folder, a pattern (braces, ``*``), or an fsspec URL of these:
-    tars (WebDataset), parquet files with images, or images beside a ``metadata.csv`` or ``.jsonl``."""
-    image_column: str | None = None
-    """Of parquet files: where the images are; found where there is only one that can be."""
-    caption_column: str | None = None
-    """Of parquet files and tables: where the captions are; by default ``caption``, ``text`` or ``txt``."""
+    """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these."""
     storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
     max_image_pixels: PositiveInt = MAX_PIXELS  # Pillow's own bound against decompression bombs
     """Width x height of a usable image at most. Pillow's own bound does not count beside it."""
@@ -30,11 +24,6 @@ class Shards(Section):
     """A local shard that was written to within this time is left for the next scan."""
     expected_samples: Annotated[PositiveInt | None, KNOB] = None
     """Size of a pool that is not here yet: only ``clipcov check`` reads it, and counts where it can."""
-
-    @property
-    def columns(self) -> Columns:
-        """Where images and captions are in shards that are no tars."""
-        return Columns(self.image_column, self.caption_column)
 
     @property
     def image_rules(self) -> ImageRules:
