@@ -120,7 +120,7 @@ def _raw_shards(config: Config, world: World) -> Iterator[Node]:
         yield Node(
             RAW_SHARDS,
             shard.name,
-            params=_image_rules(config),
+            params={"shards": _image_rules(config)["shards"] | _caption(config)},
             sources={"shard": f"{shard.name}@{shard.version}"},
             needs=("places",),
         )
@@ -136,7 +136,7 @@ def _proxy_model(config: Config, world: World) -> Node:
     return Node(
         PROXY_MODEL,
         WHOLE,
-        params={**params, **_holdout(config)},
+        params=params | _holdout(config) | ({"shards": caption} if (caption := _caption(config)) else {}),
         sources=tokens,
         inputs=manifests if follows else (),
         after=() if follows else manifests,
@@ -334,6 +334,11 @@ def _image_rules(config: Config) -> dict[str, Any]:
     """What decides which images are usable."""
     rules = ("max_image_pixels", "max_resized_pixels", "high_bit_depth")
     return {"shards": _some(config.shards.semantic(), *rules)}
+
+
+def _caption(config: Config) -> dict[str, Any]:
+    """What decides which caption counts, where it is not the `.txt`."""
+    return {name: value for name, value in config.shards.semantic().items() if name == "caption"}
 
 
 def _holdout(config: Config) -> dict[str, Any]:
