@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +153,14 @@ def _put_uid(group: Group, uid: str) -> None:
     if (source_id := source_id_of(meta)) is not None and meta is not None:
         meta.setdefault("source_id", source_id)
     group.members = [(name, data) for name, data in group.members if name.lower() != "json"]
-    group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
+    group.members.append(("json", _as_json({**(meta or {}), "uid": uid})))
+
+
+def _as_json(meta: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(meta, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character, which JSON can only escape
+        return json.dumps(meta).encode()
 
 
 def _add(tar: tarfile.TarFile, key: str, group: Group) -> None:
