@@ -7,6 +7,7 @@ every reader asks it, with the members' bytes.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
@@ -108,7 +109,7 @@ class CaptionRule:
             return self.sources[0]
         return {"from": list(self.sources), "rule": self.choice}
 
-    @property
+    @cached_property  # asked for each sample of a training
     def members(self) -> tuple[str, ...]:
         """Suffixes of the members that are read, of `MEMBERS`, in that order."""
         there = {source.partition(":")[0] for source in self.sources}

@@ -8,6 +8,7 @@ data-loading processes share with the process that forked them.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class TrainingIndex:
         """The hashes that there are: rows equal in one of them may not share a batch."""
         return [column for column in (self.caption_hash, self.image_hash) if column is not None]
 
-    @property
+    @cached_property  # asked for each sample that is read
     def members(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
         """(offset, size) of each kind of member that is read: image, caption and, where need be, json."""
         found = [(self.image_offset, self.image_size), (self.caption_offset, self.caption_size)]
