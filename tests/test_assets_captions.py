@@ -8,7 +8,7 @@ import pytest
 
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import iter_groups
-from lab import Lab
+from lab import TRAINING, Lab
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +42,7 @@ def test_captions_of_the_json_are_trained_on_and_embedded(lab: Lab) -> None:
     steps = project.plan().by_name
     proxy = json.loads((project.store.folder(steps["proxy_model"].record) / "training.json").read_text())
     assert proxy["spec"]["caption"] == rule
+    assert proxy["seen"]["samples"] == TRAINING["samples_seen"]
     for name in project.shards:
         stats = steps[f"embeddings/{name}"].record.stats
         for batch in project.vectors.batches(stats["table"], stats["version"], [name], ("key", "caption")):

@@ -357,7 +357,7 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
         ),
         ("evaluate.primary_metric", "coco", "evaluate.primary_metric: found 'coco', expected SET/METRIC"),
         # captions
-        ("shards.caption", "json", "shards.caption: found 'json', expected txt, json:KEY, a list of these, or {"),
+        ("shards.caption", "json", "shards.caption: found 'json', expected txt, json:KEY, a list of these,"),
         ("shards.caption", ["txt", 7], "shards.caption: found ['txt', 7], expected txt, json:KEY"),
         (
             "shards.caption",
