@@ -38,6 +38,7 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         shard, settings = task.project.shards[task.partition], task.config.shards
         progress = Progress(context.log.info, None, f"samples of {shard.name}")
         rules, options = settings.image_rules._asdict(), dict(settings.storage_options)
+        rules |= {"captions": settings.caption}
         report = read_shard(shard, **rules, storage_options=options, progress=progress.add)
         digests, aside = _write(task.entry.folder, report), kept_aside(report.manifest)
         bad = sum(aside.values())

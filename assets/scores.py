@@ -124,10 +124,7 @@ def _evaluate(
     weights = str(task.path("checkpoints", recipe, CHECKPOINT))
     encoder = _encoder(model, weights, settings.device, settings.batch_size)
     if name == HOLDOUT:
-        held_out = held_out_rows(task, HOLDOUT_PAIRS)
-        manifest = held_out[evenly(held_out.height, HOLDOUT_PAIRS)]
-        storage = dict(task.config.shards.storage_options)
-        pairs = embed_pairs(encoder, task.project.world.shards, manifest, storage_options=storage)
+        pairs = _held_out(task, encoder)
         on_pairs(pairs)
         # boilerplate captions and copied images have no single right answer
         return evaluate_pairs(
@@ -166,6 +163,18 @@ def _evaluate(
         tasks=chosen.tasks,
         templates=chosen.templates or ("{}",),
         counting=Counting(ties=settings.ties),
+    )
+
+
+def _held_out(task: Task, encoder: Encoder) -> EmbeddedPairs:
+    """Embed pairs of the pool that no arm trains on, with their captions by the pool's rule."""
+    held_out, pool = held_out_rows(task, HOLDOUT_PAIRS), task.config.shards
+    return embed_pairs(
+        encoder,
+        task.project.world.shards,
+        held_out[evenly(held_out.height, HOLDOUT_PAIRS)],
+        storage_options=dict(pool.storage_options),
+        captions=pool.caption,
     )
 
 

@@ -61,6 +61,7 @@ def _write_tars(context: dg.AssetExecutionContext, task: Task, index: pl.DataFra
         samples_per_shard=task.config.select.samples_per_shard,
         min_shards=max(task.config.train.workers, 1) * task.config.train.gpus,
         storage_options=dict(task.config.shards.storage_options),
+        captions=task.config.shards.caption,
         progress=progress.add,
     )
     return sum(tar.stat().st_size for tar in tars)

@@ -74,7 +74,13 @@ class Data:
         if preprocess is None:
             _, preprocess, _ = create_model_and_transforms(spec.model)
         settings = IndexData(
-            spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, kept_bytes=kept_bytes
+            spec.index,
+            spec.batch_size,
+            spec.seed,
+            spec.quota,
+            spec.cache,
+            kept_bytes=kept_bytes,
+            captions=spec.captions,
         )
         with data_from_index(settings):
             tokenizer = get_tokenizer(spec.model)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from clipcov_pipeline.cli import cli
@@ -10,8 +11,10 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.preflight import preflight
 from clipcov_pipeline.experiment.starter import Look, starter
+from clipcov_pipeline.pool.listing import scan
+from clipcov_pipeline.pool.manifest import read_shard
 from lab import Lab
-from make_shards import write_pool, write_tar
+from make_shards import sample_members, write_pool, write_tar
 
 
 def init(*arguments: object) -> Result:
@@ -53,6 +56,37 @@ def test_shards_without_pairs_are_refused(members: list, says: str, tmp_path: Pa
     assert isinstance(error, InputError)
     assert says in str(error)
     assert not (tmp_path / "e.yaml").exists()
+
+
+@pytest.mark.parametrize("with_txt", [True, False])
+def test_texts_in_the_json_are_named_and_read_where_there_is_no_txt(with_txt: bool, tmp_path: Path) -> None:
+    more = {
+        "re_caption": "a dog on grass",
+        "more, of them": ["two dogs", "a dog again"],
+        "url": "http://a/b c",
+        "exif": '{"a": "b c"}',
+    }
+    members = [
+        member
+        for number in range(4)
+        for member in sample_members(f"{number}", f"caption {number}", number, **more)
+        if with_txt or not member[0].endswith(".txt")
+    ]
+    write_tar(tmp_path / "pool" / "0.tar", members)
+    result = init(tmp_path / "pool", "--out", tmp_path / "e.yaml")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in (tmp_path / "e.yaml").read_text().splitlines() if "caption:" in line]
+    assert "url" not in line
+    assert "exif" not in line
+    if with_txt:
+        commented = yaml.safe_load(line.replace("# ", "", 1))["caption"]
+        assert commented == {"from": ["txt", "json:re_caption", "json:more, of them"], "rule": "random"}
+    else:  # then the json's own caption is one, too
+        assert "json:more, of them" in line
+        rule = load_config(str(tmp_path / "e.yaml")).shards.caption
+        (shard,) = scan(str(tmp_path / "pool"))
+        statuses = read_shard(shard, max_pixels=10_000, captions=rule).manifest["status"]
+        assert statuses.to_list() == ["ok"] * 4
 
 
 @pytest.mark.parametrize("samples", [None, 80, 500, 12_000, 3_000_000])

@@ -356,6 +356,14 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
             "evaluate.primary_metric: found 'coco/acc1', expected SET/METRIC with METRIC of coco one of",
         ),
         ("evaluate.primary_metric", "coco", "evaluate.primary_metric: found 'coco', expected SET/METRIC"),
+        # captions
+        ("shards.caption", "json", "shards.caption: found 'json', expected txt, json:KEY, a list of these,"),
+        ("shards.caption", ["txt", 7], "shards.caption: found ['txt', 7], expected txt, json:KEY"),
+        (
+            "shards.caption",
+            {"from": ["txt"], "rule": "last"},
+            "shards.caption: found the rule 'last', expected first, random, join",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_value_gives_one_line_with_the_keys_path(refused, path, value, message):
@@ -548,6 +556,7 @@ def test_what_changes_a_result_is_fingerprinted(load):
         "select.samples_per_shard": 10,
         "evaluate.holdout_fraction": 0.2,
         "shards.max_image_pixels": 1000,
+        "shards.caption": ["txt", "json:re_caption"],
     }.items():
         assert load(changed(path, value)).semantic() != before, path
 

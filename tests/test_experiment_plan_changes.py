@@ -7,6 +7,7 @@ from clipcov_pipeline.experiment.plan import Status
 from clipcov_pipeline.experiment.recipes import recipes
 from simulation import (
     BOARD,
+    EVERYTHING,
     FROM_LABELS,
     OUTPUTS,
     SEEDS,
@@ -159,6 +160,27 @@ def test_the_rules_for_images_concern_the_scores_of_evaluation_sets(built, key, 
     after = {step.node.name: step.fingerprint for step in built.plan().of("scores")}
     changed = {name.rpartition("@")[2] for name in after if after[name] != before[name]}
     assert changed == set(built.settings["evaluate"]["sets"])
+
+
+@pytest.mark.parametrize("caption", ["txt", ["txt"], {"from": "txt"}, {"from": ["txt"], "rule": "first"}])
+def test_the_rule_for_captions_written_out_is_no_change(built, caption):
+    built.edit(set_key("shards.caption", caption))
+    assert built.run() == {}
+
+
+def test_another_rule_for_captions(built):
+    built.edit(set_key("shards.caption", ["json:re_caption"]))
+    assert why(built.plan())["raw_shards/a"] == ("shards.caption default -> json:re_caption",)
+    assert built.run() == builds(EVERYTHING)
+    built.edit(set_key("shards.caption", {"from": ["txt", "json:re_caption"], "rule": "join"}))
+    assert "shards.caption.rule default -> join" in why(built.plan())["raw_shards/a"]
+
+
+def test_another_rule_that_gives_the_same_captions_trains_no_arm_again(built):
+    current = built.store.current
+    built.edit(set_key("shards.caption", ["txt", "json:re_caption"]))
+    built.digest = lambda step, output: current(step.node.stage, step.node.partition).digests[output]
+    assert built.run() == builds({"raw_shards/a", "raw_shards/b", "raw_shards/c", "proxy_model"})
 
 
 def test_an_evaluation_set_that_lies_elsewhere_is_the_same_set(built):

@@ -243,7 +243,7 @@ def training_reads():
             pass
 
         def read(self, row):
-            return list(CASES.values())[row][1], b"caption"
+            return list(CASES.values())[row][1], ("caption",)
 
     return Reads()
 

@@ -58,7 +58,9 @@ def embed_shard(
     shard = task.project.shards[task.partition]
     manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
     progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
-    keys, options = set(manifest["key"]), dict(task.config.shards.storage_options)
-    samples = iter_samples(shard, keys, options) if keys else ()  # a quarantined shard is not opened
+    keys, pool = set(manifest["key"]), task.config.shards
+    samples = (
+        iter_samples(shard, keys, dict(pool.storage_options), pool.caption) if keys else ()
+    )  # a quarantined shard is not opened
     embedded = embed_samples(encoder(task), samples, manifest["uid"].to_list(), progress=progress.to)
     return EmbeddedShard(manifest, embedded, progress)

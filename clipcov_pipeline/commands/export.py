@@ -29,7 +29,7 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
     """Write SUBSET (METHOD-fFRACTION, or full-f1) in a form that other tools read.
 
     Tars hold all members of each sample as they are; the uid is written into the json, where DataComp's
-    tools look for it.
+    tools look for it, and under a rule of shards.caption the caption into the txt.
     """
     import polars as pl
     from tqdm import tqdm
@@ -48,6 +48,7 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
             form,
             samples_per_shard=project.config.select.samples_per_shard,
             storage_options=dict(project.config.shards.storage_options),
+            captions=project.config.shards.caption,
             progress=bar.update,
         )
     once = "" if form != "tars" or index["weight"].n_unique() == 1 else ", each once: tars hold no weights"

@@ -23,6 +23,7 @@ from clipcov_pipeline.evaluation.metrics import (
     zero_shot_metrics,
 )
 from clipcov_pipeline.evaluation.tasks import Ties
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.samples import SampleStatus, iter_samples
 from clipcov_pipeline.proxy.prompts import TextEncoder, class_embeddings
@@ -72,6 +73,7 @@ def embed_pairs(
     manifest: pl.DataFrame,
     *,
     storage_options: dict | None = None,
+    captions: CaptionRule = TXT,
     progress: Callable[[int], None] | None = None,
 ) -> EmbeddedPairs:
     """Embed the readable pairs (`ok`, `one_colour` or `stored_sparse`) of a manifest.
@@ -83,6 +85,7 @@ def embed_pairs(
         shards: that the manifest is of; those that it has no pair of are not opened.
         manifest: columns of `MANIFEST_SCHEMA`.
         storage_options: fsspec's, of the shards.
+        captions: the rule that the manifest was made by.
         progress: handed to the encoder.
 
     Raises:
@@ -90,13 +93,13 @@ def embed_pairs(
     """
     by_shard = _readable_by_shard(manifest, shards)
     rows = pl.concat(by_shard.values())
-    captions = rows["caption"].to_list()
+    texts, images = rows["caption"].to_list(), _images(shards, by_shard, storage_options, captions)
     return EmbeddedPairs(
         uids=rows["uid"].to_list(),
-        captions=captions,
+        captions=texts,
         image_sha256=rows["image_sha256"].to_list(),
-        image_embedding=encoder.encode_images(_images(shards, by_shard, storage_options), progress),
-        text_embedding=encoder.encode_texts(captions),
+        image_embedding=encoder.encode_images(images, progress),
+        text_embedding=encoder.encode_texts(texts),
         n_damaged=manifest.height - rows.height,
         shards=rows["shard"].to_list(),
         keys=rows["key"].to_list(),
@@ -129,7 +132,10 @@ def _readable_by_shard(manifest: pl.DataFrame, shards: Sequence[Shard]) -> dict[
 
 
 def _images(
-    shards: Sequence[Shard], by_shard: Mapping[str, pl.DataFrame], storage_options: dict | None
+    shards: Sequence[Shard],
+    by_shard: Mapping[str, pl.DataFrame],
+    storage_options: dict | None,
+    captions: CaptionRule,
 ) -> Iterator[bytes]:
     """Yield the images of these rows; a shard that lost or reordered one has changed since its manifest."""
     for shard in shards:
@@ -137,7 +143,7 @@ def _images(
             continue
         expected = by_shard[shard.name]["key"].to_list()
         n_read = 0
-        samples = iter_samples(shard, set(expected), storage_options)
+        samples = iter_samples(shard, set(expected), storage_options, captions)
         for sample, key in zip(samples, expected, strict=False):
             if sample.key != key:
                 break

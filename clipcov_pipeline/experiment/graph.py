@@ -122,7 +122,7 @@ def nodes(config: Config, world: World) -> Iterator[Node]:
 
 
 def _raw_shards(config: Config, world: World) -> Iterator[Node]:
-    rules = _image_rules(config)
+    rules = {"shards": _image_rules(config)["shards"] | _caption(config)}
     for shard in world.shards:
         yield Node(
             RAW_SHARDS,
@@ -143,7 +143,7 @@ def _proxy_model(config: Config, world: World) -> Node:
     return Node(
         PROXY_MODEL,
         WHOLE,
-        params={**params, **_holdout(config)},
+        params=params | _holdout(config) | ({"shards": caption} if (caption := _caption(config)) else {}),
         sources=tokens,
         inputs=manifests if follows else (),
         after=() if follows else manifests,
@@ -341,6 +341,11 @@ def _image_rules(config: Config) -> dict[str, Any]:
     """What decides which images are usable."""
     rules = ("max_image_pixels", "max_resized_pixels", "high_bit_depth")
     return {"shards": _some(config.shards.semantic(), *rules)}
+
+
+def _caption(config: Config) -> dict[str, Any]:
+    """What decides which caption counts, where it is not the `.txt`."""
+    return {name: value for name, value in config.shards.semantic().items() if name == "caption"}
 
 
 def _holdout(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The YAML of a new experiment, by a look at its shards: what `clipcov init` writes."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -12,9 +13,10 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.schema import FILE
 from clipcov_pipeline.experiment.preflight import count_samples
 from clipcov_pipeline.experiment.sizes import human
+from clipcov_pipeline.pool.captions import JSON_KEY, CaptionRule, caption_text
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.samples import Sample, iter_samples
-from clipcov_pipeline.pool.tars import NotATarError
+from clipcov_pipeline.pool.tars import NotATarError, iter_groups
 
 LOOKED_AT = 200  # samples of the first shard
 FRACTIONS, SMALL_POOL_FRACTIONS = (0.1, 0.25), (0.25, 0.5)
@@ -27,7 +29,8 @@ class Look(NamedTuple):
     """What was seen of a pool.
 
     samples: good or not, None where they were not counted (remote shards); exact: whether all shards were
-    counted. Of the first samples: words of a caption and smaller side in pixels, medians; image suffixes.
+    counted. Of the first samples: words of a caption and smaller side in pixels, medians; image suffixes;
+    keys of the json that hold texts which the `.txt` does not; where captions were read.
     """
 
     shards: int
@@ -37,6 +40,8 @@ class Look(NamedTuple):
     words: float
     side: float
     suffixes: Counter[str]
+    text_keys: tuple[str, ...] = ()
+    caption: str = "txt"
 
 
 def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
@@ -46,11 +51,16 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
         InputError: no shards, or no pair of image and caption among the first samples.
     """
     shards = scan(source, storage_options=storage_options)
-    samples = _first_samples(shards, storage_options)
+    keys = _text_keys(shards[0], storage_options)
+    caption = "txt"
+    samples = _first_samples(shards, storage_options, caption)
+    if not samples and keys:
+        caption = f"{JSON_KEY}{keys[0]}"
+        samples = _first_samples(shards, storage_options, caption)
     if not samples:
         raise InputError(
             f"{source}: found no image with a caption of one key in {shards[0].name}, expected KEY.jpg (or"
-            " another image) beside KEY.txt, as img2dataset writes them"
+            " another image) beside KEY.txt, as img2dataset writes them, or a KEY.json with texts"
         )
     counted = count_samples(shards)
     local = [Path(shard.url) for shard in shards if Path(shard.url).is_file()]
@@ -62,15 +72,42 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
         words=median(len(sample.caption.split()) for sample in samples),
         side=median(min(_size(sample.image)) for sample in samples),
         suffixes=Counter(sample.image_ext for sample in samples),
+        text_keys=keys,
+        caption=caption,
     )
 
 
-def _first_samples(shards: Sequence[Shard], storage_options: dict[str, Any] | None) -> list[Sample]:
+def _first_samples(
+    shards: Sequence[Shard], storage_options: dict[str, Any] | None, caption: str
+) -> list[Sample]:
+    found = iter_samples(shards[0], None, storage_options, CaptionRule.of(caption))
+    return [sample for sample in islice(found, LOOKED_AT) if min(_size(sample.image))]
+
+
+def _text_keys(shard: Shard, storage_options: dict[str, Any] | None) -> tuple[str, ...]:
+    """Keys of the json that hold a text of their own in half of the first samples or more, the most first."""
+    found, looked = Counter[str](), 0
     try:
-        found = islice(iter_samples(shards[0], None, storage_options), LOOKED_AT)
-        return [sample for sample in found if min(_size(sample.image))]
+        for group in islice(iter_groups(shard, None, storage_options), LOOKED_AT):
+            looked += 1
+            text = caption_text(group.get("txt") or b"", "replace")
+            meta = group.meta() or {}
+            found.update(key for key, value in meta.items() if _holds_text(value, text))
     except (NotATarError, OSError) as error:
-        raise InputError(f"{shards[0].url}: cannot be read ({' '.join(str(error).split())})") from error
+        raise InputError(f"{shard.url}: cannot be read ({' '.join(str(error).split())})") from error
+    return tuple(key for key, count in found.most_common() if 2 * count >= looked)
+
+
+def _holds_text(value: Any, known: str) -> bool:
+    """Whether a value is, or lists, another text of several words: no address, no JSON in a string."""
+    return any(
+        isinstance(one, str)
+        and " " in (text := one.strip())
+        and text != known
+        and text[0] not in "{["
+        and "://" not in text
+        for one in (value if isinstance(value, list) else [value])
+    )
 
 
 def _size(image: bytes) -> tuple[int, int]:
@@ -95,6 +132,7 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
         schema=FILE,
         name=name,
         source=source,
+        captions=_captions_in_words(look),
         seen_of_it=_in_words(look),
         counted=""
         if look.samples
@@ -120,6 +158,17 @@ def _batch(smallest: int, *, gpu: bool) -> int:
     return batch
 
 
+def _captions_in_words(look: Look) -> str:
+    """Lines for the section `shards` where the json holds texts."""
+    if not look.text_keys:
+        return ""
+    sources = [json.dumps(f"{JSON_KEY}{key}", ensure_ascii=False) for key in look.text_keys]
+    if look.caption != "txt":
+        return f"\n  caption: {sources[0]}    # no .txt; texts in the json: {', '.join(sources)}"
+    rule = f"{{from: [txt, {', '.join(sources)}], rule: random}}"
+    return f"\n  # caption: {rule}    # the .txt alone is read; this takes texts of the json, too"
+
+
 def _in_words(look: Look) -> str:
     count = (
         f"{'' if look.exact else 'about '}{look.samples:,} samples" if look.samples else "samples not counted"
@@ -140,7 +189,7 @@ TEMPLATE = """\
 name: {name}
 
 shards:
-  source: {source}{counted}
+  source: {source}{captions}{counted}
 
 # the model whose embeddings selection works on: one trained on the pool, where no weights are at hand;
 # better  model: ViT-B-32, pretrained: laion2b_s34b_b79k  and no train

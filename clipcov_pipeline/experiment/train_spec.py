@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from clipcov_pipeline.experiment.config.shards import Shards
 from clipcov_pipeline.experiment.config.training import Training
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.proxy.models import ModelSpec
 from clipcov_pipeline.subsets.index import draws_of_pass, training_rows
@@ -29,6 +31,7 @@ class TrainingData(NamedTuple):
     cache: str = ""
     storage_options: Mapping[str, Any] | None = None
     quota: tuple[int, ...] | None = None
+    captions: CaptionRule = TXT
 
 
 def write_rows(path: Path, index: pl.DataFrame, shards: Iterable[Shard]) -> pl.DataFrame:
@@ -40,7 +43,7 @@ def write_rows(path: Path, index: pl.DataFrame, shards: Iterable[Shard]) -> pl.D
 
 
 def training_data(
-    index: pl.DataFrame, shards: Iterable[Shard], scratch: Path, storage_options: Mapping[str, Any]
+    index: pl.DataFrame, shards: Iterable[Shard], scratch: Path, settings: Shards
 ) -> TrainingData:
     """Write what a training reads to ``scratch/index.parquet``.
 
@@ -48,19 +51,16 @@ def training_data(
         index: the samples, columns as `subsets.index.INDEX_SCHEMA`.
         shards: the pool's, as they are now.
         scratch: the training's folder; what is fetched of remote shards goes below it.
-        storage_options: fsspec's.
+        settings: of the pool.
 
     Raises:
         InputError: as `training_rows`.
     """
     path = scratch / INDEX
-    rows = write_rows(path, index, shards)
-    return TrainingData(path, draws_of_pass(rows["weight"].to_numpy()), str(scratch / CACHE), storage_options)
+    return _data(path, write_rows(path, index, shards), settings)
 
 
-def written_before(
-    scratch: Path, shards: Iterable[Shard], storage_options: Mapping[str, Any]
-) -> TrainingData | None:
+def written_before(scratch: Path, shards: Iterable[Shard], settings: Shards) -> TrainingData | None:
     """Return what `training_data` wrote earlier, None where there is nothing or a shard is not as it was."""
     path = scratch / INDEX
     if not path.exists():
@@ -69,7 +69,13 @@ def written_before(
     read = set(rows.select("shard", "shard_version").unique().iter_rows())
     if not read <= {(shard.url, shard.version) for shard in shards}:
         return None
-    return TrainingData(path, draws_of_pass(rows["weight"].to_numpy()), str(scratch / CACHE), storage_options)
+    return _data(path, rows, settings)
+
+
+def _data(path: Path, rows: pl.DataFrame, settings: Shards) -> TrainingData:
+    cache, options = str(path.parent / CACHE), settings.storage_options
+    draws = draws_of_pass(rows["weight"].to_numpy())
+    return TrainingData(path, draws, cache, options, captions=settings.caption)
 
 
 def train_spec(
@@ -107,6 +113,7 @@ def train_spec(
         quota=data.quota,
         cache=data.cache,
         storage_options=data.storage_options,
+        caption=data.captions.written,
         seed=seed,
         val_data=str(held_out) if held_out is not None else None,
         keep_early=keep_early,

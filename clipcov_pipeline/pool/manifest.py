@@ -9,9 +9,10 @@ from typing import Any
 
 import polars as pl
 
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
-from clipcov_pipeline.pool.places import PLACES_SCHEMA, places_of
+from clipcov_pipeline.pool.places import places_of, places_schema
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
 from clipcov_pipeline.pool.tars import DigestReader, Group, NotATarError, map_in_order, read_groups
 from clipcov_pipeline.pool.uids import source_id_of, uid_of
@@ -42,7 +43,7 @@ class ShardReport:
     `SampleStatus`, `reason` is null where it is `ok`, `uid` is unique among the rows that are `ok`;
     `source_id` is the json's `uid` where that is no UUID, `json_problem` why a json is of no use (the pair is
     still good: only what the json says is lost).
-    places: one row a sample that is ok, in the same order, columns as `PLACES_SCHEMA`.
+    places: one row a sample that is ok, in the same order, columns as `places_schema`.
     sha256: of the whole file, hex.
     quarantined: why the file is not a tar at all (the manifest is then empty), else None.
     """
@@ -59,17 +60,19 @@ def read_shard(
     max_pixels: int,
     max_resized_pixels: int = MAX_PIXELS,
     high_bit_depth: HighBitDepth = "refuse",
+    captions: CaptionRule = TXT,
     storage_options: dict | None = None,
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> ShardReport:
     """Check every sample of a shard and give it a status; one pass, which also takes the file's sha256.
 
-    The report is a function of the file's bytes and the rules for images alone.
+    The report is a function of the file's bytes and the rules for images and captions alone.
 
     Args:
         shard: the shard.
         max_pixels, max_resized_pixels, high_bit_depth: `ImageRules`; only what they take is decoded.
+        captions: where captions are, and which one counts.
         storage_options: fsspec's.
         progress: called with the number of further samples done, as tqdm's `update` is.
         workers: threads that decode; by default one a core, at most 16.
@@ -77,12 +80,10 @@ def read_shard(
     Raises:
         OSError: the file cannot be read.
     """
-    rows: list[dict] = []
-    places: list[dict] = []
-    seen_uids: set[str] = set()
-    quarantined = None
+    rows, places = list[dict](), list[dict]()
+    seen_uids, quarantined = set[str](), None
     rules = ImageRules(max_pixels, max_resized_pixels, high_bit_depth)
-    check = partial(_check, shard.name, rules)
+    check = partial(_check, shard.name, rules, captions)
     with open_shard(shard.url, storage_options) as file, warnings.catch_warnings():
         # what Pillow warns of (large images, damaged EXIF, odd palettes) is either checked here or harmless
         warnings.simplefilter("ignore")
@@ -102,20 +103,21 @@ def read_shard(
             quarantined = str(error)
         digest = reader.finish()
     manifest = pl.DataFrame([{**row, "status": str(row["status"])} for row in rows], schema=MANIFEST_SCHEMA)
-    return ShardReport(manifest, pl.DataFrame(places, schema=PLACES_SCHEMA), digest, quarantined)
+    return ShardReport(manifest, pl.DataFrame(places, schema=places_schema(captions)), digest, quarantined)
 
 
-def _check(shard_name: str, rules: ImageRules, group: Group) -> tuple[dict, dict]:
+def _check(shard_name: str, rules: ImageRules, captions: CaptionRule, group: Group) -> tuple[dict, dict]:
     """The manifest's row of one sample, and where a good one lies."""
     row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA)
     meta, problem = group.read_meta()
     row.update(uid=uid_of(shard_name, group.key, meta), key=group.key, shard=shard_name)
     row.update(source_id=source_id_of(meta), json_problem=problem)
-    row["status"], row["reason"] = check_sample(group, row, rules)
+    row["status"], row["reason"] = check_sample(group, row, rules, captions)
     if row["status"] != SampleStatus.ok:
         return row, {}
-    place = places_of(group, row)
-    if place["image_offset"] is None or place["caption_offset"] is None:
+    place = places_of(group, row, captions)
+    texts = [suffix for suffix in captions.members if suffix in group.suffixes]
+    if place["image_offset"] is None or any(suffix not in group.places for suffix in texts):
         row["status"] = SampleStatus.stored_sparse
         row["reason"] = "its image or caption lies in pieces: write the tar without --sparse"
     return row, place

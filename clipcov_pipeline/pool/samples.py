@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from clipcov_pipeline.pool.captions import caption_text
+from clipcov_pipeline.pool.captions import MEMBERS, TXT, CaptionRule, NoCaptionError
 from clipcov_pipeline.pool.listing import Shard, open_shard
 from clipcov_pipeline.pool.pixels import (
     IMAGE_EXTENSIONS,
@@ -54,7 +54,10 @@ class SampleStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image-caption pair; `image` is the file as stored (not decoded), `caption` is stripped."""
+    """One image-caption pair; `image` is the file as stored (not decoded), `caption` is stripped.
+
+    Where a training draws one of several captions, it is the first of them.
+    """
 
     key: str
     image: bytes
@@ -64,19 +67,26 @@ class Sample:
 
 
 def iter_samples(
-    shard: Shard, keys: Container[str] | None, storage_options: dict | None = None
+    shard: Shard,
+    keys: Container[str] | None,
+    storage_options: dict | None = None,
+    captions: CaptionRule = TXT,
 ) -> Iterator[Sample]:
     """Yield the samples of a shard with these keys (as in the manifest), in the tar's order.
 
-    `keys=None` gives every sample that has an image and a readable caption. Images are not decoded here: take
-    the keys from the manifest's `ok` rows. Of several samples with one key the first counts, as there.
+    `keys=None` gives every sample that has an image and, by the rule for captions, a readable caption. Images
+    are not decoded here: take the keys from the manifest's `ok` rows. Of several samples with one key the
+    first counts, as there.
 
     Raises:
         NotATarError: the file is no tar.
     """
     for group in iter_groups(shard, keys, storage_options):
-        image, (caption, status) = group.image(), _caption(group)
-        if image is None or caption is None or status is not SampleStatus.ok:
+        if (image := group.image()) is None:
+            continue
+        try:
+            caption = captions.captions(group.get)[0]
+        except NoCaptionError:
             continue
         extension, data = image
         yield Sample(key=group.key, image=data, image_ext=extension, caption=caption, meta=group.meta())
@@ -139,15 +149,20 @@ def image_digest(data: bytes) -> str:
 
 def is_checked(_key: str, suffix: str) -> bool:
     """Return whether a member's bytes are looked at by `check_sample`."""
-    return suffix in IMAGE_EXTENSIONS or suffix in ("txt", "json")
+    return suffix in IMAGE_EXTENSIONS or suffix in MEMBERS
 
 
-def check_sample(group: Group, row: dict, rules: ImageRules) -> tuple[SampleStatus, str | None]:
+def check_sample(
+    group: Group, row: dict, rules: ImageRules, captions: CaptionRule = TXT
+) -> tuple[SampleStatus, str | None]:
     """Return status and reason; fills in the caption and what is known of the image on the way."""
     if group.damage is not None:
         return SampleStatus.truncated, group.damage
-    image, (caption, caption_status) = group.image(), _caption(group)
-    row["caption"] = caption
+    image, no_caption = group.image(), None
+    try:
+        row["caption"] = captions.captions(group.get)[0]
+    except NoCaptionError as error:
+        no_caption = error
     if image is not None:
         row["image_ext"], row["image_sha256"] = image[0], image_digest(image[1])
     found = ", ".join(f".{suffix}" for suffix in sorted(group.suffixes))
@@ -160,24 +175,11 @@ def check_sample(group: Group, row: dict, rules: ImageRules) -> tuple[SampleStat
     if image is None:
         expected = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
         return SampleStatus.missing_image, f"no member {expected} (there: {found})"
-    if caption_status is SampleStatus.missing_caption:
-        return caption_status, f"no .txt member (there: {found})"
-    if caption_status is SampleStatus.non_utf8_caption:
-        return caption_status, "the .txt member is not UTF-8"
-    if caption_status is SampleStatus.empty_caption:
-        return caption_status, "the .txt member has nothing but white space"
+    if no_caption is not None:
+        status = SampleStatus(no_caption.status)
+        there = f" (there: {found})" if status is SampleStatus.missing_caption else ""
+        return status, f"{no_caption}{there}"
     return _check_image(image[1], rules.max_pixels, row, rules.max_resized_pixels, rules.high_bit_depth)
-
-
-def _caption(group: Group) -> tuple[str | None, SampleStatus]:
-    data = group.get("txt")
-    if data is None:
-        return None, SampleStatus.missing_caption
-    try:
-        caption = caption_text(data)
-    except UnicodeDecodeError:
-        return None, SampleStatus.non_utf8_caption
-    return (caption, SampleStatus.ok) if caption else (None, SampleStatus.empty_caption)
 
 
 def _check_image(

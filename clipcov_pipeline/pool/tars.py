@@ -1,7 +1,6 @@
 """Reads the members of a tar in one forward pass and puts them together to samples."""
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
+from clipcov_pipeline.pool.captions import parse_meta
 from clipcov_pipeline.pool.listing import COMPRESSIONS, Shard, open_shard
 from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 
@@ -59,18 +59,7 @@ class Group:
 
     def read_meta(self) -> tuple[dict[str, Any] | None, str | None]:
         """The json as a dict, and why there is a json but no dict."""
-        data = self.get("json")
-        if data is None:
-            return None, None
-        try:
-            meta = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            kind = "is empty" if not data.strip() else "does not parse"
-            kind = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else kind
-            return None, f"the .json member {kind}"
-        if not isinstance(meta, dict):
-            return None, "the .json member is no object"
-        return meta, None
+        return parse_meta(self.get("json"))
 
 
 def iter_groups(

@@ -139,7 +139,8 @@ def _write(
 def _images(
     searcher: Searcher, frame: pl.DataFrame, missing: Counter[str]
 ) -> Iterator[tuple[tuple[str, str], Sample]]:
-    options = dict(searcher.project.config.shards.storage_options)
+    pool = searcher.project.config.shards
+    options = dict(pool.storage_options)
     for name, keys in keys_by_shard(frame).items():
         shard: Shard | None = searcher.project.shards.get(name)
         left = set(keys)
@@ -148,7 +149,7 @@ def _images(
             reason = f"shard {name} is gone"
         else:
             try:
-                for sample in iter_samples(shard, keys, options):
+                for sample in iter_samples(shard, keys, options, pool.caption):
                     left.discard(sample.key)
                     yield (name, sample.key), sample
             except (OSError, NotATarError) as error:

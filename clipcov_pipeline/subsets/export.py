@@ -1,15 +1,18 @@
 """Hands a subset on: as WebDataset tars, DataComp's `.npy`, parquet, csv, or as Hugging Face reads images."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.samples import iter_samples
+from clipcov_pipeline.pool.places import CHOICES_SCHEMA
+from clipcov_pipeline.pool.samples import Sample, iter_samples
 from clipcov_pipeline.subsets.files import (
     check_known,
     check_none_missing,
@@ -20,6 +23,7 @@ from clipcov_pipeline.subsets.index import times_listed
 
 Format = Literal["tars", "npy", "parquet", "csv", "hf"]
 FORMATS: tuple[str, ...] = get_args(Format)
+Read = Callable[[Shard, Container[str]], Iterator[Sample]]  # the samples of a shard with these keys
 ROW_GROUP = 100  # samples: what a reader of pictures has in memory at once
 FEATURES: dict[str, dict[str, str]] = {
     "image": {"_type": "Image"},
@@ -41,6 +45,7 @@ def export_subset(
     *,
     samples_per_shard: int = 1000,
     storage_options: dict[str, Any] | None = None,
+    captions: CaptionRule = TXT,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Path]:
     """Write a subset to an empty or new folder; return the files.
@@ -51,6 +56,7 @@ def export_subset(
         form: ``tars`` (all members of each sample as they are, the uid written into its json), ``npy``
             (DataComp's), ``parquet`` and ``csv`` (the index), ``hf`` (parquet with ``image`` as Hugging Face
             ``datasets`` reads it).
+        captions: which caption leaves, as `write_subset_tars` says.
 
     Raises:
         InputError: the folder is not empty, or a shard no longer holds a sample.
@@ -65,10 +71,12 @@ def export_subset(
             out,
             samples_per_shard=samples_per_shard,
             storage_options=storage_options,
+            captions=captions,
             progress=progress,
         )
     if form == "hf":
-        return _write_hf(index, shards, out, storage_options, progress)
+        read = partial(iter_samples, storage_options=storage_options, captions=captions)
+        return _write_hf(index, shards, out, read, progress)
     path = out / f"subset.{form}"
     if form == "npy":
         times = times_listed(index) if "weight" in index.columns else None
@@ -76,7 +84,7 @@ def export_subset(
     elif form == "parquet":
         index.write_parquet(path, compression="zstd")
     else:
-        index.write_csv(path)
+        index.drop(CHOICES_SCHEMA, strict=False).write_csv(path)  # a list has no place in a csv
     return [path]
 
 
@@ -90,7 +98,7 @@ def _write_hf(
     index: pl.DataFrame,
     shards: Sequence[Shard],
     out: Path,
-    storage_options: dict[str, Any] | None,
+    read: Read,
     progress: Callable[[int], Any] | None,
 ) -> list[Path]:
     """One parquet file a shard, `train-00000-of-00003.parquet`, as the hub names them."""
@@ -103,7 +111,7 @@ def _write_hf(
     for path, shard in zip(paths, wanted, strict=True):
         rows = index.filter(pl.col("shard") == shard.name)
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in _batches(rows, shard, schema, storage_options):
+            for batch in _batches(rows, shard, schema, read):
                 writer.write_batch(batch)
                 if progress is not None:
                     progress(batch.num_rows)
@@ -122,16 +130,14 @@ def _hf_schema(columns: Sequence[str]) -> Any:
     return pa.schema(fields, metadata={"huggingface": info})
 
 
-def _batches(
-    rows: pl.DataFrame, shard: Shard, schema: Any, storage_options: dict[str, Any] | None
-) -> Iterator[Any]:
+def _batches(rows: pl.DataFrame, shard: Shard, schema: Any, read: Read) -> Iterator[Any]:
     """Record batches of a shard's chosen samples, in the tar's order."""
     import pyarrow as pa
 
     by_key = {row["key"]: row for row in rows.iter_rows(named=True)}
     batch: list[dict[str, Any]] = []
     left = set(by_key)
-    for sample in iter_samples(shard, frozenset(by_key), storage_options):
+    for sample in read(shard, frozenset(by_key)):
         row = by_key[sample.key]
         left.discard(sample.key)
         image = {"bytes": sample.image, "path": f"{sample.key}.{sample.image_ext}"}

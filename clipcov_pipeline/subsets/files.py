@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import TXT, CaptionRule, NoCaptionError
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.tars import Group, iter_groups
 from clipcov_pipeline.pool.uids import source_id_of
@@ -38,6 +40,7 @@ def write_subset_tars(
     samples_per_shard: int = 1000,
     min_shards: int = 1,
     storage_options: dict | None = None,
+    captions: CaptionRule = TXT,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
     """Copy the chosen samples into WebDataset tars `00000.tar`, `00001.tar`, ... and return their paths.
@@ -53,6 +56,8 @@ def write_subset_tars(
         out_dir: for the tars.
         samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
             worker and GPU); the tars are of one size, give or take a sample, and none is empty.
+        captions: where captions are; by any rule but the default the caption (the first, where a training
+            draws one) is written as the `.txt`, which other tools read.
         progress: called with the number of further samples written, as tqdm's `update` is.
 
     Raises:
@@ -64,7 +69,7 @@ def write_subset_tars(
         raise ValueError(f"{out_dir} already holds tars; give an empty folder")
     n_samples = sum(len(set(keys)) for keys in keys_by_shard.values())
     sizes = _even_sizes(n_samples, samples_per_shard, min_shards)
-    chosen = _chosen(shards, keys_by_shard, storage_options)
+    chosen = _chosen(shards, keys_by_shard, storage_options, captions)
     paths = [out_dir / f"{index:05d}.tar" for index in range(len(sizes))]
     for path, size in zip(paths, sizes, strict=True):
         with tarfile.open(path, "w") as tar:
@@ -87,7 +92,10 @@ def _even_sizes(n_samples: int, most: int, min_shards: int) -> list[int]:
 
 
 def _chosen(
-    shards: Sequence[Shard], keys_by_shard: Mapping[str, Collection[str]], storage_options: dict | None
+    shards: Sequence[Shard],
+    keys_by_shard: Mapping[str, Collection[str]],
+    storage_options: dict | None,
+    captions: CaptionRule,
 ) -> Iterator[tuple[str, Group]]:
     """(key in the subset, members) of every chosen sample."""
     check_known(shards, keys_by_shard)
@@ -98,6 +106,8 @@ def _chosen(
         if not missing:
             continue
         for group in iter_groups(shard, frozenset(missing), storage_options):
+            if captions != TXT and not _put_caption(group, captions):
+                continue
             missing.discard(group.key)
             if isinstance(keys := keys_by_shard[shard.name], Mapping):
                 _put_uid(group, keys[group.key])
@@ -122,6 +132,17 @@ def check_none_missing(shard: Shard, missing: Collection[str]) -> None:
         )
 
 
+def _put_caption(group: Group, captions: CaptionRule) -> bool:
+    """Write the caption as the sample's `.txt`; return whether there is one."""
+    try:
+        text = captions.captions(group.get)[0].encode()
+    except NoCaptionError:
+        return False
+    group.members = [(name, data) for name, data in group.members if name.lower() != "txt"]
+    group.members.append(("txt", text))
+    return True
+
+
 def _put_uid(group: Group, uid: str) -> None:
     """Write the uid into the sample's json; one that is no object is kept as text beside it."""
     meta, old = group.meta(), group.get("json")
@@ -132,7 +153,14 @@ def _put_uid(group: Group, uid: str) -> None:
     if (source_id := source_id_of(meta)) is not None and meta is not None:
         meta.setdefault("source_id", source_id)
     group.members = [(name, data) for name, data in group.members if name.lower() != "json"]
-    group.members.append(("json", json.dumps({**(meta or {}), "uid": uid}, ensure_ascii=False).encode()))
+    group.members.append(("json", _as_json({**(meta or {}), "uid": uid})))
+
+
+def _as_json(meta: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(meta, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character, which JSON can only escape
+        return json.dumps(meta).encode()
 
 
 def _add(tar: tarfile.TarFile, key: str, group: Group) -> None:

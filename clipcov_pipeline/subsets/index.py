@@ -12,7 +12,7 @@ import polars as pl
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import Shard
-from clipcov_pipeline.pool.places import PLACES_SCHEMA
+from clipcov_pipeline.pool.places import CHOICES_SCHEMA, PLACES_SCHEMA
 
 # whole-numbered weights up to this are taken at their word: that many draws of a sample in each pass
 MOST_REPEATS = 100
@@ -29,13 +29,14 @@ INDEX_SCHEMA = {**CHOSEN, "shard": pl.String, **{k: v for k, v in PLACES_SCHEMA.
 def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
     """Return the chosen samples with their places, columns as `INDEX_SCHEMA`, in the order of their ranks.
 
-    Where the pool's samples have ids of another kind, the last column is ``source_id``.
+    Where a training draws one of several captions, there is also ``caption_hashes``; where the pool's samples
+    have ids of another kind, the last column is ``source_id``.
 
     Args:
         chosen: uid, rank, gain, latent_class and, where samples are drawn unequally, weight (1 otherwise).
         members: the pool's uid, shard and, where there is one, source_id: of samples of one uid in two
             shards, the one that was labelled.
-        places: shard and the columns of `PLACES_SCHEMA`.
+        places: shard and the columns of `places_schema`.
 
     Raises:
         InputError: a chosen sample has no place (its shard is gone), or a member that lies in pieces; a
@@ -58,15 +59,20 @@ def subset_index(chosen: pl.DataFrame, members: pl.DataFrame, places: pl.DataFra
             f"subset: found no place of {lost.height} chosen samples, first uid {uid} of shard {shard!r},"
             " expected one each: the shard is gone; run the pipeline again"
         )
-    columns = [pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items()]
-    return rows.select(*columns, *(["source_id"] if "source_id" in known else [])).sort("rank")
+    return rows.select(*_columns(rows), *(["source_id"] if "source_id" in known else [])).sort("rank")
 
 
 def whole_index(places: pl.DataFrame) -> pl.DataFrame:
     """Return all samples as an index, in their order and without classes; ``places`` as `subset_index`."""
     rows = places.unique("uid", keep="first", maintain_order=True).with_row_index("rank", offset=1)
     rows = rows.with_columns(gain=None, latent_class=-1, weight=1.0)
-    return rows.select(pl.col(name).cast(dtype) for name, dtype in INDEX_SCHEMA.items())
+    return rows.select(_columns(rows))
+
+
+def _columns(rows: pl.DataFrame) -> list[pl.Expr]:
+    """Those of `INDEX_SCHEMA`, and the captions to draw from where there are several."""
+    choices = {name: dtype for name, dtype in CHOICES_SCHEMA.items() if name in rows.columns}
+    return [pl.col(name).cast(dtype) for name, dtype in (INDEX_SCHEMA | choices).items()]
 
 
 def check_weights(weight: np.ndarray, where: str) -> None:

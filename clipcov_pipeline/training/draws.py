@@ -14,7 +14,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.subsets.index import check_weights, draws_of_pass, whole_draws
 
 Rows = npt.NDArray[np.int64]
-_SHUFFLE, _PHASE, _CHOICE = range(3)  # streams of one (seed, pass)
+_SHUFFLE, _PHASE, _CHOICE, CAPTIONS = range(4)  # streams of one (seed, pass)
 
 
 class Draws(Protocol):

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
+from clipcov_pipeline.training.caption_draws import Captions, Given, WithCaptions
 from clipcov_pipeline.training.draws import Draws, EachOnce, Fresh, Rows, Weighted
 from clipcov_pipeline.training.held_out import HeldOutPairs
 from clipcov_pipeline.training.member_reads import MemberReads
@@ -42,6 +44,7 @@ class IndexData:
         storage_options: fsspec's, for remote shards.
         kept_bytes: of decoded samples that each data-loading process keeps.
         held_out: the index of the pairs that the model is evaluated on.
+        captions: where captions are, and which one counts.
     """
 
     path: str
@@ -52,6 +55,7 @@ class IndexData:
     storage_options: dict[str, Any] = field(default_factory=dict)
     kept_bytes: int = KEPT_BYTES
     held_out: str | None = None
+    captions: CaptionRule = TXT
 
 
 @contextmanager
@@ -92,7 +96,7 @@ def train_data(
     """
     from open_clip_train.data import DataInfo
 
-    index = read_training_index(settings.path)
+    index = read_training_index(settings.path, settings.captions)
     steps = _Steps(settings.batch_size, args.rank, args.world_size, args.accum_freq, args.train_num_samples)
     if (
         steps.local * args.world_size * args.accum_freq != settings.batch_size
@@ -102,7 +106,7 @@ def train_data(
             f"train.batch_size: {settings.batch_size} is not {args.world_size} GPUs x {args.accum_freq} parts"
             f" x {args.batch_size} samples; give a multiple"
         )
-    batches = Batches(order_of(settings, index), steps, epoch)
+    batches = Batches(order_of(settings, index), steps, epoch, index.captions)
     samples = Samples(reads_of(settings, index), preprocess, tokenizer, settings.seed, settings.kept_bytes)
     folder = Path(args.logs) / args.name / SEEN
     loader = IndexLoader(samples, batches, len(index), args.workers, settings.seed, folder)
@@ -118,13 +122,13 @@ def held_out_data(settings: IndexData, args: Any, preprocess: Callable[[Any], An
     from open_clip_train.data import DataInfo
 
     assert settings.held_out is not None
-    index = read_training_index(settings.held_out)
+    index = read_training_index(settings.held_out, settings.captions)
     samples = Samples(reads_of(settings, index), preprocess, tokenizer, settings.seed, settings.kept_bytes)
     return DataInfo(dataloader=HeldOutPairs(samples, len(index), args.batch_size))  # pyright: ignore[reportArgumentType]
 
 
 def order_of(settings: IndexData, index: TrainingIndex) -> Order:
-    """The order that a training takes its batches in.
+    """The order that a training takes its batches in: of rows, or of captions where it draws these.
 
     Raises:
         InputError: weights or quotas that cannot be, both at once, or a batch larger than a pass.
@@ -141,7 +145,13 @@ def order_of(settings: IndexData, index: TrainingIndex) -> Order:
         draws = Weighted(index.weight, settings.seed, f"training index {settings.path}")
     else:
         draws = EachOnce(len(index), settings.seed)
-    return Order(len(index), draws, settings.batch_size, index.content_hashes)
+    if index.captions is None:
+        return Order(len(index), draws, settings.batch_size, index.content_hashes)
+    sample = np.bitwise_xor.reduce(index.content_hashes)
+    rows = index.captions.given(np.arange(len(index.captions))).rows
+    images = [] if index.image_hash is None else [index.image_hash[rows]]
+    drawn = WithCaptions(draws, index.captions, sample, settings.seed)
+    return Order(len(rows), drawn, settings.batch_size, [rows, index.captions.hashes, *images])
 
 
 def reads_of(settings: IndexData, index: TrainingIndex) -> Reads:
@@ -197,10 +207,13 @@ class _Steps:
 
 
 class Batches(torch.utils.data.Sampler[Wanted]):
-    """The batches of one virtual epoch after another; open_clip_train says which through `set_value`."""
+    """The batches of one virtual epoch after another; open_clip_train says which through `set_value`.
 
-    def __init__(self, order: Order, steps: _Steps, epoch: int) -> None:
-        self.order, self.steps, self.epoch = order, steps, epoch
+    captions: what the order is of, where it is not of rows.
+    """
+
+    def __init__(self, order: Order, steps: _Steps, epoch: int, captions: Captions | None = None) -> None:
+        self.order, self.steps, self.epoch, self._captions = order, steps, epoch, captions
         self.repeated = 0
 
     def set_value(self, epoch: int) -> None:
@@ -217,11 +230,15 @@ class Batches(torch.utils.data.Sampler[Wanted]):
         self.repeated = 0
         first = self.epoch * self.steps.per_epoch
         for step in range(first, first + self.steps.per_epoch):
-            rows = self.order.batch(step)
-            places = np.arange(step * len(rows), (step + 1) * len(rows))
-            self.repeated += self.order.repeats(rows)
+            drawn = self.order.batch(step)
+            places = np.arange(step * len(drawn), (step + 1) * len(drawn))
+            self.repeated += self.order.repeats(drawn)
             for part in self.steps.slices():
-                yield Wanted(rows[part], places[part])
+                rows, captions = self._given(drawn[part])
+                yield Wanted(rows, places[part], captions)
+
+    def _given(self, drawn: Rows) -> Given | tuple[Rows, None]:
+        return (drawn, None) if self._captions is None else self._captions.given(drawn)
 
 
 class IndexLoader:

@@ -73,9 +73,10 @@ def _data(spec: TrainSpec) -> AbstractContextManager[None]:
     options = dict(spec.storage_options or {})
     return data_from_index(
         IndexData(
-            spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, options, held_out=spec.val_data
+            spec.index, spec.batch_size, spec.seed, spec.quota, spec.cache, options, held_out=spec.val_data,
+            captions=spec.captions,
         )
-    )
+    )  # fmt: skip
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.captions import caption_text
+from clipcov_pipeline.pool.captions import NoCaptionError, caption_digest
 from clipcov_pipeline.pool.places import short_hash
 from clipcov_pipeline.training.training_index import TrainingIndex
 
@@ -24,7 +24,7 @@ MOST_OPEN = 64  # shards that a process keeps open; a file descriptor each
 # image and caption of a sample lie side by side, but for a small json: one read takes both
 _SPAN_GAP = 1 << 14
 _NAME_FIELD = 100  # bytes; of a longer name the header holds the first ones only
-Pair = tuple[bytes, bytes]
+Pair = tuple[bytes, tuple[str, ...]]
 
 
 class MemberReads:
@@ -57,7 +57,7 @@ class MemberReads:
                 os.posix_fadvise(self._file(at.shard), at.first, at.span, os.POSIX_FADV_WILLNEED)
 
     def read(self, row: int) -> Pair:
-        """(image file, caption) of a row, bytes as stored.
+        """(image file, the captions that may count) of a row; the image's bytes as stored.
 
         Raises:
             InputError: the shard is gone or is not what it was when its places were recorded.
@@ -65,15 +65,18 @@ class MemberReads:
         at = Places(self._index, row)
         file = self._file(at.shard)
         if at.span <= at.wanted + _SPAN_GAP:
-            data = self._exactly(file, at.first, at.span, at)
-            image_part, caption_part = at.cut(data)
+            parts = at.cut(self._exactly(file, at.first, at.span, at))
         else:
-            image_part = self._exactly(file, at.image - HEADER, HEADER + at.image_size, at)
-            caption_part = self._exactly(file, at.caption - HEADER, HEADER + at.caption_size, at)
+            parts = [self._exactly(file, start - HEADER, HEADER + size, at) for start, size in at.members]
+        texts = {suffix: part[HEADER:] for suffix, part in zip(at.suffixes[1:], parts[1:], strict=True)}
+        try:
+            captions = self._index.rule.captions(texts.get)
+        except NoCaptionError as error:
+            raise self._changed(at.shard, str(error)) from None
         if not self._checked[row]:
-            self._check(at, image_part, caption_part)
+            self._check(at, parts, captions)
             self._checked[row] = True
-        return image_part[HEADER:], caption_part[HEADER:]
+        return parts[0][HEADER:], captions
 
     def _exactly(self, file: int, offset: int, size: int, at: "Places") -> bytes:
         data = os.pread(file, size, offset)
@@ -106,18 +109,16 @@ class MemberReads:
         except FileNotFoundError:
             raise gone(self._index, shard) from None
 
-    def _check(self, at: "Places", image: bytes, caption: bytes) -> None:
+    def _check(self, at: "Places", parts: Sequence[bytes], captions: Sequence[str]) -> None:
         """Compare headers and digests with what was recorded."""
         index, row = self._index, at.row
-        for part, suffix in ((image, index.extensions[index.image_ext[row]]), (caption, "txt")):
+        for part, suffix in zip(parts, at.suffixes, strict=True):
             if problem := _header_problem(part[:HEADER], suffix, len(part) - HEADER):
                 raise self._changed(at.shard, problem)
-        if index.image_hash is not None and _hash(image[HEADER:]) != index.image_hash[row]:
-            raise self._changed(at.shard, f"the image at byte {at.image} is another")
-        # as in the manifest, and known to be UTF-8
-        stripped = caption_text(caption[HEADER:], "replace").encode()
-        if index.caption_hash is not None and _hash(stripped) != index.caption_hash[row]:
-            raise self._changed(at.shard, f"the caption at byte {at.caption} is another")
+        if index.image_hash is not None and _hash(parts[0][HEADER:]) != index.image_hash[row]:
+            raise self._changed(at.shard, f"the image at byte {at.members[0][0]} is another")
+        if index.caption_hash is not None and short_hash(caption_digest(captions)) != index.caption_hash[row]:
+            raise self._changed(at.shard, f"the caption at byte {at.members[1][0]} is another")
 
     def _changed(self, shard: int, found: str) -> InputError:
         where = self._index.shards[shard] if self._files is None else self._files[shard]
@@ -132,28 +133,32 @@ class MemberReads:
 
 
 class Places:
-    """Where the image and the caption of one row lie, in bytes."""
+    """Where the members of one row lie that are read: the image, then those that its caption is in.
 
-    __slots__ = (
-        "caption", "caption_size", "first", "image", "image_size", "row", "shard", "span", "wanted",
-    )  # fmt: skip
+    members: (offset, size) of each in bytes; suffixes: of each. first, span: of the piece that holds all of
+    them; wanted: bytes that are read of it.
+    """
+
+    __slots__ = ("first", "members", "row", "shard", "span", "suffixes", "wanted")
 
     def __init__(self, index: TrainingIndex, row: int) -> None:
         self.row, self.shard = row, int(index.shard[row])
-        self.image, self.image_size = int(index.image_offset[row]), int(index.image_size[row])
-        self.caption, self.caption_size = int(index.caption_offset[row]), int(index.caption_size[row])
-        self.first = min(self.image, self.caption) - HEADER
-        end = max(self.image + self.image_size, self.caption + self.caption_size)
-        self.span = end - self.first
-        self.wanted = self.image_size + self.caption_size + 2 * HEADER
+        places = [(int(offset[row]), int(size[row])) for offset, size in index.members]
+        image, caption, *json = places
+        # a sample without one of the two kinds: the caption's place is the other's, see `places_of`
+        json = [place for place in json if place[0] and place != caption]
+        self.members = [image, caption, *json]
+        is_json = index.rule.members == ("json",) or (len(places) > 2 and places[2] == caption)
+        texts = ("json",) if is_json else ("txt", "json")[: 1 + len(json)]
+        self.suffixes = (index.extensions[index.image_ext[row]], *texts)
+        self.first = min(offset for offset, _ in self.members) - HEADER
+        self.span = max(offset + size for offset, size in self.members) - self.first
+        self.wanted = sum(size + HEADER for _, size in self.members)
 
-    def cut(self, data: bytes) -> Pair:
-        """Header and content of the image and of the caption, from the bytes of the whole span."""
-        image, caption = self.image - self.first, self.caption - self.first
-        return (
-            data[image - HEADER : image + self.image_size],
-            data[caption - HEADER : caption + self.caption_size],
-        )
+    def cut(self, data: bytes) -> list[bytes]:
+        """Header and content of each member, from the bytes of the whole span."""
+        starts = [(offset - self.first, size) for offset, size in self.members]
+        return [data[start - HEADER : start + size] for start, size in starts]
 
 
 def changed(index: TrainingIndex, shard: int, token: str, found: str = "") -> InputError:

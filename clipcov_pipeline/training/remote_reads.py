@@ -107,13 +107,8 @@ def _import_clients(shards: Iterable[str]) -> None:
 def fetched_into(index: TrainingIndex, cache: str | Path) -> Path:
     """The folder below ``cache`` for what this index wants: files of another hold other ranges."""
     digest = hashlib.sha256("\n".join((*index.shards, *index.versions)).encode())
-    for column in (
-        index.shard,
-        index.image_offset,
-        index.caption_offset,
-        index.image_size,
-        index.caption_size,
-    ):
+    offsets, sizes = zip(*index.members, strict=True)
+    for column in (index.shard, *offsets, *sizes):
         digest.update(column.tobytes())
     return Path(cache) / digest.hexdigest()[:16]
 
@@ -159,8 +154,10 @@ def wanted_ranges(index: TrainingIndex, shard: int) -> tuple[Ranges, int]:
     Members have their tar headers before them; gaps of up to `GAP_BYTES` are wanted, too.
     """
     rows = np.flatnonzero(index.shard == shard)
-    sizes = np.concatenate([index.image_size[rows], index.caption_size[rows]]).astype(np.int64)
-    starts = np.concatenate([index.image_offset[rows], index.caption_offset[rows]])
+    starts = np.concatenate([offset[rows] for offset, _ in index.members])
+    sizes = np.concatenate([size[rows] for _, size in index.members]).astype(np.int64)
+    there = starts > 0  # all but a json that a sample has not
+    starts, sizes = starts[there], sizes[there]
     order = np.argsort(starts, kind="stable")
     starts, ends = starts[order] - HEADER, (starts + sizes)[order]
     furthest = np.maximum.accumulate(ends)
@@ -228,7 +225,7 @@ def free_bytes(folder: Path) -> int:
 
 def check_room(index: TrainingIndex, folder: str | Path) -> None:
     """Raise InputError where the disk has no room for what is wanted of remote shards."""
-    wanted = int(index.image_size.sum(dtype=np.int64) + index.caption_size.sum(dtype=np.int64))
+    wanted = sum(int(size.sum(dtype=np.int64)) for _, size in index.members)
     if wanted > (free := free_bytes(Path(folder))):
         raise InputError(
             f"train: the subset's samples take {wanted:,} bytes, {folder} has {free:,} free; make room or"

@@ -139,7 +139,7 @@ def _seen(spec: TrainSpec, out: Path) -> dict[str, Any]:
     from clipcov_pipeline.training.seen import SEEN, write_seen_table
     from clipcov_pipeline.training.training_index import read_training_index
 
-    index = read_training_index(spec.index)
+    index = read_training_index(spec.index, spec.captions)
     seen = write_seen_table(out / "seen.parquet", spec.folder / SEEN, index.uids().tolist())
     fetched = bytes_fetched(fetched_into(index, spec.cache)) if spec.cache else []
     return {

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.captions import caption_text
 from clipcov_pipeline.pool.pixels import to_rgb
 from clipcov_pipeline.training.draws import Rows
 from clipcov_pipeline.training.member_reads import Pair
@@ -26,10 +25,12 @@ _WORD = 2**64 - 1
 
 
 class Wanted(NamedTuple):
-    """A batch to be made: rows int64 [n], and the place of each in the line of the training, int64 [n]."""
+    """A batch to be made: rows int64 [n], the place of each in the line of the training, int64 [n], and which
+    of its captions it is given with, int64 [n]; None: the first."""
 
     rows: Rows
     places: npt.NDArray[np.int64]
+    captions: Rows | None = None
 
 
 class Made(NamedTuple):
@@ -72,7 +73,7 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         self._vary, self._finish = _in_two(preprocess)
         self._room = kept_bytes
         self._images: dict[int, Image.Image] = {}
-        self._tokens: dict[int, torch.Tensor] = {}
+        self._tokens: dict[int, list[torch.Tensor]] = {}  # of each caption
         # such a tokenizer draws anew which words of a long caption it keeps
         self._same_tokens = getattr(tokenize, "reduction_fn", None) is None
         self._seed_numpy = _uses_timm(preprocess)
@@ -83,9 +84,11 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         try:
             new = [row for row in wanted.rows.tolist() if row not in self._images]
             self._reads.prepare(np.asarray(new, np.int64))
+            captions = np.zeros_like(wanted.rows) if wanted.captions is None else wanted.captions
+            columns = (wanted.rows.tolist(), captions.tolist(), wanted.places.tolist())
             made = [
-                self._sample(row, place_seed(self._seed, place))
-                for row, place in zip(wanted.rows.tolist(), wanted.places.tolist(), strict=True)
+                self._sample(row, caption, place_seed(self._seed, place))
+                for row, caption, place in zip(*columns, strict=True)
             ]
         except InputError as error:
             return Refused(str(error))
@@ -96,20 +99,21 @@ class Samples(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTypeArg
         images, texts = zip(*made, strict=True)
         return Made(self._finish(images), torch.stack(texts), wanted.rows)
 
-    def _sample(self, row: int, seed: int) -> tuple[Any, torch.Tensor]:
+    def _sample(self, row: int, caption: int, seed: int) -> tuple[Any, torch.Tensor]:
         image, tokens = self._images.get(row), self._tokens.get(row)
         if image is None or tokens is None:
-            stored, caption = self._reads.read(row)
-            image, tokens = to_rgb(stored), self._tokenize(caption_text(caption))[0]
+            stored, captions = self._reads.read(row)
+            image, tokens = to_rgb(stored), [self._tokenize(text)[0] for text in captions]
             self._keep(row, image, tokens)
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         if self._seed_numpy:
             np.random.seed(seed % 2**32)
-        return self._vary(image), tokens
+        return self._vary(image), tokens[caption]
 
-    def _keep(self, row: int, image: Image.Image, tokens: torch.Tensor) -> None:
-        size = image.width * image.height * 4 + tokens.numel() * tokens.element_size() + 512
+    def _keep(self, row: int, image: Image.Image, tokens: list[torch.Tensor]) -> None:
+        of_tokens = sum(part.numel() * part.element_size() for part in tokens)
+        size = image.width * image.height * 4 + of_tokens + 512
         if size <= self._room and self._same_tokens:
             self._room -= size
             self._images[row], self._tokens[row] = image, tokens

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import CaptionRule
 
 Precision = Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"]
 
@@ -74,6 +75,7 @@ class TrainSpec:
         grad_checkpointing: compute activations again in the backward pass, where the model can.
         quota: samples of each class that every pass draws anew.
         cache, storage_options: folder for what is fetched of remote shards, fsspec's options.
+        caption: ``shards.caption``, as `CaptionRule.written` has it.
         extra: further arguments of open_clip_train, passed as they are.
     """
 
@@ -106,6 +108,7 @@ class TrainSpec:
     quota: tuple[int, ...] | None = None
     cache: str = ""
     storage_options: Mapping[str, Any] | None = None
+    caption: str | Mapping[str, Any] = "txt"
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,6 +118,11 @@ class TrainSpec:
             )
         for name in ("n_samples", "batch_size", "accum_freq", "num_checkpoints", "samples_seen", "epochs"):
             _check_at_least_one(name, getattr(self, name))
+
+    @property
+    def captions(self) -> CaptionRule:
+        """Where captions are, and which one counts."""
+        return CaptionRule.of(self.caption)
 
     @property
     def folder(self) -> Path:

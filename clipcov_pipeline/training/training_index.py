@@ -8,6 +8,7 @@ data-loading processes share with the process that forked them.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.subsets.index import check_weights
+from clipcov_pipeline.training.caption_draws import Captions
 
 # parquet column -> numpy dtype in memory; strings are kept as codes of a short list
 PLACES = {
@@ -24,6 +27,9 @@ PLACES = {
     "caption_offset": np.int64,
     "caption_size": np.int32,
 }
+# read where captions are in the `.txt` and in the `.json`; 0 of a sample without a `.json`
+JSON_PLACES = {"json_offset": np.int64, "json_size": np.int32}
+CHOICES = "caption_hashes"  # a list for each sample, read where a training draws one of its captions
 HASHES = {"caption_hash": np.int64, "image_hash": np.int64}
 CODED = ("shard", "image_ext")
 REQUIRED = ("uid", "shard", "shard_version", "image_ext", *PLACES)
@@ -38,12 +44,17 @@ class TrainingIndex:
         shards, versions: ``s`` paths or URLs, and the token of each when its places were recorded.
         shard: int32 [n], which of `shards`.
         extensions: suffixes of images without the dot; image_ext: int8 [n], which of them.
-        image_offset, caption_offset: int64 [n], bytes from the shard's start to the member's content.
+        image_offset, caption_offset: int64 [n], bytes from the shard's start to the member's content; the
+            caption's may be the json.
         image_size, caption_size: int32 [n], bytes.
-        caption_hash, image_hash: int64 [n], `places.short_hash` of the stripped caption and of the image
-            file; None where the file has no such column.
+        caption_hash, image_hash: int64 [n], `places.short_hash` of the captions and of the image file; None
+            where the file has no such column.
         weight: float64 [n], how often a sample is drawn relative to others; None: all alike.
         latent_class: int32 [n], for fresh draws; None where the file has none.
+        json_offset, json_size: as those of the caption, 0 where there is no json; None where captions are in
+            one kind of member.
+        captions: those that a training draws from; None where it does not draw.
+        rule: how a caption is read from the members.
     """
 
     path: str
@@ -60,6 +71,10 @@ class TrainingIndex:
     image_hash: npt.NDArray[np.int64] | None = None
     weight: npt.NDArray[np.float64] | None = None
     latent_class: npt.NDArray[np.int32] | None = None
+    json_offset: npt.NDArray[np.int64] | None = None
+    json_size: npt.NDArray[np.int32] | None = None
+    captions: Captions | None = None
+    rule: CaptionRule = TXT
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -68,6 +83,14 @@ class TrainingIndex:
     def content_hashes(self) -> list[npt.NDArray[np.int64]]:
         """The hashes that there are: rows equal in one of them may not share a batch."""
         return [column for column in (self.caption_hash, self.image_hash) if column is not None]
+
+    @cached_property  # asked for each sample that is read
+    def members(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
+        """(offset, size) of each kind of member that is read: image, caption and, where need be, json."""
+        found = [(self.image_offset, self.image_size), (self.caption_offset, self.caption_size)]
+        if self.json_offset is not None and self.json_size is not None:
+            found.append((self.json_offset, self.json_size))
+        return found
 
     def uids(self) -> np.ndarray:
         """uid of each row, object [n]."""
@@ -106,8 +129,8 @@ def write_training_index(path: str | Path, columns: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read_training_index(path: str | Path) -> TrainingIndex:
-    """Read an index; no string of a sample is kept.
+def read_training_index(path: str | Path, rule: CaptionRule = TXT) -> TrainingIndex:
+    """Read an index, and what the rule for captions needs of it; no string of a sample is kept.
 
     Raises:
         InputError: no such file, no parquet, a column is missing, no rows, a negative place, weights that
@@ -124,10 +147,13 @@ def read_training_index(path: str | Path) -> TrainingIndex:
         raise InputError(f"training index {path}: cannot be read ({text}); write it again") from None
     with file:
         names = file.schema_arrow.names
-        _check_columns(path, names)
+        _check_columns(path, names, rule)
         if not file.metadata.num_rows:
             raise InputError(f"training index {path}: it has no rows; choose a larger subset")
         columns = _numeric_columns(file, names)
+        if len(rule.members) > 1:
+            columns |= {name: _numbers(file, name, np.dtype(kind), 0) for name, kind in JSON_PLACES.items()}
+        captions = _captions(file) if rule.draws else None
         shards, shard = _coded(file, "shard", np.int32)
         versions = _version_of_each(path, file, shard, len(shards))
         extensions, image_ext = _coded(file, "image_ext", np.int8)
@@ -135,7 +161,9 @@ def read_training_index(path: str | Path) -> TrainingIndex:
     _check_places(path, columns)
     if columns.get("weight") is not None:
         check_weights(columns["weight"], f"training index {path}")
-    return TrainingIndex(str(path), shards, versions, shard, extensions, image_ext, **columns)
+    return TrainingIndex(
+        str(path), shards, versions, shard, extensions, image_ext, **columns, captions=captions, rule=rule
+    )
 
 
 def digest_of_index(path: str | Path, *, classes: bool = False) -> str:
@@ -153,8 +181,9 @@ def digest_of_index(path: str | Path, *, classes: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _check_columns(path: str | Path, names: Sequence[str]) -> None:
-    if missing := [name for name in REQUIRED if name not in names]:
+def _check_columns(path: str | Path, names: Sequence[str], rule: CaptionRule = TXT) -> None:
+    more = (*(JSON_PLACES if len(rule.members) > 1 else ()), *((CHOICES, *HASHES) if rule.draws else ()))
+    if missing := [name for name in (*REQUIRED, *more) if name not in names]:
         raise InputError(
             f"training index {path}: no column {', '.join(missing)} (found {', '.join(names)}); run the"
             " pipeline again, so that the places of samples are recorded"
@@ -179,8 +208,19 @@ def _numeric_columns(file: Any, names: Sequence[str]) -> dict[str, npt.NDArray[A
     return {name: _numbers(file, name, np.dtype(dtype)) for name, dtype in wanted.items() if name in names}
 
 
-def _numbers(file: Any, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """One column as ``dtype`` [n].
+def _captions(file: Any) -> Captions:
+    """The hashes of all captions to draw from, and how many each row has."""
+    lists = [file.read_row_group(group, columns=[CHOICES])[CHOICES] for group in range(file.num_row_groups)]
+    chunks = [chunk for column in lists for chunk in column.chunks]
+    counts = [np.asarray(chunk.value_lengths().fill_null(0)) for chunk in chunks]
+    first = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+    if not np.diff(first).all():
+        raise InputError(f"training index: a sample has no {CHOICES}; write the index again")
+    return Captions(first, np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks]))
+
+
+def _numbers(file: Any, name: str, dtype: np.dtype[Any], missing: int | None = None) -> npt.NDArray[Any]:
+    """One column as ``dtype`` [n]; missing: what stands for a value that is not there.
 
     Raises:
         InputError: a value is missing, or does not fit.
@@ -189,6 +229,8 @@ def _numbers(file: Any, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     start = 0
     for group in range(file.num_row_groups):
         column = file.read_row_group(group, columns=[name])[name]
+        if missing is not None:
+            column = column.fill_null(missing)
         if column.null_count:
             raise InputError(
                 f"training index: {column.null_count} values of {name} are missing; write the index again"
