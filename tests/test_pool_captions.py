@@ -193,7 +193,7 @@ ALL = (training, training_remotely)
         *((reader, rule) for reader in (*ONE, training) for rule in RULES),
         *((training_remotely, rule) for rule in (RULES[1], RULES[3], RULES[6])),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_every_reader_has_the_caption_of_a_plain_reading(reader, rule, pool, tmp_path) -> None:
     captions: Mapping[str, list[str]] = expected(rule)
