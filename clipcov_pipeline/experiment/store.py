@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of, digest_of_file, git_commit
+from clipcov_pipeline.files import write_text_at_once
 
 WHOLE = "_"  # the partition of a stage that has none
 
@@ -127,7 +128,7 @@ class Store:
 
     def set_current(self, record: Record) -> None:
         """Let a finished entry stand for its partition."""
-        _write_atomically(
+        write_text_at_once(
             self._partition(record.stage, record.partition) / CURRENT, record.fingerprint + "\n"
         )
 
@@ -192,7 +193,7 @@ class Store:
         digest = hashlib.sha256(self.config_text.encode()).hexdigest()
         kept = self._config_path(digest)
         if not kept.exists():
-            _write_atomically(kept, self.config_text)
+            write_text_at_once(kept, self.config_text)
         return digest
 
     def _config_path(self, digest: str) -> Path:
@@ -317,7 +318,7 @@ def _read_record(path: Path) -> Record | None:
 
 def _write_record(path: Path, record: Record) -> None:
     values = json.loads(json.dumps(asdict(record)))  # as they will be read: keys are strings
-    _write_atomically(path, json.dumps({**values, SEAL: _seal(values)}, indent=1, sort_keys=True))
+    write_text_at_once(path, json.dumps({**values, SEAL: _seal(values)}, indent=1, sort_keys=True))
 
 
 def _seal(values: Mapping[str, Any]) -> str:
@@ -336,13 +337,6 @@ def _put(scratch: Path, target: Path) -> None:
                 raise
             with suppress(FileNotFoundError):
                 target.rename(target.with_name(f".old-{uuid4().hex}"))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{uuid4().hex}")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def is_being_written(scratch: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.files import written_at_once
 from clipcov_pipeline.subsets.index import check_weights
 
 # parquet column -> numpy dtype in memory; strings are kept as codes of a short list
@@ -100,10 +101,9 @@ def write_training_index(path: str | Path, columns: Mapping[str, Any]) -> None:
         )
     if "weight" in columns:
         check_weights(np.asarray(table["weight"].to_numpy(), np.float64), f"training index {path}")
-    temporary = Path(path).with_name(f".{Path(path).name}.part")
     coded: Any = ["shard", "shard_version", "image_ext"]  # declared a bool
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=coded)
-    temporary.replace(path)
+    with written_at_once(Path(path)) as temporary:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=coded)
 
 
 def read_training_index(path: str | Path) -> TrainingIndex:
