@@ -12,7 +12,7 @@ from clipcov_pipeline.experiment.config.training import Training
 from clipcov_pipeline.experiment.findings import Finding
 from clipcov_pipeline.experiment.graph import Node
 from clipcov_pipeline.experiment.plan import Plan, Status
-from clipcov_pipeline.experiment.rates import arms_side_by_side
+from clipcov_pipeline.experiment.rates import arms_side_by_side, image_side
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import (
     CHECKPOINT_GALLERIES,
@@ -37,6 +37,7 @@ from clipcov_pipeline.experiment.store import Record, Store
 from clipcov_pipeline.experiment.world import World
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.proxy.models import resolve_device
+from clipcov_pipeline.training.samples import KEPT_BYTES
 from clipcov_pipeline.training.spec import EVALUATIONS
 
 Basis = Literal["recorded", "measured", "assumed"]
@@ -76,20 +77,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Known:
-    """What the seconds are told from: samples of the pool, rates as `rates.measure_rates`, arms' steps."""
+    """What the seconds are told from: samples and shards of the pool, `rates.measure_rates`, arms' steps."""
 
     config: Config
     samples: int
+    shards: int
     rates: Mapping[str, float]
     arms: Sequence[ArmSteps]
     recorded: Mapping[tuple[str, str], Sequence[Record]]
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of a decoded sample as the model takes it."""
+        side = image_side(self.config.train.model)
+        return 3 * side * side
 
 
 def stand_in(config: Config, samples: int) -> World:
     """A world for a pool or evaluation sets that are not there yet."""
     count = -(-samples // STAND_IN_SHARD)
     shards = tuple(Shard(f"{number:05d}", f"{number:05d}.tar", "") for number in range(count))
-    return World(shards, {name: () for name in config.evaluate.sets}, {})
+    return World(shards, dict.fromkeys(config.evaluate.sets, ()), {})
 
 
 def time_needed(
@@ -112,11 +120,11 @@ def time_needed(
         rates: as `rates.measure_rates`.
         start: seconds of a process's start.
     """
-    known = Known(config, samples, rates, arms, _recorded(plan, store))
+    known = Known(config, samples, len(plan.of(RAW_SHARDS)), rates, arms, _recorded(plan, store))
     parts = []
     for stage in STAGES:
         nodes = [s.node for s in plan.of(stage) if s.status not in (Status.CURRENT, Status.RESTORE)]
-        found = [told for node in nodes if (told := _entry(known, node, len(plan.of(RAW_SHARDS)))) is not None]
+        found = [told for node in nodes if (told := _entry(known, node)) is not None]
         if found:
             seconds = _side_by_side(config, stage, [value for value, _ in found])
             parts.append(Part(stage, len(found), seconds, _weakest([basis for _, basis in found])))
@@ -141,7 +149,7 @@ def _kind(node: Node) -> tuple[str, str]:
     return node.stage, node.partition.partition("@")[2]
 
 
-def _entry(known: Known, node: Node, n_shards: int) -> tuple[float, Basis] | None:
+def _entry(known: Known, node: Node) -> tuple[float, Basis] | None:
     """Seconds of one entry, and what they are told from; None where nothing tells."""
     records = [record for record in known.recorded.get(_kind(node), ()) if _is_alike(node, record)]
     if node.stage == CHECKPOINTS:
@@ -152,7 +160,7 @@ def _entry(known: Known, node: Node, n_shards: int) -> tuple[float, Basis] | Non
         return median(record.seconds for record in records), "recorded"
     if node.stage in (RAW_SHARDS, EMBEDDINGS, EARLY_SIMILARITIES):
         seconds = _of_samples(known, node.stage)
-        return None if seconds is None else (seconds / n_shards, "measured")
+        return None if seconds is None else (seconds / known.shards, "measured")
     return _assumed(known, node), "assumed"
 
 
@@ -194,17 +202,15 @@ def _together(device: str, computing: float, reading: float, workers: int) -> fl
     return max(computing, reading / max(1, workers))
 
 
-def _training_of_an_arm(
-    known: Known, node: Node, records: Sequence[Record]
-) -> tuple[float, Basis] | None:
+def _training_of_an_arm(known: Known, node: Node, records: Sequence[Record]) -> tuple[float, Basis] | None:
     config = known.config
     recipe = next(recipe for recipe in recipes(config) if recipe.key == node.partition)
     settings = config.train.under(recipe.protocol)
     label = "full pool" if recipe.fraction == 1 else f"{100 * recipe.fraction:g} %"
-    steps = [arm.steps for arm in known.arms if (arm.subset, arm.protocol) == (label, recipe.protocol)]
-    if not steps:
+    arm = next((a for a in known.arms if (a.subset, a.protocol) == (label, recipe.protocol)), None)
+    if arm is None:
         return None
-    seen = steps[0] * settings.batch_size
+    seen = arm.steps * settings.batch_size
     timed = [record for record in records if record.stats.get("training_seconds")]
     if timed:
         each = median(r.stats["training_seconds"] / r.stats["samples_seen"] for r in timed)
@@ -212,7 +218,7 @@ def _training_of_an_arm(
     if "train" not in known.rates:
         return None
     beside = _held_out(known, settings) + TRAINING_SECONDS
-    return _training(known, settings, "train", seen) * _crowded(config) + beside, "measured"
+    return _training(known, settings, "train", seen, arm.samples) * _crowded(config) + beside, "measured"
 
 
 def _training_of_the_proxy(known: Known, records: Sequence[Record]) -> tuple[float, Basis] | None:
@@ -226,13 +232,14 @@ def _training_of_the_proxy(known: Known, records: Sequence[Record]) -> tuple[flo
         return seen * median(r.seconds / r.stats["samples_seen"] for r in timed), "recorded"
     if "proxy" not in known.rates:
         return None
-    return _training(known, settings, "proxy", seen) + TRAINING_SECONDS, "measured"
+    return _training(known, settings, "proxy", seen, pool) + TRAINING_SECONDS, "measured"
 
 
-def _training(known: Known, settings: Training, rate: str, seen: float) -> float:
-    """Seconds of a training's steps on so many samples."""
+def _training(known: Known, settings: Training, rate: str, seen: float, samples: float) -> float:
+    """Seconds of a training's steps; the loader keeps the decoded samples of a small subset."""
     computing = seen * _work(settings) / (known.rates[rate] * settings.gpus)
-    reading = seen / known.rates["read"] if "read" in known.rates else 0.0
+    read = min(seen, samples) if samples * known.pixel_bytes <= KEPT_BYTES else seen
+    reading = read / known.rates["read"] if "read" in known.rates else 0.0
     return _together(settings.device, computing, reading, settings.workers * settings.gpus)
 
 
@@ -265,7 +272,7 @@ def _side_by_side(config: Config, stage: str, seconds: Sequence[float]) -> float
 
 
 def _starts(config: Config, stages: set[str]) -> int:
-    """Processes that are waited for: the run's own, a model's first, trainings' and those of arms side by side."""
+    """Processes that are waited for: the run's own, imports of torch, trainings, and arms side by side."""
     several = arms_side_by_side(config) > 1
     trained = PROXY_MODEL in stages and config.proxy.train is not None
     waits = [EMBEDDINGS in stages, trained, CHECKPOINTS in stages]
@@ -295,7 +302,8 @@ def time_finding(config: Config, parts: Sequence[Part], rates: Mapping[str, floa
     shown = [part for part in longest if part.seconds >= total / 100]
     rest = sum(part.seconds for part in longest[len(shown) :])
     lines = [Finding("note", "time", text)]
-    lines += [Finding("note", "time", f"  {p.stage} x {p.entries}: {in_words(p.seconds)}, {p.basis}") for p in shown]
+    said = [f"  {part.stage} x {part.entries}: {in_words(part.seconds)}, {part.basis}" for part in shown]
+    lines += [Finding("note", "time", one) for one in said]
     return [*lines, *([Finding("note", "time", f"  the others: {in_words(rest)}")] if rest else [])]
 
 

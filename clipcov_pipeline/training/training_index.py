@@ -16,14 +16,15 @@ import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.files import written_at_once
+from clipcov_pipeline.pool.places import MEMBERS
 from clipcov_pipeline.subsets.index import check_weights
 
 # parquet column -> numpy dtype in memory; strings are kept as codes of a short list
 PLACES = {
-    "image_offset": np.int64,
-    "image_size": np.int32,
-    "caption_offset": np.int64,
-    "caption_size": np.int32,
+    f"{member}_{what}": dtype
+    for member in MEMBERS
+    if member != "json"
+    for what, dtype in (("offset", np.int64), ("size", np.int32))
 }
 HASHES = {"caption_hash": np.int64, "image_hash": np.int64}
 CODED = ("shard", "image_ext")
