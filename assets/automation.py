@@ -101,8 +101,22 @@ def _state(store: Store, step: Step) -> list[str | int | None]:
 def stages_at_work(instance: dg.DagsterInstance) -> set[str]:
     """Return the stages that an unfinished run, whoever started it, is building."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=ACTIVE))
-    named = {run.tags[STAGE_TAG] for run in runs if STAGE_TAG in run.tags}
-    return named | {key.path[-1] for run in runs for key in run.asset_selection or ()}
+    return {stage for run in runs for stage in _stages_of(run)}
+
+
+def _stages_of(run: dg.DagsterRun) -> list[str]:
+    named = [run.tags[STAGE_TAG]] if STAGE_TAG in run.tags else []
+    return list(dict.fromkeys([*named, *(key.path[-1] for key in run.asset_selection or ())]))
+
+
+def _waits_for(instance: dg.DagsterInstance) -> str:
+    """Say which runs are at work, and since when."""
+    found = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=ACTIVE), ascending=True):
+        run, since = record.dagster_run, record.create_timestamp.astimezone()
+        stages = ", ".join(_stages_of(run)) or run.job_name
+        found.append(f"{stages} (run {run.run_id[:8]}, {run.status.value}, since {since:%Y-%m-%d %H:%M:%S})")
+    return "; ".join(found) or "no run is at work"
 
 
 def _still_written(project: Project) -> list[str]:
@@ -137,7 +151,7 @@ def _tick(
     if blocked := [step for step in plan.steps if step.status is Status.BLOCKED]:
         rest = f" and {len(blocked) - 1} more" if len(blocked) > 1 else ""
         return dg.SkipReason(f"{blocked[0].node.name}{rest} {'; '.join(blocked[0].why)}")
-    return dg.SkipReason(f"waiting: {len(plan.todo)} entries out of date, their runs are at work")
+    return dg.SkipReason(f"waiting: {len(plan.todo)} entries out of date; at work: {_waits_for(instance)}")
 
 
 @dg.sensor(

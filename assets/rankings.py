@@ -21,7 +21,6 @@ from clipcov_pipeline.pool.manifest import with_image_hash
 from clipcov_pipeline.proxy.embeddings import with_early_similarity
 from clipcov_pipeline.selection import Pool, budget_count, columns_read, rank, reads_captions
 from clipcov_pipeline.selection.external import listed
-from clipcov_pipeline.subsets.index import check_weights
 
 
 @dg.asset(
@@ -95,10 +94,16 @@ def _listed(
         context.log.warning(
             f"{found.unknown} uids of {path} are not in the pool: held out, kept aside, or of other shards"
         )
-    check_weights(found.weight, f"uids: {path}")
+    if len(found.never_drawn):
+        context.log.warning(f"{len(found.never_drawn)} samples of {path} have the weight 0: left out")
     weight = np.full(len(pool), found.weight.mean())
     weight[found.rows] = found.weight
-    counts = {"listed": len(found.rows), "unknown_uids": found.unknown, "rows_without_uid": found.missing}
+    counts = {
+        "listed": len(found.rows),
+        "unknown_uids": found.unknown,
+        "rows_without_uid": found.missing,
+        "of_weight_0": len(found.never_drawn),
+    }
     return counts, weight
 
 

@@ -36,6 +36,7 @@ FLOORS = (
     "selection",
     "pool",
     "errors",
+    "files",
     "progress",
     "uuids",
 )

@@ -53,6 +53,18 @@ def test_a_tick_with_nothing_to_do_skips_and_says_so(lab: Lab) -> None:
     assert "up to date" in str(result.skip_message)
 
 
+def test_a_tick_names_what_it_waits_for_and_since_when(lab: Lab) -> None:
+    lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
+    with lab.instance() as instance:
+        run_id = str(uuid.uuid4())
+        tags = {"clipcov/stage": "rankings", **process_tag(run_id)}
+        started = dg.DagsterRunStatus.STARTED
+        instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id, status=started, tags=tags))
+        said = str(tick(lab, instance).skip_message)
+    today = time.strftime("%Y-%m-%d")
+    assert f"at work: rankings (run {run_id[:8]}, STARTED, since {today} " in said
+
+
 def test_two_ticks_in_a_row_ask_for_the_same_runs_by_the_same_keys(lab: Lab) -> None:
     lab.edit(lambda s: s["select"]["methods"].update(clipcov={"weights": {"self": 0.0}}))
     with lab.instance() as instance:

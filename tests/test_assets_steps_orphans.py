@@ -141,3 +141,44 @@ def test_a_run_carries_the_process_that_executes_it_whoever_asked_for_it(lab: La
         run = instance.get_run_by_id(result.run_id)
     assert run is not None
     assert {PROCESS_TAG: run.tags[PROCESS_TAG]} == process_tag(run.run_id)
+
+
+KILLED_BEFORE_ITS_START = """
+import os, signal, sys
+import dagster as dg
+from assets.running.execution import execute
+from assets.running.instance import project_instance
+from clipcov_pipeline.experiment.config.load import load_config
+dg.DagsterInstance.handle_new_event = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+with project_instance(load_config(sys.argv[1])) as instance:
+    execute(instance, "leaderboard", ["_"])
+"""
+
+
+def test_a_run_that_was_created_and_never_started_is_closed(lab: Lab) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_ITS_START, str(lab.yaml)], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    waiting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED])
+    with lab.instance() as instance:
+        (run,) = instance.get_runs(waiting)
+        assert close_orphans(instance, lab.project().config) == [run.run_id]
+        assert not instance.get_runs(waiting)
+
+
+def test_a_run_that_nobody_began_is_closed_where_no_ui_is_or_after_a_while(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Created by a daemon or a UI that was killed before it queued or launched it: no process tagged it."""
+    config = lab.project().config
+    with lab.instance() as instance:
+        for run_id in ("first", "second"):
+            status = dg.DagsterRunStatus.NOT_STARTED
+            instance.add_run(dg.DagsterRun(job_name="x", run_id=run_id, status=status))
+            assert close_orphans(instance, config) == []
+            if run_id == "first":
+                assert close_orphans(instance, config, launched=True) == [run_id]
+        later = time.time() + 3600
+        monkeypatch.setattr(time, "time", lambda: later)
+        assert close_orphans(instance, config) == ["second"]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -12,16 +13,20 @@ from clipcov_pipeline.cli import cli
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment import disk
 from clipcov_pipeline.experiment import preflight as experiment_preflight
-from clipcov_pipeline.experiment.batches import repeats_in_batches
+from clipcov_pipeline.experiment.batches import repeats_in_batches, step_findings
 from clipcov_pipeline.experiment.config.load import load_config
 from clipcov_pipeline.experiment.disk import model_size
+from clipcov_pipeline.experiment.duration import TRAINING_SECONDS, Part, time_needed
+from clipcov_pipeline.experiment.graph import Node
+from clipcov_pipeline.experiment.plan import make_plan
 from clipcov_pipeline.experiment.preflight import count_samples, preflight
-from clipcov_pipeline.experiment.rates import measure_rates, time_needed
+from clipcov_pipeline.experiment.rates import measure_rates, start_seconds, steps_in_time
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.stages import SUBSETS
-from clipcov_pipeline.experiment.store import Store
+from clipcov_pipeline.experiment.store import Store, _seal
 from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import cached_weights
+from clipcov_pipeline.experiment.world import observe
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.proxy.models import register_model_configs
 from make_benchmark import write_classification
@@ -119,31 +124,140 @@ def test_an_experiment_that_can_run(tmp_path: Path):
     assert not (tmp_path / "work").exists()
 
 
+RATES = {"embed": 10.0, "train": 4.0, "proxy": 2.0, "read": 5.0}
+
+
+def parts(path: Path, rates: dict[str, float] = RATES, **changes: Any) -> dict[str, Part]:
+    """What `time_needed` tells of an experiment, by stage; changes: of its section train."""
+    config = load_config(str(path))
+    config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+    store = Store(config.work / "store")
+    arms, plan = step_findings(config, 20)[0], make_plan(config, observe(config), store)
+    return {part.stage: part for part in time_needed(config, plan, store, 20, arms, rates, 3.0)}
+
+
 def test_time_is_told_from_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = load_config(str(experiment(tmp_path)))
-    rates, notes = measure_rates(config, seconds=0.2)
+    path = experiment(tmp_path, embed={"device": "cpu"})
+    config = load_config(str(path))
+    rates, notes = measure_rates(config, scan(str(tmp_path / "pool")), seconds=0.2)
     assert not notes
-    assert set(rates) == {"embed", "train", "proxy"}
-    assert rates["embed"] > 1
-    monkeypatch.setattr(
-        experiment_preflight, "measure_rates", lambda _: ({"embed": 10.0, "train": 4.0, "proxy": 2.0}, [])
-    )
+    assert set(rates) == {"embed", "train", "proxy", "read"}
+    assert min(rates.values()) > 1
+    monkeypatch.setattr(experiment_preflight, "measure_rates", lambda *_: (RATES, []))
+    monkeypatch.setattr(experiment_preflight, "start_seconds", lambda: 3.0)
     found = preflight(config)
-    # 20 samples; 64 seen; 6 trainings of 8 steps of 8
-    assert found.seconds == pytest.approx({"embeddings": 2.0, "proxy": 32.0, "checkpoints": 6 * 64 / 4})
-    assert "about 2.2 min (embeddings 2 s, proxy 32 s, checkpoints 96 s)" in found.to_text()
+    told = {part.stage: part for part in found.parts}
+    # 20 samples in 2 shards
+    assert (told["raw_shards"].entries, told["raw_shards"].seconds) == (2, pytest.approx(20 / 5))
+    assert told["embeddings"].seconds == pytest.approx(20 / 10 + 20 / 5)
+    # 64 seen, each of the 20 decoded once; 6 trainings of 8 steps of 8, on 20, 20, 10, 10, 10, 10
+    assert told["proxy_model"].seconds == pytest.approx(64 / 2 + 20 / 5 + TRAINING_SECONDS)
+    assert told["checkpoints"].seconds == pytest.approx(
+        6 * (64 / 4 + TRAINING_SECONDS) + (2 * 20 + 4 * 10) / 5
+    )
+    assert (told["checkpoints"].entries, told["checkpoints"].basis) == (6, "measured")
+    assert (told["starts"].entries, told["starts"].basis) == (
+        4,
+        "measured",
+    )  # run, torch, two kinds of training
+    assert "  checkpoints x 6: 2.4 min, measured" in found.to_text()
+    assert "  scores x 6: 14 s, assumed" in found.to_text()
 
 
 def test_a_second_forward_pass_takes_a_third_longer(tmp_path: Path):
-    config = load_config(str(experiment(tmp_path)))
-    arms = preflight(config, measure=False).arms
+    path = experiment(tmp_path)
 
     def seconds(**changes: Any) -> float:
-        changed = config.model_copy(update={"train": config.train.model_copy(update=changes)})
-        return time_needed(changed, 20, arms, {"train": 4.0})["checkpoints"]
+        return parts(path, {"train": 4.0}, **changes)["checkpoints"].seconds - 6 * TRAINING_SECONDS
 
     assert seconds() == pytest.approx(6 * 64 / 4)  # 6 trainings of 8 steps of 8
     assert seconds(accum_freq=4) == seconds(grad_checkpointing=True) == pytest.approx(seconds() * 4 / 3)
+
+
+def test_arms_side_by_side_take_as_long_as_the_longest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    alone = parts(experiment(tmp_path), {"train": 4.0})
+    path = experiment(tmp_path / "four", automation={"pools": {"gpu": 4}})
+    beside = parts(path, {"train": 4.0})
+    assert beside["checkpoints"].seconds == pytest.approx(alone["checkpoints"].seconds * 2 / 6)
+    assert beside["scores"].seconds == pytest.approx(alone["scores"].seconds * 2 / 6)
+    assert beside["starts"].entries == alone["starts"].entries + 2
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # four share two cores
+    work = alone["checkpoints"].seconds - 6 * TRAINING_SECONDS
+    assert parts(path, {"train": 4.0})["checkpoints"].seconds == pytest.approx(
+        2 * (work / 6 * 2 + TRAINING_SECONDS)
+    )
+
+
+def test_what_the_store_has_recorded_is_preferred_and_what_is_built_takes_no_time(tmp_path: Path):
+    path = experiment(tmp_path)
+    config = load_config(str(path))
+    store = Store(config.work / "store")
+    plan = make_plan(config, observe(config), store)
+    (built, _) = plan.of("raw_shards")
+    write_record(store, built.node, built.fingerprint or "", 7.0)
+    arm = plan.of("checkpoints")[0].node
+    write_record(store, arm, "0" * 64, 25.0, training_seconds=16.0, samples_seen=32)  # of an earlier length
+    told = parts(path)
+    assert (told["raw_shards"].entries, told["raw_shards"].seconds) == (1, 7.0)  # the other shard
+    assert told["raw_shards"].basis == "recorded"
+    # 64 samples at the rate of 32 in 16 s, and 9 s beside the steps
+    assert told["checkpoints"].seconds == pytest.approx(6 * (64 * 16 / 32 + 9))
+    assert told["checkpoints"].basis == "recorded"
+    # a record of another batch does not tell
+    assert parts(path, batch_size=4)["checkpoints"].basis == "measured"
+
+
+def write_record(store: Store, node: Node, fingerprint: str, seconds: float, **stats: Any) -> None:
+    about = {"code_version": "2", "params": node.params, "sources": {}, "inputs": {}}
+    with store.write(node.stage, node.partition, fingerprint, **about) as entry:
+        entry.stats, entry.digests = stats, dict.fromkeys(node.needs, "0" * 64)
+    path = next((store.root / node.stage / node.partition).glob("*/record.json"))
+    values = json.loads(path.read_text())
+    values.pop("seal")
+    values["seconds"] = seconds
+    path.write_text(json.dumps({**values, "seal": _seal(values)}))
+
+
+def test_a_start_takes_the_time_of_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(1)\n"
+    (tmp_path / "busy.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert 0.4 < (start_seconds("busy") or 0) < 1  # not what it waits
+    assert start_seconds("no_such_module") is None
+
+
+class Machine:
+    """A clock of a machine where a step takes a second for the first of a size, then 0.05 + batch / 1000;
+    so many times as long by the wall, as something else runs."""
+
+    def __init__(self, slowed: float) -> None:
+        self.slowed, self.worked, self.sizes = slowed, 0.0, []
+
+    def step(self, batch: int) -> None:
+        self.worked += 0.05 + batch / 1000 + (batch not in self.sizes)
+        self.sizes.append(batch)
+
+    def clock(self) -> tuple[float, float]:
+        return self.worked * self.slowed, self.worked
+
+
+@pytest.mark.parametrize(("slowed", "seconds"), [(1, 20), (3, 60)])
+def test_the_configured_batch_is_timed_without_its_first_step(slowed: float, seconds: float):
+    machine = Machine(slowed)
+    batch, took = steps_in_time(machine.step, 256, seconds, machine.clock)
+    assert batch == 256
+    assert len(took) >= 3
+    assert [worked for _, worked in took] == pytest.approx([0.306] * len(took))
+    assert machine.worked * slowed < 1.1 * seconds
+
+
+def test_a_step_that_takes_too_long_is_timed_in_a_smaller_batch():
+    machine = Machine(1)
+    batch, took = steps_in_time(machine.step, 256, 3, machine.clock)
+    assert batch == 32
+    assert took[0] == pytest.approx((0.082, 0.082))
+    assert steps_in_time(machine.step, 512, 0, machine.clock)[0] == 2  # one step at least
 
 
 def test_disk_is_estimated_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -279,3 +393,25 @@ def test_whether_an_npy_will_be_readable_elsewhere(uids: list[Any], level: str, 
     assert found.text.startswith(text)
     assert ("1 have an id of another kind" in found.text) == (7 in uids)
     assert uid_finding([]) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.0, 2.0], "ok"),
+        ([1.0, -2.0], "found the weight -2.0 of b"),
+        ([float("nan"), 1.0], "found the weight nan of a"),
+        ([0.0, 0.0], "found 2 weights of 0"),
+    ],
+)
+def test_a_list_by_whose_weights_nothing_can_be_drawn_is_missing(
+    tmp_path: Path, weights: list[float], said: str
+):
+    methods = {"mine": {"method": "external", "uids": "list.parquet"}}
+    path = experiment(tmp_path, select={"fractions": [0.5], "methods": methods})
+    pl.DataFrame({"uid": ["a", "b"], "weight": weights}).write_parquet(tmp_path / "list.parquet")
+    done = check(path, "--no-measure")
+    assert done.exit_code == (said != "ok")
+    (line,) = [line for line in done.output.splitlines() if "select.methods.mine.uids: " in line]
+    assert line.startswith("ok" if said == "ok" else "missing")
+    assert said in line

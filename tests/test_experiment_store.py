@@ -262,7 +262,7 @@ def stop(*_):
 
 if moment == "before the record":
     import clipcov_pipeline.experiment.store as module
-    module._write_atomically = stop
+    module.write_text_at_once = stop
 if moment == "before the rename":
     Path.rename = stop
 if moment == "before it stands":

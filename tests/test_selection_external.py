@@ -186,8 +186,26 @@ def test_a_list_may_say_how_often_each_sample_is_drawn(tmp_path):
     table = pl.DataFrame({"uid": [UIDS[5], None, UIDS[2], UIDS[5]], "weight": [0.5, 9.0, 0.0, 1.0]})
     table.write_parquet(tmp_path / "list.parquet")
     found = listed(pool, tmp_path / "list.parquet")
-    assert (found.rows.tolist(), found.weight.tolist()) == ([5, 2], [1.5, 0.0])
+    assert (found.rows.tolist(), found.weight.tolist()) == ([5], [1.5])
+    assert found.never_drawn.tolist() == [2]
     for bad in (-1.0, float("nan"), None):
         table.with_columns(weight=pl.Series([1.0, 1.0, bad, 1.0])).write_parquet(tmp_path / "bad.parquet")
         with pytest.raises(InputError, match=f"found the weight .* of {UIDS[2]} in .*bad.parquet, expected"):
             listed(pool, tmp_path / "bad.parquet")
+
+
+def test_a_sample_of_weight_0_takes_no_place_of_a_subset(tmp_path):
+    pool = Pool.from_arrays(*synthetic_arrays(N, 4, 16), uid=UIDS)
+    table = pl.DataFrame({"uid": [UIDS[5], UIDS[2], UIDS[7]], "weight": [1.0, 0.0, 3.0]})
+    path = tmp_path / "list.parquet"
+    table.write_parquet(path)
+    asked = {"method": "external", "uids": str(path), "shuffle": False}
+    assert rank(pool, budget=2, **asked).rows.tolist() == [5, 7]
+    with pytest.raises(InputError, match="expected at most 2"):
+        rank(pool, budget=3, **asked)
+    filled = rank(pool, fill="random", **asked).rows.tolist()
+    assert filled[:2] == [5, 7]
+    assert sorted(filled) == [row for row in range(N) if row != 2]
+    table.with_columns(weight=pl.lit(0.0)).write_parquet(path)
+    with pytest.raises(InputError, match="3 weights of 0"):
+        rank(pool, budget=1, **asked)

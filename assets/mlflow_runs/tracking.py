@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
+from assets.mlflow_runs.database import ensure_database, is_made
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.digests import git_commit
 from clipcov_pipeline.experiment.project import Project
@@ -73,7 +74,8 @@ class Tracking:
         # a line a table when the store is created, a line a model
         for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        with self.alone():  # MLflow creates the store with its first client
+        with self.alone():
+            ensure_database(self.folder / "mlflow.db")
             _follow_moved_artifacts(self.folder)
             return MlflowClient(tracking_uri(self.config.work))
 
@@ -153,7 +155,7 @@ class Tracking:
         By SQL: every tick asks, and mostly nothing is left, for which MLflow need not be imported.
         """
         database = self.folder / "mlflow.db"
-        if not database.is_file():
+        if not is_made(database):
             return []
         query = (
             "SELECT run_uuid, value FROM runs JOIN tags USING (run_uuid)"

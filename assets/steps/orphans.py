@@ -6,6 +6,7 @@ in a tag, from when its step begins (one that `clipcov run` executes, from its o
 """
 
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,14 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # a start is told from the machine's: the clock may be set meanwhile, and a container gives pids again
 START_SECONDS = 1.5  # the machine's own is known to a second
 
-_ACTIVE = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+_ACTIVE = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+
+UNBEGUN_SECONDS = 600  # whoever creates a run starts or queues it at once
 
 
 def process_tag(run_id: str) -> dict[str, str]:
@@ -54,11 +62,13 @@ def close_orphans(instance: dg.DagsterInstance, config: Config, *, launched: boo
     runs, and the next run would wait for it for ever. What they trained is shown as killed in MLflow.
 
     Args:
-        launched: also those that a UI launched and that had not come to tag themselves: no UI is there now.
+        launched: also those that a UI created or launched and that had not come to tag themselves: no UI is
+            there now. Else those that were created and not even queued are closed after `UNBEGUN_SECONDS`.
     """
     closed = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=list(_ACTIVE))):
-        if _is_gone(run) or (launched and LAUNCHED_TAG in run.tags and not _has_tag(run)):
+    for record in instance.get_run_records(dg.RunsFilter(statuses=list(_ACTIVE))):
+        run = record.dagster_run
+        if _is_gone(run) or _never_began(record, launched):
             # the tag first: should this process be killed in between, the run is met again
             instance.add_run_tags(run.run_id, {CLOSED_TAG: run.run_id})
             instance.report_run_failed(run, "The process that executed this run is gone.")
@@ -102,6 +112,16 @@ def _is_gone(run: dg.DagsterRun) -> bool:
         return abs(_start(psutil.Process(int(pid))) - float(started)) > START_SECONDS
     except psutil.NoSuchProcess:
         return True
+
+
+def _never_began(record: dg.RunRecord, launched: bool) -> bool:
+    """Whether whoever created a run, or asked for its process, is gone; its own process never tagged it."""
+    run = record.dagster_run
+    if _has_tag(run):
+        return False
+    if run.status is dg.DagsterRunStatus.NOT_STARTED:
+        return launched or time.time() - record.create_timestamp.timestamp() > UNBEGUN_SECONDS
+    return launched and LAUNCHED_TAG in run.tags
 
 
 def _has_tag(run: dg.DagsterRun) -> bool:

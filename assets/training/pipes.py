@@ -11,7 +11,9 @@ import dagster as dg
 from assets.training.server import TrainServer
 from assets.training.worker import SPEC_VARIABLE
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.files import write_text_at_once
 from clipcov_pipeline.training.command import command, warnings
+from clipcov_pipeline.training.damage import set_aside_damaged
 from clipcov_pipeline.training.parent import PARENT_VARIABLE
 from clipcov_pipeline.training.spec import RECORD, TrainSpec, to_json
 
@@ -63,8 +65,10 @@ def train(
         context.log.warning(warning)
     log = Path(spec.log_dir) / "worker.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    for line in set_aside_damaged(spec):
+        context.log.warning(line)
     run = Path(spec.log_dir) / "training_run.json"
-    run.write_text(to_json(spec))
+    write_text_at_once(run, to_json(spec))
     extras = {"out_dir": str(out_dir), "log": str(log), "arm": arm, "mlflow": dict(mlflow or {})}
     env = {SPEC_VARIABLE: str(run), PARENT_VARIABLE: str(os.getpid())}
     argv = command(spec, gpus, "assets.training.worker")  # refuses what cannot be run

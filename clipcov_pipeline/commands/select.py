@@ -74,6 +74,8 @@ def _say_unknown(pool: Any, uids: str) -> None:
         click.echo(f"{found.unknown:,} uids of {uids} are not in the pool", err=True)
     if found.missing:
         click.echo(f"{found.missing:,} rows of {uids} have no uid", err=True)
+    if len(found.never_drawn):
+        click.echo(f"{len(found.never_drawn):,} samples of {uids} have the weight 0: left out", err=True)
 
 
 def _objective(pool: Any, rows: Any, params: dict[str, Any] | None, threads: int | None) -> dict[str, float]:

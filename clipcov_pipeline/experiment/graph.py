@@ -186,6 +186,8 @@ def _rankings(config: Config, world: World) -> Iterator[Node]:
         method, params = config.select.method_of(label)
         # by method, so that the reason reads "select.methods.clipcov.mode greedy -> notebook"
         settings = {"method": method, **validate_method(method, params)}
+        if method == "external":  # once ranked: an entry of then must not stand for one of now
+            settings["weight_0"] = "left out"
         yield Node(
             RANKINGS,
             label,

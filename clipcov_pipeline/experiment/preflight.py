@@ -12,9 +12,12 @@ from clipcov_pipeline.experiment.batches import ArmSteps, repeats_findings, step
 from clipcov_pipeline.experiment.config.evaluate import EvaluationSet
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.disk import disk_finding, disk_needed
+from clipcov_pipeline.experiment.duration import Part, stand_in, time_finding, time_needed
 from clipcov_pipeline.experiment.evaluation_folders import list_folder
 from clipcov_pipeline.experiment.findings import Finding
-from clipcov_pipeline.experiment.rates import measure_rates, time_finding, time_needed
+from clipcov_pipeline.experiment.lists_finding import lists_findings
+from clipcov_pipeline.experiment.plan import make_plan
+from clipcov_pipeline.experiment.rates import measure_rates, start_seconds
 from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import weights_findings
@@ -22,6 +25,7 @@ from clipcov_pipeline.experiment.world import (
     absent_sets,
     class_names,
     evaluation_source,
+    observe,
     pool_source,
     primary_sets,
 )
@@ -31,7 +35,10 @@ from clipcov_pipeline.pool.tars import key_and_suffix
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found of an experiment; sizes in bytes, rates in samples a second, None where not known."""
+    """What was found of an experiment; sizes in bytes, rates in samples a second, None where not known.
+
+    parts: how long each stage will take (s), ``starts`` processes and runs; empty where nothing was measured.
+    """
 
     name: str
     findings: tuple[Finding, ...]
@@ -39,7 +46,7 @@ class Preflight:
     arms: tuple[ArmSteps, ...]
     disk: Mapping[str, int]
     rates: Mapping[str, float]
-    seconds: Mapping[str, float]
+    parts: tuple[Part, ...]
 
     @property
     def can_run(self) -> bool:
@@ -76,6 +83,7 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
         *size_finding,
         *uid_finding(shards),
         *weights_findings(config),
+        *lists_findings(config),
         *_evaluation(config),
         *repeats_findings(config, Store(config.work / "store")),
     ]
@@ -88,14 +96,24 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
         disk = disk_needed(config, samples, pool_bytes)
         findings += [*said, disk_finding(config, disk, assumed=not pool_bytes)]
     rates: dict[str, float] = {}
-    seconds: dict[str, float] = {}
+    parts: list[Part] = []
     if measure:
-        rates, problems = measure_rates(config)
+        rates, problems = measure_rates(config, shards)
         findings += problems
         if samples is not None:
-            seconds = time_needed(config, samples, arms, rates)
-            findings += time_finding(config, seconds, rates)
-    return Preflight(config.name, tuple(findings), samples, tuple(arms), disk, rates, seconds)
+            parts = _time(config, samples, arms, rates)
+            findings += time_finding(config, parts, rates)
+    return Preflight(config.name, tuple(findings), samples, tuple(arms), disk, rates, tuple(parts))
+
+
+def _time(config: Config, samples: int, arms: Sequence[ArmSteps], rates: Mapping[str, float]) -> list[Part]:
+    """Seconds of what the plan says is to be built; of a pool that is not there yet, of everything."""
+    store = Store(config.work / "store")
+    try:
+        world = observe(config)
+    except InputError:  # it is among the findings
+        world = stand_in(config, samples)
+    return time_needed(config, make_plan(config, world, store), store, samples, arms, rates, start_seconds())
 
 
 def _pool(config: Config) -> tuple[list[Finding], list[Shard]]:

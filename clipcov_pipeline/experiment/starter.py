@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from textwrap import indent
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.errors import InputError
@@ -128,6 +129,13 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
     fractions = FRACTIONS if pool >= 1000 else SMALL_POOL_FRACTIONS
     batch = _batch(round(pool * min(fractions)), gpu=gpu)
     seen = -(-max(3 * pool, 40 * batch) // batch) * batch
+    training = TRAINING.format(
+        seen=seen,
+        batch=batch,
+        warmup=max(1, seen // batch // 10),
+        precision="amp" if gpu else "fp32",
+        workers=8 if gpu else 1,
+    )
     return TEMPLATE.format(
         schema=FILE,
         name=name,
@@ -138,13 +146,10 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
         if look.samples
         else f"\n  expected_samples: {samples}    # a guess: nobody has counted them",
         model=LARGE if gpu else SMALL,
-        precision="amp" if gpu else "fp32",
-        workers=8 if gpu else 1,
+        training=indent(training, "  "),
+        proxy_training=indent(training, "    "),
         n_clusters=max(10, min(1000, samples // 50)),
-        batch=batch,
-        seen=seen,
         passes=f"{seen / pool:.3g}",
-        warmup=max(1, seen // batch // 10),
         fractions=", ".join(map(str, fractions)),
         holdout=HOLDOUT,
     )
@@ -181,6 +186,14 @@ def _in_words(look: Look) -> str:
     )
 
 
+TRAINING = """\
+samples_seen: {seen}
+batch_size: {batch}
+lr: 0.001
+warmup: {warmup}
+precision: {precision}
+workers: {workers}"""
+
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # {seen_of_it}
@@ -196,12 +209,7 @@ shards:
 proxy:
   model: {model}
   train:
-    samples_seen: {seen}
-    batch_size: {batch}
-    lr: 0.001
-    warmup: {warmup}
-    precision: {precision}
-    workers: {workers}
+{proxy_training}
 
 labels:                   # latent classes: clusters, or  latent_classes: prompts, class_names: imagenet1k
   latent_classes: clusters
@@ -216,12 +224,7 @@ select:
 
 train:                    # every arm alike: {passes} passes over the pool, more over a subset
   model: {model}
-  samples_seen: {seen}
-  batch_size: {batch}
-  lr: 0.001
-  warmup: {warmup}
-  precision: {precision}
-  workers: {workers}
+{training}
   seeds: [0]              # one seed measures little: [0, 1, 2]
 
 evaluate:                 # your own sets:  sets: {{flickr: {{shards: ./flickr, tasks: [retrieval]}}}}

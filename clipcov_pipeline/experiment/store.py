@@ -30,6 +30,7 @@ from clipcov_pipeline.experiment.records import (
     sealed_values,
 )
 from clipcov_pipeline.experiment.small_files import SmallFiles, Stamp
+from clipcov_pipeline.files import write_text_at_once
 
 CURRENT = "current"
 
@@ -122,7 +123,7 @@ class Store:
 
     def set_current(self, record: Record) -> None:
         """Let a finished entry stand for its partition."""
-        _write_atomically(
+        write_text_at_once(
             self._partition(record.stage, record.partition) / CURRENT, record.fingerprint + "\n"
         )
 
@@ -168,7 +169,7 @@ class Store:
                 commit=commit,
                 config=self._keep_config(),
             )
-            _write_atomically(scratch / RECORD, record_text(record))
+            write_text_at_once(scratch / RECORD, record_text(record))
             _put(scratch, self.folder(record))
             self.set_current(record)
 
@@ -187,7 +188,7 @@ class Store:
         digest = hashlib.sha256(self.config_text.encode()).hexdigest()
         kept = self._config_path(digest)
         if not kept.exists():
-            _write_atomically(kept, self.config_text)
+            write_text_at_once(kept, self.config_text)
         return digest
 
     def _config_path(self, digest: str) -> Path:
@@ -260,7 +261,7 @@ class Store:
     def move_pin(self, record: Record, version: int) -> None:
         """Note another LanceDB version of the same rows, after compaction; nothing else changes."""
         moved = replace(record, stats={**record.stats, "version": version})
-        _write_atomically(self.folder(record) / RECORD, record_text(moved))
+        write_text_at_once(self.folder(record) / RECORD, record_text(moved))
 
     def discard(self, record: Record) -> None:
         """Remove an entry; its record goes first, so that a half-removed entry is no entry."""
@@ -312,13 +313,6 @@ def _put(scratch: Path, target: Path) -> None:
                 raise
             with suppress(FileNotFoundError):
                 target.rename(target.with_name(f".old-{uuid4().hex}"))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{uuid4().hex}")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def is_being_written(scratch: Path) -> bool:

@@ -22,6 +22,7 @@ from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import GALLERY, PER_SHARD, STAGES
+from clipcov_pipeline.files import write_text_at_once
 from clipcov_pipeline.report import leaderboard
 from clipcov_pipeline.report import tables as report_tables
 from clipcov_pipeline.report.drawing import render
@@ -69,7 +70,7 @@ def write_report(project: Project, plan: Plan, path: Path) -> None:
     Raises:
         InputError: an entry that it reads is damaged.
     """
-    path.write_text(html_report(project, plan), encoding="utf-8")
+    write_text_at_once(path, html_report(project, plan))
 
 
 def html_report(project: Project, plan: Plan) -> str:

@@ -18,8 +18,9 @@ class Listed(NamedTuple):
 
     rows: int64 [m], distinct pool rows in the file's order. unknown: distinct uids of the file that the pool
     has not. missing: rows of the file without a uid. ordered: whether the file's order means something (that
-    of an .npy does not). weight: float64 [m], how often each is listed, or the sum of its values in the
-    file's column weight.
+    of an .npy does not). weight: float64 [m], above 0, how often each is listed, or the sum of its values in
+    the file's column weight. never_drawn: int64 [k], pool rows that are listed with the weight 0: they would
+    take places of a subset and never be trained on, so that they are in no ranking.
     """
 
     rows: np.ndarray
@@ -27,6 +28,7 @@ class Listed(NamedTuple):
     missing: int
     ordered: bool
     weight: np.ndarray
+    never_drawn: np.ndarray
 
 
 def check_uids_file(path: Path) -> None:
@@ -114,15 +116,31 @@ def _weights(path: Path) -> np.ndarray | None:
     return found
 
 
+def check_weights_file(path: Path) -> None:
+    """Read a list's weights, where it has any, and look whether samples can be drawn by them.
+
+    Raises:
+        InputError: as `check_uids_file`; a weight that is negative, not finite or no number, or none above 0.
+    """
+    check_uids_file(path)
+    weight = _weights(path)
+    if weight is not None and len(weight) and not weight.any():
+        raise InputError(
+            f"uids: found {len(weight)} weights of 0 in {path}, expected at least one above: no sample would"
+            " be drawn"
+        )
+
+
 def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
     """Find the samples of a pool that a file lists, as `find_named`; one that comes again weighs more.
 
     ``allow_none``: a file without any uid of the pool is no mistake, as in a part of a pool.
 
     Raises:
-        InputError: as `check_uids_file`; the pool has no uids, or none of the file's.
+        InputError: as `check_weights_file`; the pool has no uids, or none of the file's.
     """
     path = Path(path)
+    check_weights_file(path)
     uids = read_uids(path)
     if pool.uid is None:
         raise InputError("external: needs the column uid, which this pool has not; give it to Pool")
@@ -134,7 +152,14 @@ def listed(pool: Pool, path: str | Path, *, allow_none: bool = False) -> Listed:
             f" is it a list of other samples? The pool's first uid is {pool.names([0])[0]}"
         )
     missing = 0 if path.suffix == ".npy" else _table(path)["uid"].null_count()
-    return Listed(found.rows, found.unknown, missing, path.suffix != ".npy", found.weight)
+    drawn = found.weight > 0
+    if len(found.rows) and not drawn.any() and not allow_none:
+        raise InputError(
+            f"uids: found {len(found.rows)} samples of the pool in {path}, all with the weight 0,"
+            " expected one above for at least one of them"
+        )
+    ordered = path.suffix != ".npy"
+    return Listed(found.rows[drawn], found.unknown, missing, ordered, found.weight[drawn], found.rows[~drawn])
 
 
 def external(
@@ -152,7 +177,7 @@ def external(
         rows = rows[np.lexsort((rows, drawn[rows]))]
     gains = np.ones(len(rows))
     if params["fill"] == "random":
-        rest = np.setdiff1d(np.arange(len(pool)), rows)
+        rest = np.setdiff1d(np.arange(len(pool)), np.concatenate([rows, found.never_drawn]))
         rows = np.concatenate([rows, rest[np.argsort(drawn[rest], kind="stable")]])
         gains = np.concatenate([gains, np.zeros(len(rest))])
     return rows[:count], gains[:count]

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.files import written_at_once
 from clipcov_pipeline.selection import budget_count
-from clipcov_pipeline.subsets.files import write_datacomp_npy, written_at_once
+from clipcov_pipeline.subsets.files import write_datacomp_npy
 from clipcov_pipeline.subsets.index import chosen_digest, samples_digest, subset_index, times_listed
 
 PARQUET, NPY, TARS = "subset.parquet", "subset.npy", "shards"

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.files import write_text_at_once
 from clipcov_pipeline.training.spec import FREE_TO_CHANGE, TrainSpec, steps, to_json
+
+NOTE = "spec.json"  # the settings that a folder's run was begun with
 
 
 def claim_folder(spec: TrainSpec) -> None:
@@ -20,7 +23,7 @@ def claim_folder(spec: TrainSpec) -> None:
     """
     from clipcov_pipeline.training.training_index import digest_of_index
 
-    note = spec.folder / "spec.json"
+    note = spec.folder / NOTE
     settings = {k: v for k, v in json.loads(to_json(spec)).items() if k not in FREE_TO_CHANGE}
     digest = digest_of_index(spec.index, classes=spec.quota is not None)
     settings["samples"] = f"index of digest {digest[:16]}"
@@ -36,8 +39,7 @@ def claim_folder(spec: TrainSpec) -> None:
                 f" {settings[changed[0]]!r}; remove that folder or use another name"
             )
     else:
-        spec.folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings, indent=2))
+        write_text_at_once(note, json.dumps(settings, indent=2))
 
 
 def _contents(files: Sequence[str]) -> str:

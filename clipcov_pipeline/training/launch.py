@@ -10,6 +10,7 @@ with replacement, which leaves out a third of the shards of a small subset in ea
 """
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from clipcov_pipeline.proxy.models import ModelSpec, check_model, register_model_configs, resolve_device
 from clipcov_pipeline.training.command import arguments
+from clipcov_pipeline.training.damage import set_aside_damaged
 from clipcov_pipeline.training.folder import claim_folder, is_complete
 from clipcov_pipeline.training.log import Point, progress_of
 from clipcov_pipeline.training.result import finish
@@ -36,7 +38,8 @@ def launch(
 ) -> None:
     """Train in this process (one of several under torchrun), going on from the newest checkpoint there is.
 
-    A run that is already complete returns at once. ``on_progress`` is called on the first process for each
+    A run that is already complete returns at once; a damaged checkpoint is set aside
+    (`set_aside_damaged`). ``on_progress`` is called on the first process for each
     line that open_clip_train logs, with step, total_steps, epoch, loss, lr, samples_per_second (mean since
     the line before), logit_scale and eta_seconds; ``on_evaluation`` for each evaluation on the held-out
     pairs, with step, loss, and the recalls by `metrics.retrieval_recall`'s names.
@@ -51,6 +54,8 @@ def launch(
     spec = dataclasses.replace(spec, device=resolve_device(spec.device))
     args = arguments(spec, n_gpus)
     if rank == 0:
+        for line in set_aside_damaged(spec):
+            logging.getLogger(__name__).warning(line)
         claim_folder(spec)
     if is_complete(spec):
         return

@@ -11,7 +11,6 @@ that cannot be (more copies than batches) the rule is relaxed and `Order.relaxed
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -253,9 +252,3 @@ def _codes_of_repeated(column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] |
         return None
     at = np.minimum(np.searchsorted(repeated, column), len(repeated) - 1)
     return np.where(repeated[at] == column, at, -1)
-
-
-def order_record(order: Order, passes: int) -> dict[str, Any]:
-    """What a training's record says of its order: draws a pass, and those the batch rule was relaxed for."""
-    relaxed = [order.relaxed(number) for number in range(passes)]
-    return {"draws_per_pass": order.pass_size, "relaxed_by_pass": relaxed, "relaxed": sum(relaxed)}

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.files import write_text_at_once
 from clipcov_pipeline.training.member_reads import HEADER, MemberReads, Pair, changed, gone
 from clipcov_pipeline.training.training_index import TrainingIndex
 
@@ -91,7 +92,7 @@ class RemoteReads:
                 return
             part = file.with_suffix(".part")
             fetched = fetch_shard(self._index, shard, part, self._options)
-            file.with_suffix(".json").write_text(json.dumps(asdict(fetched)))
+            write_text_at_once(file.with_suffix(".json"), json.dumps(asdict(fetched)))
             part.replace(file)
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcov_pipeline.files import write_text_at_once
 from clipcov_pipeline.proxy.models import register_model_configs, resolve_device
 from clipcov_pipeline.training.folder import early_checkpoint, final_checkpoint, is_complete, load_checkpoint
 from clipcov_pipeline.training.log import Point, parse_evaluation, parse_line
@@ -61,7 +62,7 @@ def finish(spec: TrainSpec, out_dir: str | Path) -> dict[str, Any]:
     _write_model(spec, model, out)
     record = _record(spec, sum(parameter.numel() for parameter in model.parameters()))
     record |= {"weights_digest": digest_of_weights(model.state_dict()), **_seen(spec, out)}
-    (out / RECORD).write_text(json.dumps(record, indent=2))
+    write_text_at_once(out / RECORD, json.dumps(record, indent=2))
     return record
 
 

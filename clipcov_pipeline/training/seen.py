@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipcov_pipeline.files import written_at_once
+
 SEEN = "seen"  # folder in the run's own
 
 
@@ -31,15 +33,11 @@ def write_seen(
     folder: str | Path, epoch: int, rank: int, counts: npt.NDArray[np.int32], repeated: int
 ) -> None:
     """Write one process's counts of one virtual epoch. counts: int32 [rows], how often each was yielded."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = np.flatnonzero(counts)
-    temporary = folder / f".{epoch:06d}-{rank}.npz"
-    with temporary.open("wb") as file:
+    with written_at_once(Path(folder) / f"{epoch:06d}-{rank}.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file, rows=rows, counts=counts[rows], n_rows=np.int64(len(counts)), repeated=np.int64(repeated)
         )
-    temporary.replace(folder / f"{epoch:06d}-{rank}.npz")
 
 
 def seen_counts(folder: str | Path) -> tuple[npt.NDArray[np.int64], int]:

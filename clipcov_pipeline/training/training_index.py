@@ -16,16 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.files import written_at_once
 from clipcov_pipeline.pool.captions import TXT, CaptionRule
+from clipcov_pipeline.pool.places import MEMBERS
 from clipcov_pipeline.subsets.index import check_weights
 from clipcov_pipeline.training.caption_draws import Captions
 
 # parquet column -> numpy dtype in memory; strings are kept as codes of a short list
 PLACES = {
-    "image_offset": np.int64,
-    "image_size": np.int32,
-    "caption_offset": np.int64,
-    "caption_size": np.int32,
+    f"{member}_{what}": dtype
+    for member in MEMBERS
+    if member != "json"
+    for what, dtype in (("offset", np.int64), ("size", np.int32))
 }
 # read where captions are in the `.txt` and in the `.json`; 0 of a sample without a `.json`
 JSON_PLACES = {"json_offset": np.int64, "json_size": np.int32}
@@ -123,10 +125,9 @@ def write_training_index(path: str | Path, columns: Mapping[str, Any]) -> None:
         )
     if "weight" in columns:
         check_weights(np.asarray(table["weight"].to_numpy(), np.float64), f"training index {path}")
-    temporary = Path(path).with_name(f".{Path(path).name}.part")
     coded: Any = ["shard", "shard_version", "image_ext"]  # declared a bool
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=coded)
-    temporary.replace(path)
+    with written_at_once(Path(path)) as temporary:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=coded)
 
 
 def read_training_index(path: str | Path, rule: CaptionRule = TXT) -> TrainingIndex:

@@ -18,6 +18,13 @@ from clipcov_pipeline.experiment.config.shards import Shards
 from clipcov_pipeline.experiment.config.training import Train
 
 
+def check_name(value: str) -> str:
+    """Return an experiment's name; ValueError where it could not be a folder's everywhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(f"found {value!r}, expected letters, digits, dots, dashes or underscores")
+    return value
+
+
 class Config(Section):
     """One experiment."""
 
@@ -40,9 +47,7 @@ class Config(Section):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError(f"found {value!r}, expected letters, digits, dots, dashes or underscores")
-        return value
+        return check_name(value)
 
     @model_validator(mode="after")
     def _early_proxy(self) -> Self:
