@@ -27,6 +27,7 @@ from clipcov_pipeline.selection.columns import (
     sort_by_class,
     sortable,
 )
+from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.naming import find_named
 
 
@@ -39,8 +40,8 @@ class Pool:
 
     Attributes:
         latent_class: int32 [N]; label_similarity: float32 [N].
-        uid: bytes array [N] or None; source_id: bytes array [N] (empty: none) or None; image_hash,
-            caption_hash, caption_length, early_similarity: [N] or None.
+        uid: bytes array [N] or None; source_id: bytes array [N] (empty: none) or None; the other
+            `OptionalColumns`: [N] or None.
         pairs: float16 or float32 [N, 2d], sorted by class; order: int64 [N], pool row of each sorted
             position; starts: int64 [K+1], where each class begins.
     """
@@ -54,9 +55,15 @@ class Pool:
         self.uid = columns.get("uid")
         self.image_hash = sortable(columns.get("image_hash"))
         self.caption_hash = sortable(columns.get("caption_hash"))
-        self.caption_length = columns.get("caption_length")
-        self.early_similarity = columns.get("early_similarity")
         self.source_id = other_names(columns.get("source_id"))
+        self.caption_length = columns.get("caption_length")
+        self.caption_words = columns.get("caption_words")
+        self.caption = columns.get("caption")
+        self.width = columns.get("width")
+        self.height = columns.get("height")
+        self.early_similarity = columns.get("early_similarity")
+        self.clip_l14_similarity_score = columns.get("clip_l14_similarity_score")
+        self.clip_b32_similarity_score = columns.get("clip_b32_similarity_score")
         self._scratch_dir = scratch.parent if scratch else None
         self._remove = weakref.finalize(self, remove_scratch, scratch) if scratch else None
         self._position: np.ndarray | None = None
@@ -132,7 +139,7 @@ class Pool:
         version: int | None = None,
         shards: Sequence[str] | None = None,
         n_classes: int | None = None,
-        captions: bool = False,
+        captions: Captions = False,
         scratch_dir: str | Path | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> "Pool":
@@ -150,7 +157,8 @@ class Pool:
             version: read the table as of this version (the handle is left where it was).
             shards: read these shards only; every labelled uid has to be in them.
             n_classes: when given, every latent class has to be below it.
-            captions: also read ``caption``, for ``caption_hash`` and ``caption_length``.
+            captions: also read ``caption``, for ``caption_hash``, ``caption_length`` and ``caption_words``;
+                "text" keeps the text, too.
             scratch_dir: folder of the scratch file; when None, pools over 256 MB go to the system's
                 temporary folder and smaller ones stay in memory.
             progress: called with the number of rows just read.

@@ -12,10 +12,12 @@ from clipcov_pipeline.selection.columns import (
     NORM_TOLERANCE,
     OPTIONAL_COLUMNS,
     Blocks,
+    called,
     check_classes,
     check_similarity,
 )
 from clipcov_pipeline.selection.lance import scratch_folder
+from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.pool import Pool
 from clipcov_pipeline.selection.readers import LABELS, Arrays, Parquet, open_reader, read_array
 from clipcov_pipeline.selection.uids import uid_bytes
@@ -46,7 +48,7 @@ def open_pool(
     labelling: Labelling | None = None,
     *,
     need_classes: bool = True,
-    captions: bool = False,
+    captions: Captions = False,
     scratch_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Pool:
@@ -61,7 +63,8 @@ def open_pool(
         text: the ``.npy`` of the caption embeddings, when source is one.
         labelling: where latent classes come from.
         need_classes: whether the method reads them; if not, pairs without classes are one class.
-        captions: also read captions, where the source has them, for duplicates and lengths.
+        captions: also read captions, where the source has them, for duplicates, lengths and words; "text"
+            keeps them.
         progress: called with the number of rows just read.
 
     Raises:
@@ -92,10 +95,10 @@ def open_pool(
     return pool if given else _labelled(pool, labelling)
 
 
-def _columns(source: Path, reader: Arrays | Parquet, n: int, captions: bool) -> dict[str, Any]:
+def _columns(source: Path, reader: Arrays | Parquet, n: int, captions: Captions) -> dict[str, Any]:
     """The columns beside the embeddings, each with a value a pair; uids as bytes."""
     columns = reader.columns(captions)
-    for name in ("uid", "caption", *LABELS, *OPTIONAL_COLUMNS):
+    for name in ("uid", *LABELS, *OPTIONAL_COLUMNS):
         values = columns.get(name)
         if values is not None and len(values) != n:
             raise InputError(f"{source}: found {len(values)} values of {name}, expected {n}, one a pair")
@@ -105,14 +108,14 @@ def _columns(source: Path, reader: Arrays | Parquet, n: int, captions: bool) -> 
 
 
 def _from_table(
-    source: Path, labelling: Labelling, need_classes: bool, captions: bool, scratch_dir: Path | None,
+    source: Path, labelling: Labelling, need_classes: bool, captions: Captions, scratch_dir: Path | None,
     progress: Progress | None,
 ) -> Pool:  # fmt: skip
     import lancedb
     import polars as pl
 
     table = lancedb.connect(source.parent).open_table(source.stem)
-    captions = captions and "caption" in table.schema.names
+    captions = captions if called(["caption"], table.schema.names) else False
     labels: Any = read_labels(labelling.labels) if labelling.labels else None
     own = set(LABELS) <= set(table.schema.names)
     compute = labels is None and (labelling.class_embedding is not None or labelling.clusters is not None)
