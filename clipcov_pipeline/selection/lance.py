@@ -54,8 +54,8 @@ def read_table(
 
     with _at_version(table, version):
         names = {"uid", "image_embedding", "text_embedding"}
-        beside = called(["caption", *FOR_FILTERS] if captions else FOR_FILTERS, table.schema.names)
-        if captions and "caption" not in beside:
+        own = called(["caption", *FOR_FILTERS] if captions else FOR_FILTERS, table.schema.names)
+        if captions and "caption" not in own:
             names.add("caption")
         _require(set(table.schema.names), names, "table")
         where = _where(shards)
@@ -68,10 +68,10 @@ def read_table(
         n = len(latent_class)
         if captions:
             columns |= _room_for_captions(n, captions)
-        beside = {name: own for name, own in beside.items() if name == "caption" or name not in columns}
-        columns |= {name: np.full(n, np.nan) for name in beside if name != "caption"}
+        own = {name: there for name, there in own.items() if name == "caption" or name not in columns}
+        columns |= {name: np.full(n, np.nan) for name in own if name != "caption"}
         d = table.schema.field("image_embedding").type.list_size
-        blocks = _blocks(table, columns, shard, where, beside, progress)
+        blocks = _blocks(table, columns, shard, where, own, progress)
         yield Labelled(blocks, d, latent_class, similarity, columns, scratch_folder(4 * n * d))
 
 
@@ -128,17 +128,17 @@ def _blocks(
     pool_columns: dict[str, Any],
     shard: Any,
     where: str | None,
-    beside: dict[str, str],
+    own: dict[str, str],
     progress: Any,
 ) -> Blocks:
-    """The table's labelled rows, in whatever order the table gives them; fills in columns that it has ``beside``
-    the embeddings, by what they are called there."""
+    """The table's labelled rows, in whatever order the table gives them; fills in the pool's columns that
+    the table has of its ``own``, by what they are called there."""
     import polars as pl
 
     uid = pool_columns["uid"]
     find = _Finder(uid)
     met = np.zeros(len(uid), np.bool_)
-    columns = ["uid", "image_embedding", "text_embedding", *beside.values()]
+    columns = ["uid", "image_embedding", "text_embedding", *own.values()]
     columns += ["shard"] if shard is not None else []
     for batch in _scan(table, columns, where):
         found = uid_bytes(batch.column("uid"), "table: uid")
@@ -153,10 +153,9 @@ def _blocks(
             )
         met[rows] = True
         sides = [_matrix(batch, name, here) for name in columns[1:3]]
-        for name, own in beside.items():
-            _fill(
-                pool_columns, name, rows, pl.Series(pl.from_arrow(batch.column(own))).filter(pl.Series(here))
-            )
+        for name, there in own.items():
+            values = pl.Series(pl.from_arrow(batch.column(there)))
+            _fill(pool_columns, name, rows, values.filter(pl.Series(here)))
         yield rows, sides[0], sides[1]
         if progress is not None:
             progress(len(rows))

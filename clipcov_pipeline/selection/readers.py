@@ -106,7 +106,46 @@ class Parquet:
                 at += len(batch)
 
 
-def open_reader(source: Path, text: Path | None) -> Arrays | Parquet:
+class Metadata:
+    """Parquet files with, beside each, an ``.npz`` of CLIP ViT-L/14 embeddings: DataComp's metadata.
+
+    Raises:
+        InputError: a file that is not readable, or of another number of rows than the one beside it.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [(path, _open(path)) for path in paths]
+
+    def columns(self, captions: Captions) -> dict[str, Any]:
+        """As `Parquet.columns`."""
+        wanted = ["uid", *(["caption"] if captions else []), *FOR_FILTERS]
+        return _with_captions(_read_columns(self._files, wanted), captions)
+
+    def shape(self) -> tuple[int, int, Any]:
+        """As `Parquet.shape`."""
+        n = sum(file.metadata.num_rows for _, file in self._files)
+        if n == 0:
+            raise InputError(f"{self._files[0][0]}: found 0 pairs, expected at least 1")
+        _, image, _ = next(self.blocks())
+        return n, image.shape[1], image.dtype
+
+    def blocks(self) -> Blocks:
+        """All pairs, as `Pool.from_blocks` takes them."""
+        at = 0
+        for path, file in self._files:
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                image, text = arrays["l14_img"], arrays["l14_txt"]
+            if not len(image) == len(text) == file.metadata.num_rows:
+                raise InputError(
+                    f"{path}: found {file.metadata.num_rows} rows, and {len(image)} images and {len(text)}"
+                    " captions in the .npz beside it, expected as many; download both again"
+                )
+            for rows, one, other in array_blocks(image, text):
+                yield rows + at, one, other
+            at += len(image)
+
+
+def open_reader(source: Path, text: Path | None) -> Arrays | Parquet | Metadata:
     """What reads a source; ``text``: the caption embeddings, where source is an ``.npy``.
 
     Raises:
@@ -116,7 +155,8 @@ def open_reader(source: Path, text: Path | None) -> Arrays | Parquet:
         if (source / "img_emb").is_dir() and (source / "text_emb").is_dir():
             return _clip_retrieval(source)
         if parts := _parquet_parts(source):
-            return Parquet(parts)
+            beside = [part.with_suffix(".npz").exists() for part in parts]
+            return Metadata(parts) if all(beside) else Parquet(parts)
     elif source.suffix == ".parquet":
         return Parquet([source])
     elif source.suffix == ".npz":

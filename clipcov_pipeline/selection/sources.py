@@ -19,7 +19,7 @@ from clipcov_pipeline.selection.columns import (
 from clipcov_pipeline.selection.lance import scratch_folder
 from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.pool import Pool
-from clipcov_pipeline.selection.readers import LABELS, Arrays, Parquet, open_reader, read_array
+from clipcov_pipeline.selection.readers import LABELS, Arrays, Metadata, Parquet, open_reader, read_array
 from clipcov_pipeline.selection.uids import uid_bytes
 
 Progress = Callable[[int], None]
@@ -58,8 +58,8 @@ def open_pool(
         source: ``NAME.lance`` (a LanceDB table's folder); a ``.parquet`` (a file, or a folder of them) with
             ``image_embedding`` and ``text_embedding`` (lists of d floats) and any of uid, latent_class,
             label_similarity, image_hash, ...; a ``.npz`` with arrays of these names; the ``.npy`` of the
-            image embeddings; or a folder as clip-retrieval writes it (``img_emb/``, ``text_emb/`` and, for
-            uids, ``metadata/``).
+            image embeddings; a folder as clip-retrieval writes it (``img_emb/``, ``text_emb/`` and, for
+            uids, ``metadata/``), or DataComp's metadata (parquet files with an ``.npz`` beside each).
         text: the ``.npy`` of the caption embeddings, when source is one.
         labelling: where latent classes come from.
         need_classes: whether the method reads them; if not, pairs without classes are one class.
@@ -95,7 +95,7 @@ def open_pool(
     return pool if given else _labelled(pool, labelling)
 
 
-def _columns(source: Path, reader: Arrays | Parquet, n: int, captions: Captions) -> dict[str, Any]:
+def _columns(source: Path, reader: Arrays | Parquet | Metadata, n: int, captions: Captions) -> dict[str, Any]:
     """The columns beside the embeddings, each with a value a pair; uids as bytes."""
     columns = reader.columns(captions)
     for name in ("uid", *LABELS, *OPTIONAL_COLUMNS):
