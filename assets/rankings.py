@@ -34,7 +34,12 @@ from clipcov_pipeline.subsets.index import check_weights
 
 @dg.asset(
     partitions_def=partitions_of("rankings"),
-    deps=["pseudo_labels", every_key("embeddings"), every_key("early_similarities")],
+    deps=[
+        "pseudo_labels",
+        every_key("raw_shards"),
+        every_key("embeddings"),
+        every_key("early_similarities"),
+    ],
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
     group_name="selection",

@@ -63,8 +63,7 @@ def open_pool(
         text: the ``.npy`` of the caption embeddings, when source is one.
         labelling: where latent classes come from.
         need_classes: whether the method reads them; if not, pairs without classes are one class.
-        captions: also read captions, where the source has them, for duplicates, lengths and words; "text"
-            keeps them.
+        captions: also read captions, for duplicates and lengths, where there are any; "text" keeps them.
         progress: called with the number of rows just read.
 
     Raises:
