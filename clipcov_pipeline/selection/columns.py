@@ -50,7 +50,7 @@ class OptionalColumns(TypedDict, total=False):
 
     image_hash, caption_hash: equal where image bytes or captions are (for ``dedup``, filters).
     caption_length, caption_words: integers, in characters, and in words between white space (for filters).
-    caption: text (for filters).
+    caption: text (for filters); the three above follow from it where they are not given.
     width, height: of the image, in pixels (for the filter basic).
     early_similarity: floats, <v, t> by an early proxy (for ``c_rho``).
     clip_l14_similarity_score, clip_b32_similarity_score: floats, as in DataComp's metadata (for filters).
@@ -155,6 +155,16 @@ def called(wanted: Iterable[str], names: Container[str]) -> dict[str, str]:
     """Those of the wanted columns that there are among ``names``, and what they are called there."""
     found = {name: next((own for own in NAMES.get(name, (name,)) if own in names), None) for name in wanted}
     return {name: own for name, own in found.items() if own is not None}
+
+
+def captions_of(values: Any) -> Any:
+    """Captions as a polars series of text, one that is missing as an empty one."""
+    import polars as pl
+
+    array = np.asarray(values)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    return pl.Series(array.tolist(), dtype=pl.String, strict=False).fill_null("")
 
 
 def caption_columns(captions: Any) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError, near_file
+from clipcov_pipeline.selection.columns import captions_of
 from clipcov_pipeline.selection.readers import read_array
 
 
@@ -60,9 +61,7 @@ def names_in(captions: Sequence[str] | np.ndarray, class_names: str | Path) -> n
     Raises:
         InputError: as `read_names`.
     """
-    import polars as pl
-
-    texts = _words(pl.Series(np.asarray(captions).tolist(), dtype=pl.String))
+    texts = _words(captions_of(captions))
     return texts.str.contains_any(read_names(class_names)).to_numpy()
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from clipcov_pipeline.selection.columns import captions_of
 from clipcov_pipeline.selection.filter_files import language_model, names_in, read_rows
 from clipcov_pipeline.selection.filter_parameters import score_column
 from clipcov_pipeline.selection.pool import Pool
@@ -89,7 +90,8 @@ def _basic(pool: Pool, bounds: dict[str, Any]) -> np.ndarray:
 def _language(pool: Pool, settings: dict[str, Any]) -> np.ndarray:
     language_of = language_model(settings["model"])
     captions = pool.column("caption", "filter language")
-    return np.fromiter((language_of(text) in settings["keep"] for text in captions), np.bool_, len(captions))
+    spoken = (language_of(text) in settings["keep"] for text in captions_of(captions))
+    return np.fromiter(spoken, np.bool_, len(captions))
 
 
 def _text_based(pool: Pool, settings: dict[str, Any]) -> np.ndarray:

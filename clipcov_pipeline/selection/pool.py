@@ -16,6 +16,8 @@ from clipcov_pipeline.selection.columns import (
     OptionalColumns,
     RowFile,
     array_blocks,
+    caption_columns,
+    captions_of,
     check_classes,
     check_column,
     check_embeddings,
@@ -101,7 +103,11 @@ class Pool:
         latent_class = check_classes(latent_class, n, n_classes)
         labels = check_similarity(np.zeros(n) if label_similarity is None else label_similarity, n)
         columns = {"uid": None if uid is None else check_uids(uid, n)}
-        columns |= {name: check_column(name, optional.get(name), n) for name in OPTIONAL_COLUMNS}
+        given = {name: check_column(name, optional.get(name), n) for name in OPTIONAL_COLUMNS}
+        if given["caption"] is not None:
+            made = caption_columns(captions_of(given["caption"]))
+            given |= {name: values for name, values in made.items() if given[name] is None}
+        columns |= given
         half = image_embedding.dtype == np.float16 and text_embedding.dtype == np.float16
         dtype = np.float16 if half else np.float32
         blocks = array_blocks(image_embedding, text_embedding)

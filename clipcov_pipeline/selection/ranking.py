@@ -70,9 +70,14 @@ def rank(
     from clipcov_pipeline.selection.filters import passing_rows
 
     passing, passed = passing_rows(pool, filters)
+    each = ", ".join(f"{name} {number:,}" for name, number in passed.items() if name != "all")
+    if len(passing) == 0 and rejected == "drop":
+        raise InputError(
+            f"pool: found 0 pairs after the filters ({each}), expected at least 1; loosen the filters"
+        )
     if budget is not None and count > len(passing) and rejected == "drop":
         raise InputError(
-            f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
+            f"budget: found {count}, expected at most {len(passing)}, which pass the filters ({each}); "
             "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
         )
     parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]

@@ -16,6 +16,7 @@ from clipcov_pipeline.selection.columns import (
     array_blocks,
     called,
     caption_columns,
+    captions_of,
 )
 from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.uids import uid_bytes
@@ -245,7 +246,11 @@ def _read_columns(files: list[tuple[Path, Any]], wanted: Sequence[str]) -> dict[
 def _with_captions(columns: dict[str, Any], captions: Captions) -> dict[str, Any]:
     """The columns, and in place of the captions what is asked for of them."""
     text = columns.pop("caption", None)
-    return columns | (_caption_columns(text, captions) if captions and text is not None else {})
+    if not captions or text is None:
+        return columns
+    texts = captions_of(text)
+    kept = {"caption": texts.to_numpy()} if captions == "text" else {}
+    return columns | caption_columns(texts) | kept
 
 
 def _in_every_part(parts: list[tuple[Path, list[str]]], wanted: Sequence[str]) -> dict[str, str]:
@@ -311,13 +316,3 @@ def read_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: found several arrays, expected one, an .npy file")
     return array
-
-
-def _caption_columns(captions: Any, keep: Captions) -> dict[str, np.ndarray]:
-    import polars as pl
-
-    values = np.asarray(captions)
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8")
-    text = pl.Series(values.tolist(), dtype=pl.String, strict=False).fill_null("")
-    return caption_columns(text) | ({"caption": text.to_numpy()} if keep == "text" else {})

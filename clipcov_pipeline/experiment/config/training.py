@@ -55,8 +55,8 @@ class AugCfg(Section):
             raise ValueError("found one of color_jitter and color_jitter_prob, expected both or neither")
         if self.color_jitter is not None and self.color_jitter[3] > MOST_HUE:
             raise ValueError(
-                f".color_jitter: found the hue {self.color_jitter[3]:g}, expected at most {MOST_HUE}, half the"
-                " colour circle: torchvision takes no more"
+                f".color_jitter: found the hue {self.color_jitter[3]:g}, expected at most {MOST_HUE}, half"
+                " the colour circle: torchvision takes no more"
             )
         return self
 
