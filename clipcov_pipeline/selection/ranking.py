@@ -67,24 +67,32 @@ def rank(
         check_listed(pool, filled, None if budget is None else count)
     if not filters_anything(filters):
         return _rank(pool, method, count, filled, threads)
-    from clipcov_pipeline.selection.filters import passing_rows
-
-    passing, passed = passing_rows(pool, filters)
-    each = ", ".join(f"{name} {number:,}" for name, number in passed.items() if name != "all")
-    if len(passing) == 0 and rejected == "drop":
-        raise InputError(
-            f"pool: found 0 pairs after the filters ({each}), expected at least 1; loosen the filters"
-        )
-    if budget is not None and count > len(passing) and rejected == "drop":
-        raise InputError(
-            f"budget: found {count}, expected at most {len(passing)}, which pass the filters ({each}); "
-            "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
-        )
+    passing, passed = _passing(pool, filters, rejected, None if budget is None else count)
     parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]
     ranking = _rank_in_turn(pool, method, parts, count, filled, threads)
     if budget is not None:
         _check_enough(len(ranking), count)
     return replace(ranking, passed=passed)
+
+
+def _passing(
+    pool: Pool, filters: dict[str, Any], rejected: str, count: int | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """What `passing_rows` gives, where that is enough to rank (None: any) or the others are ranked, too."""
+    from clipcov_pipeline.selection.filters import passing_rows
+
+    passing, passed = passing_rows(pool, filters)
+    each = ", ".join(f"{name} {number:,}" for name, number in passed.items() if name != "all")
+    if rejected == "drop" and len(passing) == 0:
+        raise InputError(
+            f"pool: found 0 pairs after the filters ({each}), expected at least 1; loosen the filters"
+        )
+    if rejected == "drop" and count is not None and count > len(passing):
+        raise InputError(
+            f"budget: found {count}, expected at most {len(passing)}, which pass the filters ({each}); "
+            "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
+        )
+    return passing, passed
 
 
 def _check_enough(n_ranked: int, count: int) -> None:
