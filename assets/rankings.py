@@ -17,15 +17,28 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.digests import digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
-from clipcov_pipeline.pool.manifest import with_image_hash
+from clipcov_pipeline.pool.manifest import with_image_hash, with_image_size
 from clipcov_pipeline.proxy.embeddings import with_early_similarity
-from clipcov_pipeline.selection import Pool, budget_count, columns_read, rank, reads_captions
+from clipcov_pipeline.selection import (
+    Pool,
+    budget_count,
+    columns_read,
+    rank,
+    reads_captions,
+    with_files_at,
+)
 from clipcov_pipeline.selection.external import listed
+from clipcov_pipeline.selection.methods import SIZE
 
 
 @dg.asset(
     partitions_def=partitions_of("rankings"),
-    deps=["pseudo_labels", every_key("embeddings"), every_key("early_similarities")],
+    deps=[
+        "pseudo_labels",
+        every_key("raw_shards"),
+        every_key("embeddings"),
+        every_key("early_similarities"),
+    ],
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
     group_name="selection",
@@ -40,8 +53,7 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
         cpu = time.process_time()
         method, params = task.config.select.method_of(task.partition)
         stats: dict[str, Any] = {}
-        if method == "external":
-            params["uids"] = str(task.config.resolve(params["uids"]))
+        params = with_files_at(method, params, task.config.resolve)
         labels, read = task.record("pseudo_labels"), columns_read(method, params)
         members = _members(task, read)
         if method != "external":  # by which a list may name samples
@@ -55,6 +67,8 @@ def rankings(context: dg.AssetExecutionContext, experiment: Experiment) -> Event
             if params.get("fill") is None:
                 _check_fractions(task, stats["listed"], len(pool))
         ranking = rank(pool, method=method, threads=task.config.select.threads, **params)
+        if ranking.passed:
+            stats["passed_filters"] = dict(ranking.passed)
         frame = members[ranking.rows].select("uid", "latent_class").with_row_index("rank", offset=1)
         path = task.entry.folder / "ranking.parquet"
         frame = frame.with_columns(pl.Series("gain", ranking.gains))
@@ -73,6 +87,9 @@ def _members(task: Task, read: set[str]) -> pl.DataFrame:
     members = pl.read_parquet(task.path("pseudo_labels", file="labels.parquet"))
     if "image_hash" in read:
         members = with_image_hash(members)
+    if SIZE & read:
+        manifests = [task.path("raw_shards", shard, "manifest.parquet") for shard in task.project.shards]
+        members = with_image_size(members, manifests)
     if "early_similarity" in read:
         stage, file = "early_similarities", "similarities.parquet"
         files = {shard: task.path(stage, shard, file) for shard in task.project.shards}

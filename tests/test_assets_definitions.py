@@ -19,6 +19,7 @@ def all_that_follows(pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def test_what_follows_from_what_is_the_same_for_dagster_and_for_the_plan(fresh: Simulation) -> None:
     fresh.edit(set_key("select.methods.c_rho", {}))
+    fresh.edit(set_key("select.methods.basic", {}))
     nodes = [step.node for step in fresh.plan().steps]
     planned = {(item.stage, node.stage) for node in nodes for item in (*node.inputs, *node.after)}
     assets = [asset for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)]

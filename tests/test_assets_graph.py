@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,13 @@ from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.verify import verify
 from clipcov_pipeline.proxy.vectors import Vectors
 from clipcov_pipeline.selection import METHODS
+from clipcov_pipeline.selection.methods import FILTER_METHODS
 from lab import SELECTION, Lab, copy_samples
 
 pytestmark = pytest.mark.slow
+
+# bounds that part of the sample's small drawings pass
+BASIC: dict[str, Any] = {"min_words": 4, "min_characters": 12, "min_side": 64, "max_aspect": 1.1}
 
 ARMS = ("full-f1-s0", "clipcov-f0.5-s0", "random-f0.5-s0")
 
@@ -109,7 +113,7 @@ def test_another_yaml_opened_during_a_run_does_not_stop_it(lab: Lab, monkeypatch
 
 
 def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
-    methods = [method for method in METHODS if method not in ("clipcov", "random")]
+    methods = [m for m in METHODS if m not in ("clipcov", "random", *FILTER_METHODS)]
     filters = {"drop_duplicate_images": True, "drop_duplicate_captions": True, "caption_length": [1, 500]}
 
     before = lab.project().plan().by_name
@@ -123,11 +127,14 @@ def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
         settings["select"]["methods"] |= {method: {} for method in methods}
         settings["select"]["methods"]["external"] = {"uids": "list.csv", "fill": "random"}
         settings["select"]["methods"]["filtered"] = {"method": "random", "filters": filters}
+        settings["select"]["methods"]["basic"] = {**BASIC, "filters": {"rejected": "last"}}
+        settings["select"]["methods"]["named"] = {"method": "text_based", "class_names": "names.txt"}
         settings["select"]["fractions"] = [0.25]
 
+    (lab.folder / "names.txt").write_text("computer\nshapes\nflag\nicon\nsign\nfood\ntheme\n")
     lab.edit(change)
     executed = lab.run(only=SELECTION)
-    new = len(methods) + 1
+    new = len(methods) + 3
     assert dict(executed) == {"early_similarities": 3, "rankings": new, "subsets": new + 2}
     project = lab.project()
     steps = project.plan().by_name
@@ -136,7 +143,8 @@ def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
         return pl.read_parquet(project.store.folder(steps[name].record) / file)
 
     labels = read("pseudo_labels", "labels.parquet")
-    for method in methods:
+    _check_filters(labels, read, steps["rankings/basic"].record.stats["passed_filters"])
+    for method in [*methods, "basic"]:
         assert sorted(read(f"rankings/{method}", "ranking.parquet")["uid"]) == sorted(labels["uid"])
         assert read(f"subsets/{method}-f0.25", "subset.parquet").height == int(0.25 * labels.height + 0.5)
     copies = labels.filter(labels["image_sha256"].is_duplicated())
@@ -163,7 +171,28 @@ def test_every_method_ranks_and_cuts_in_the_graph(lab: Lab) -> None:
         "rankings/external"
     ]
     assert lab.plan().by_name["rankings/external"].why == ("select.methods.external.uids changed",)
-    assert dict(lab.run(only=SELECTION)) == {"rankings": 1, "subsets": 1}
+    (lab.folder / "names.txt").write_text("computer\nshapes\nflag\nicon\nsign\nfood\ntheme\nof\n")
+    assert lab.plan().by_name["rankings/named"].why == ("select.methods.named.class_names changed",)
+    assert dict(lab.run(only=SELECTION)) == {"rankings": 2, "subsets": 2}
+
+
+def _check_filters(
+    labels: pl.DataFrame, read: Callable[[str, str], pl.DataFrame], passed: dict[str, int]
+) -> None:
+    """What passed `BASIC` stands first in its ranking; by the manifests, in plain Python."""
+    manifests = pl.concat([read(f"raw_shards/0000{i}", "manifest.parquet") for i in range(3)])
+    good = manifests.filter(pl.col("status") == "ok").join(labels, on=["shard", "uid"], how="semi")
+    passing = {
+        row["uid"]
+        for row in good.iter_rows(named=True)
+        if len(row["caption"].split()) >= BASIC["min_words"]
+        and len(row["caption"]) >= BASIC["min_characters"]
+        and min(row["width"], row["height"]) >= BASIC["min_side"]
+        and max(row["width"], row["height"]) / min(row["width"], row["height"]) <= BASIC["max_aspect"]
+    }
+    assert 0 < len(passing) < labels.height
+    assert passed == {"basic": len(passing), "all": len(passing)}
+    assert set(read("rankings/basic", "ranking.parquet")["uid"].head(len(passing))) == passing
 
 
 def test_an_evaluation_set_added_is_scored_alone(lab: Lab) -> None:

@@ -291,6 +291,21 @@ def test_the_metrics_of_a_task_are_those_that_evaluation_gives():
             {"method": "external"},
             "select.methods.mine.uids: found None, expected a file of uids (.parquet, .csv or .npy)",
         ),
+        (
+            "select.methods.mine",
+            {"method": "random", "filters": {"clip_score": {"share": 0.3, "arch": "l14"}}},
+            "select.methods.mine.filters.clip_score.arch: found 'l14', expected none: the proxy scores",
+        ),
+        (
+            "select.methods.basic",
+            {"min_sides": 200},
+            "select.methods.basic: unknown parameter 'min_sides', expected any of min_words, min_characters",
+        ),
+        (
+            "train",
+            {"model": "RN50", "epochs": 2, "num_checkpoints": 2},
+            "train.num_checkpoints: found 2 with epochs, expected no such key: it cuts samples_seen",
+        ),
         ("labels.templates", "clip", "labels.templates: found 'clip', expected imagenet or a list of prompt"),
         ("labels.templates", ["a photo"], "labels.templates: found 'a photo', expected exactly one {}"),
         ("labels.templates", ["{}", 3], "labels.templates: found 3, expected exactly one {}"),

@@ -75,6 +75,31 @@ def test_two_labels_of_one_method_are_two_methods(built):
     assert built.run() == builds({"rankings/other"} | selected(new) | trained(new))
 
 
+def test_a_filter_concerns_its_method_and_so_does_its_file(built):
+    key = "select.methods.random.filters.text_based.class_names"
+    built.tokens[key] = "dog"
+    built.edit(set_key("select.methods.random", {"filters": {"text_based": {"class_names": "names.txt"}}}))
+    new = arms(["random"], full=False)
+    reasons = why(built.plan())
+    assert reasons["rankings/random"] == (
+        f"{key} default -> names.txt", f"{key} added",
+    )  # fmt: skip
+    assert "rankings/clipcov" not in reasons
+    assert {"rankings/random"} | selected(new) <= set(built.run())
+    built.tokens[key] = "dog, cat"
+    assert why(built.plan())["rankings/random"] == (f"{key} changed",)
+
+
+def test_only_filters_that_read_sizes_read_manifests(built):
+    built.edit(set_key("select.methods.basic", {}))
+    built.edit(set_key("select.methods.words", {"method": "basic", "min_side": None, "max_aspect": None}))
+    reads = {
+        step.node.partition: [read.stage for read in step.node.inputs if read.stage == "raw_shards"]
+        for step in built.plan().of("rankings")
+    }
+    assert reads == {"clipcov": [], "random": [], "words": [], "basic": ["raw_shards"] * 3}
+
+
 def test_a_training_parameter(built):
     built.edit(set_key("train.lr", 0.002))
     reasons = why(built.plan())

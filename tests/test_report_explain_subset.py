@@ -77,7 +77,8 @@ def test_a_ranking_that_another_method_made_is_not_explained(lab: Lab) -> None:
 
 
 def test_filters_of_the_experiment(lab: Lab) -> None:
-    filters = {"drop_duplicate_captions": True, "rejected": "last"}
+    sizes = {"min_words": 2, "min_characters": 3, "min_side": 40, "max_aspect": 2.0}
+    filters = {"drop_duplicate_captions": True, "basic": sizes, "rejected": "last"}
     once = {"method": "clipcov", "class_balance": "global", "filters": filters}
     lab.edit(lambda s: s["select"]["methods"].update(once=once))
     with pytest.raises(InputError, match="rankings/once is not built yet"):

@@ -30,13 +30,15 @@ def command(source: Path, method: str, threads: int | None, out: Path, **options
     """Rank SOURCE by a method and write the subset.
 
     SOURCE is a LanceDB table (DIR/NAME.lance), a .parquet (or a folder of them), an .npz, an .npy of image
-    embeddings with --text, or a folder as clip-retrieval writes it. Embeddings have unit norm.
+    embeddings with --text, or a folder as clip-retrieval writes it or of DataComp's metadata. Embeddings have
+    unit norm.
     """
     from clipcov_pipeline.selection.measure import Phases
     from clipcov_pipeline.selection.methods import budget_count, reads_captions, validate_method
 
     params = parameters(options["mode"], options["extra"], options["seed"])
     filled = validate_method(method, params)
+    _check_files(method, params)
     budget = chosen_budget(options["fraction"], options["count"])
     if isinstance(budget, float):
         budget_count(budget, 1)  # a bad fraction is told before anything is read
@@ -55,6 +57,8 @@ def command(source: Path, method: str, threads: int | None, out: Path, **options
             ranking = rank(pool, method, budget, threads=threads, **params)
         if method == "external":
             _say_unknown(pool, params["uids"])
+        for name, count in ranking.passed.items():
+            click.echo(f"filter {name}: {count:,} pass", err=True)
         click.echo(f"ranked {len(ranking):,} of {len(pool):,} in {phases.seconds['rank']:.2f} s", err=True)
         with phases("objective"):
             value = _objective(pool, ranking.rows, filled if method == "clipcov" else None, threads)
@@ -64,6 +68,16 @@ def command(source: Path, method: str, threads: int | None, out: Path, **options
     click.echo("wrote " + ", ".join(map(str, written)))
     if len(written) < 3:
         click.echo("no DataComp .npy: the uids are not all UUIDs (32 hex digits)", err=True)
+
+
+def _check_files(method: str, params: dict[str, Any]) -> None:
+    """Tell of a filter's file that is of no use before anything is read."""
+    from clipcov_pipeline.selection.filter_files import check_filter_file
+    from clipcov_pipeline.selection.methods import files_of
+
+    for key, file in files_of(method, params).items():
+        if key != "uids":
+            check_filter_file(key, Path(file))
 
 
 def _say_unknown(pool: Any, uids: str) -> None:
@@ -110,6 +124,7 @@ def _report(
         },
         "subset": {"pairs": len(ranking), "classes": int((taken > 0).sum())},
         "left_out": {"classes": len(empty), "pairs": int(empty.sum())},
+        "passed_filters": dict(ranking.passed),
         "objective": value,
         "class_counts": {str(c): [int(taken[c]), int(sizes[c])] for c in np.flatnonzero(sizes)},
         "seconds": phases.seconds,

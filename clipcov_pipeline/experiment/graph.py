@@ -41,7 +41,8 @@ from clipcov_pipeline.experiment.stages import (
     SUBSETS,
 )
 from clipcov_pipeline.experiment.world import World
-from clipcov_pipeline.selection import validate_method
+from clipcov_pipeline.selection import columns_read, files_of, validate_method
+from clipcov_pipeline.selection.methods import SIZE
 
 
 class Input(NamedTuple):
@@ -182,6 +183,7 @@ def _sample_index(shards: Sequence[str]) -> Node:
 
 def _rankings(config: Config, world: World) -> Iterator[Node]:
     early = [Input(EARLY_SIMILARITIES, shard.name, "similarities") for shard in world.shards]
+    manifests = [_manifest(shard.name) for shard in world.shards]
     for label in config.select.methods:
         method, params = config.select.method_of(label)
         # by method, so that the reason reads "select.methods.clipcov.mode greedy -> notebook"
@@ -192,8 +194,13 @@ def _rankings(config: Config, world: World) -> Iterator[Node]:
             RANKINGS,
             label,
             params={"select": {"methods": {label: settings}}},
-            sources=_tokens(world, f"select.methods.{label}.uids"),
-            inputs=(LABELS, POOL, *(early if method == "c_rho" else ())),
+            sources=_tokens(world, *(f"select.methods.{label}.{key}" for key in files_of(method, params))),
+            inputs=(
+                LABELS,
+                POOL,
+                *(early if method == "c_rho" else ()),
+                *(manifests if SIZE & columns_read(method, params) else ()),
+            ),
         )
 
 

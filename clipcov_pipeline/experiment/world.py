@@ -123,7 +123,7 @@ def _file_tokens(config: Config) -> dict[str, str]:
         tokens |= _weights_token(config, f"{section}.pretrained", settings.model, settings.pretrained, known)
     if config.proxy.early:
         tokens |= _weights_token(config, "proxy.early", config.proxy.model, config.proxy.early)
-    tokens |= _uids_tokens(config)
+    tokens |= _selection_tokens(config)
     if config.labels.latent_classes == "prompts":
         tokens["labels.class_names"] = digest_of(class_names(config))
     return tokens
@@ -154,17 +154,21 @@ def check_weights(key: str, model: str, pretrained: str | None) -> None:
         raise InputError(f"{section}.{str(error).replace('pretrained:', f'{name}:', 1)}") from error
 
 
-def _uids_tokens(config: Config) -> dict[str, str]:
+def _selection_tokens(config: Config) -> dict[str, str]:
+    """Check the files that methods and their filters read; return the digest of each under its key."""
+    from clipcov_pipeline.selection import files_of
     from clipcov_pipeline.selection.external import check_uids_file
+    from clipcov_pipeline.selection.filter_files import check_filter_file
 
     tokens = {}
-    for label in config.select.labels_of("external"):
-        path = config.resolve(config.select.methods[label]["uids"])
-        try:
-            check_uids_file(path)
-        except InputError as error:
-            raise InputError(f"select.methods.{label}.{error}") from error
-        tokens[f"select.methods.{label}.uids"] = digest_of_file(path)
+    for label in config.select.methods:
+        for key, file in files_of(*config.select.method_of(label)).items():
+            path = config.resolve(file)
+            try:
+                check_uids_file(path) if key == "uids" else check_filter_file(key, path)
+            except InputError as error:
+                raise InputError(f"select.methods.{label}.{error}") from error
+            tokens[f"select.methods.{label}.{key}"] = digest_of_file(path)
     return tokens
 
 

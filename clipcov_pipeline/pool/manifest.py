@@ -1,7 +1,7 @@
 """A shard's manifest: every sample is checked and given a row, and what is read off such rows later."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,6 +137,15 @@ def kept_aside(manifest: pl.DataFrame) -> dict[str, int]:
 def with_image_hash(members: pl.DataFrame) -> pl.DataFrame:
     """Add ``image_hash`` (uint64), equal where the images' bytes are; ``image_sha256`` is read."""
     return members.with_columns(image_hash=pl.col("image_sha256").hash(seed=0))
+
+
+def with_image_size(members: pl.DataFrame, manifests: Iterable[Path]) -> pl.DataFrame:
+    """Add ``width`` and ``height`` of the stored image, in pixels, from the shards' manifests.
+
+    Columns ``shard`` and ``uid`` are read.
+    """
+    good = [good_samples(path).select("shard", "uid", "width", "height") for path in manifests]
+    return members.join(pl.concat(good), on=("shard", "uid"), how="left", maintain_order="left")
 
 
 def keys_by_shard(samples: pl.DataFrame) -> Mapping[str, set[str]]:

@@ -14,8 +14,10 @@ from clipcov_pipeline.selection.methods import (
     NEEDS,
     budget_count,
     columns_read,
+    files_of,
     reads_captions,
     validate_method,
+    with_files_at,
 )
 from clipcov_pipeline.selection.objective import objective
 from clipcov_pipeline.selection.pool import Pool
@@ -31,8 +33,10 @@ __all__ = [
     "budget_count",
     "columns_read",
     "explain",
+    "files_of",
     "objective",
     "rank",
     "reads_captions",
     "validate_method",
+    "with_files_at",
 ]

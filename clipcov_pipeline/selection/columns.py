@@ -3,7 +3,7 @@
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,22 +18,55 @@ NORM_TOLERANCE = 1e-2
 # of embeddings that are moved at once; several such blocks are on their way at a time
 BLOCK_BYTES = 32 << 20
 
-OPTIONAL_COLUMNS = ("image_hash", "caption_hash", "caption_length", "early_similarity", "source_id")
+OPTIONAL_COLUMNS = (
+    "image_hash",
+    "caption_hash",
+    "caption_length",
+    "caption_words",
+    "caption",
+    "width",
+    "height",
+    "early_similarity",
+    "clip_l14_similarity_score",
+    "clip_b32_similarity_score",
+    "source_id",
+)
+
+
+# numbers that only filters read
+FOR_FILTERS = ("width", "height", "clip_l14_similarity_score", "clip_b32_similarity_score")
+
+# what DataComp, img2dataset and clip-retrieval call a column: the first that there is counts. A size is that
+# of the image as it was found, before it was made smaller
+NAMES = {
+    "caption": ("caption", "text"),
+    "width": ("original_width", "width"),
+    "height": ("original_height", "height"),
+}
 
 
 class OptionalColumns(TypedDict, total=False):
     """Columns that only some methods read, [N] each; None where they are not known.
 
     image_hash, caption_hash: equal where image bytes or captions are (for ``dedup``, filters).
-    caption_length: integers, in characters (for the filter).
+    caption_length, caption_words: integers, in characters, and in words between white space (for filters).
+    caption: text (for filters); the three above follow from it where they are not given.
+    width, height: of the image, in pixels (for the filter basic).
     early_similarity: floats, <v, t> by an early proxy (for ``c_rho``).
+    clip_l14_similarity_score, clip_b32_similarity_score: floats, as in DataComp's metadata (for filters).
     source_id: text, another id by which people may name a sample; None where it has none.
     """
 
     image_hash: np.ndarray | None
     caption_hash: np.ndarray | None
     caption_length: np.ndarray | None
+    caption_words: np.ndarray | None
+    caption: np.ndarray | None
+    width: np.ndarray | None
+    height: np.ndarray | None
     early_similarity: np.ndarray | None
+    clip_l14_similarity_score: np.ndarray | None
+    clip_b32_similarity_score: np.ndarray | None
     source_id: np.ndarray | None
 
 
@@ -116,6 +149,34 @@ def array_blocks(image: np.ndarray, text: np.ndarray) -> Iterator[tuple[np.ndarr
     for at in range(0, len(image), step):
         stop = min(at + step, len(image))
         yield np.arange(at, stop), image[at:stop], text[at:stop]
+
+
+def called(wanted: Iterable[str], names: Container[str]) -> dict[str, str]:
+    """Those of the wanted columns that there are among ``names``, and what they are called there."""
+    found = {name: next((own for own in NAMES.get(name, (name,)) if own in names), None) for name in wanted}
+    return {name: own for name, own in found.items() if own is not None}
+
+
+def captions_of(values: Any) -> Any:
+    """Captions as a polars series of text, one that is missing as an empty one."""
+    import polars as pl
+
+    array = np.asarray(values)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    return pl.Series(array.tolist(), dtype=pl.String, strict=False).fill_null("")
+
+
+def caption_columns(captions: Any) -> dict[str, np.ndarray]:
+    """``caption_hash``, ``caption_length`` (characters) and ``caption_words`` of captions, [n] each.
+
+    captions: a polars series of text without nulls. Words are what Python's ``str.split()`` gives.
+    """
+    return {
+        "caption_hash": captions.hash(seed=0).to_numpy(),
+        "caption_length": captions.str.len_chars().to_numpy(),
+        "caption_words": captions.str.count_matches(r"[^\s\x1c-\x1f]+").to_numpy(),
+    }
 
 
 def sortable(values: np.ndarray | None) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clipcov_pipeline.selection.filter_parameters import filters_anything
 from clipcov_pipeline.selection.filters import passing_rows
 from clipcov_pipeline.selection.methods import budget_count, validate_method
 from clipcov_pipeline.selection.objective import (
@@ -17,7 +18,7 @@ from clipcov_pipeline.selection.objective import (
     scores,
 )
 from clipcov_pipeline.selection.pool import Pool
-from clipcov_pipeline.selection.ranking import Ranking, filters_anything, rank, rows_apart
+from clipcov_pipeline.selection.ranking import Ranking, rank, rows_apart
 from clipcov_pipeline.selection.repeats import repeat_term
 
 
@@ -98,7 +99,7 @@ def explain(
         ranking = rank(pool, "clipcov", None if whole else budget, threads=threads, **filled)
     rows, rejected = np.arange(len(pool)), False
     if filters_anything(filled["filters"]):
-        passing = passing_rows(pool, filled["filters"])
+        passing, _ = passing_rows(pool, filled["filters"])
         rejected = row not in passing
         rows = rows_apart(passing, len(pool)) if rejected else passing
     with nullcontext(pool) if len(rows) == len(pool) else pool.take(rows) as part:

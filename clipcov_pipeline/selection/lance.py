@@ -8,12 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, check_classes, check_similarity
+from clipcov_pipeline.selection.columns import (
+    FOR_FILTERS,
+    OPTIONAL_COLUMNS,
+    Blocks,
+    called,
+    caption_columns,
+    check_classes,
+    check_similarity,
+)
+from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.uids import uid_bytes
 
 _BATCH_ROWS = 16384
 # pools smaller than this lie in memory
 _MEMORY_BYTES = 256 << 20
+# columns that labels may have; the text of captions is read where it is asked for
+_OWN_COLUMNS = [name for name in OPTIONAL_COLUMNS if name != "caption"]
 
 
 class Labelled(NamedTuple):
@@ -35,14 +46,17 @@ def read_table(
     shards: Sequence[str] | None,
     *,
     n_classes: int | None,
-    captions: bool,
+    captions: Captions,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Labelled]:
     """The labelled rows of a table as of a version; to be taken inside the block. See ``Pool.from_lance``."""
     import polars as pl
 
     with _at_version(table, version):
-        names = {"uid", "image_embedding", "text_embedding"} | ({"caption"} if captions else set())
+        names = {"uid", "image_embedding", "text_embedding"}
+        own = called(["caption", *FOR_FILTERS] if captions else FOR_FILTERS, table.schema.names)
+        if captions and "caption" not in own:
+            names.add("caption")
         _require(set(table.schema.names), names, "table")
         where = _where(shards)
         frame = _labels(table, labels, where)
@@ -53,10 +67,18 @@ def read_table(
         del frame
         n = len(latent_class)
         if captions:
-            columns |= {"caption_hash": np.zeros(n, np.uint64), "caption_length": np.zeros(n, np.int32)}
+            columns |= _room_for_captions(n, captions)
+        own = {name: there for name, there in own.items() if name == "caption" or name not in columns}
+        columns |= {name: np.full(n, np.nan) for name in own if name != "caption"}
         d = table.schema.field("image_embedding").type.list_size
-        blocks = _blocks(table, columns, shard, where, captions, progress)
+        blocks = _blocks(table, columns, shard, where, own, progress)
         yield Labelled(blocks, d, latent_class, similarity, columns, scratch_folder(4 * n * d))
+
+
+def _room_for_captions(n: int, captions: Captions) -> dict[str, np.ndarray]:
+    numbers = ("caption_length", "caption_words")
+    room = {"caption_hash": np.zeros(n, np.uint64), **{name: np.zeros(n, np.int32) for name in numbers}}
+    return room | ({"caption": np.empty(n, object)} if captions == "text" else {})
 
 
 def scratch_folder(size: int) -> str | None:
@@ -69,7 +91,7 @@ def _columns(frame: Any, n_classes: int | None) -> tuple[dict[str, Any], np.ndar
     columns: dict[str, Any] = {"uid": uid_bytes(frame["uid"].to_arrow(), "labels: uid")}
     if "source_id" in frame.columns:  # as text, else a missing one makes floats of numbers
         frame = frame.with_columns(source_id=frame["source_id"].cast(frame["uid"].dtype))
-    columns |= {name: frame[name].to_numpy() for name in OPTIONAL_COLUMNS if name in frame.columns}
+    columns |= {name: frame[name].to_numpy() for name in _OWN_COLUMNS if name in frame.columns}
     latent_class = check_classes(frame["latent_class"].to_numpy(), len(frame), n_classes)
     return columns, latent_class, check_similarity(frame["label_similarity"].to_numpy().copy(), len(frame))
 
@@ -81,7 +103,7 @@ def _labels(table: Any, labels: Any, where: str | None) -> Any:
     names = ["uid", "latent_class", "label_similarity"]
     if labels is None:
         _require(set(table.schema.names), set(names), "table (it has no labels of its own, so give labels)")
-        wanted = names + [name for name in OPTIONAL_COLUMNS if name in table.schema.names]
+        wanted = names + [name for name in _OWN_COLUMNS if name in table.schema.names]
         frame = pl.from_arrow(_scan(table, wanted, where).read_all()).sort("uid")  # type: ignore[union-attr]
     else:
         frame = labels if isinstance(labels, pl.DataFrame) else pl.read_parquet(labels)
@@ -102,15 +124,21 @@ def _labels(table: Any, labels: Any, where: str | None) -> Any:
 
 
 def _blocks(
-    table: Any, pool_columns: dict[str, Any], shard: Any, where: str | None, captions: bool, progress: Any
+    table: Any,
+    pool_columns: dict[str, Any],
+    shard: Any,
+    where: str | None,
+    own: dict[str, str],
+    progress: Any,
 ) -> Blocks:
-    """The table's labelled rows, in whatever order the table gives them; fills in the caption columns."""
+    """The table's labelled rows, in whatever order the table gives them; fills in the pool's columns that
+    the table has of its ``own``, by what they are called there."""
     import polars as pl
 
     uid = pool_columns["uid"]
     find = _Finder(uid)
     met = np.zeros(len(uid), np.bool_)
-    columns = ["uid", "image_embedding", "text_embedding"] + (["caption"] if captions else [])
+    columns = ["uid", "image_embedding", "text_embedding", *own.values()]
     columns += ["shard"] if shard is not None else []
     for batch in _scan(table, columns, where):
         found = uid_bytes(batch.column("uid"), "table: uid")
@@ -125,8 +153,9 @@ def _blocks(
             )
         met[rows] = True
         sides = [_matrix(batch, name, here) for name in columns[1:3]]
-        if captions:
-            _caption_columns(pool_columns, rows, batch.column("caption"), here)
+        for name, there in own.items():
+            values = pl.Series(pl.from_arrow(batch.column(there)))
+            _fill(pool_columns, name, rows, values.filter(pl.Series(here)))
         yield rows, sides[0], sides[1]
         if progress is not None:
             progress(len(rows))
@@ -198,12 +227,16 @@ def _matrix(batch: Any, name: str, here: np.ndarray) -> np.ndarray:
     return matrix if here.all() else matrix[here]
 
 
-def _caption_columns(columns: dict[str, Any], rows: np.ndarray, captions: Any, here: np.ndarray) -> None:
-    import polars as pl
-
-    text = pl.Series(pl.from_arrow(captions)).fill_null("").filter(pl.Series(here))
-    columns["caption_hash"][rows] = text.hash(seed=0).to_numpy()
-    columns["caption_length"][rows] = text.str.len_chars().to_numpy()
+def _fill(columns: dict[str, Any], name: str, rows: np.ndarray, values: Any) -> None:
+    """Put values of a table's column at their rows; in place of captions, what is asked for of them."""
+    if name != "caption":
+        columns[name][rows] = values.to_numpy()
+        return
+    text = values.fill_null("")
+    for made, numbers in caption_columns(text).items():
+        columns[made][rows] = numbers
+    if "caption" in columns:
+        columns["caption"][rows] = text.to_numpy()
 
 
 def _twice(found: np.ndarray, rows: np.ndarray, met: np.ndarray) -> str:

@@ -2,9 +2,8 @@
 
 A configuration is checked against this table when it is loaded, so nothing here imports numpy or numba.
 
-What the parameters mean, by method. For all: ``seed`` (int, 0),
-``filters`` (``min_similarity``, ``drop_duplicate_images``, ``drop_duplicate_captions``,
-``caption_length``; ``rejected``: "drop" what does not pass, or rank it "last"). clipcov:
+What the parameters mean, by method. For all: ``seed`` (int, 0), ``filters`` (see `filter_parameters`).
+clipcov:
 
 - ``mode``: "greedy" (exact and lazy, for any signs: a bound on how much a gain can have risen
   comes from the geometry of the class), "strict" (the same choice from no more than that
@@ -26,15 +25,36 @@ What the parameters mean, by method. For all: ``seed`` (int, 0),
 clip_score_per_class: ``class_balance``, ``class_floor``. semdedup: ``n_clusters``, ``keep``.
 dedup: ``by``. s_cliploss: ``temperature``, ``batch_size``, ``n_batches``.
 external: ``uids`` (the path of a file, see ``external.FORMATS``), ``shuffle``, ``fill`` ("random": the
-others follow in random order; without it a budget beyond the list is refused).
+others follow in random order; without it a budget beyond the list is refused). basic, language, text_based,
+image_based: the filter's own.
 """
 
+import copy
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.selection.filter_parameters import (
+    FILTERS,
+    check_filter,
+    columns_of_filters,
+    files_of_filters,
+    filters,
+)
+from clipcov_pipeline.selection.parameters import (
+    Check,
+    boolean,
+    choice,
+    file_name,
+    fill,
+    integer,
+    mapping,
+    number,
+    optional,
+)
 
 Mode = Literal["greedy", "strict", "notebook"]
 Redundancy = Literal["class_size", "budget_share"]
@@ -44,139 +64,55 @@ ClassBalance = Literal["global", "proportional", "quota", "sqrt", "uniform"]
 BALANCE_POWER = {"proportional": 1.0, "sqrt": 0.5, "uniform": 0.0}
 Shares = Literal["proportional", "quota", "sqrt", "uniform"]
 Keep = Literal["hard", "easy", "random"]
-Rejected = Literal["drop", "last"]
 Fill = Literal["random"]
 DuplicateKey = Literal["image_or_caption", "image", "caption", "pair"]
+Captions = bool | Literal["text"]
 
 # the coefficients in the authors' notebook: m + 2 e + l / 2 - c, and the redundancy as it is
 DEFAULT_WEIGHTS = {"class": 1.0, "self": 2.0, "label": 0.5, "inter": 1.0, "redundancy": 1.0}
 
-Check = Callable[[str, Any], Any]
+# columns that come from the shards' manifests
+SIZE = {"width", "height"}
 
+# a filter as a method: what passes it, in random order
+FILTER_METHODS = ("basic", "language", "text_based", "image_based")
 
-def _choice(alias: Any) -> Check:
-    options = get_args(alias)
-
-    def check(name: str, value: Any) -> str:
-        if value not in options:
-            raise InputError(f"{name}: found {value!r}, expected one of {', '.join(options)}")
-        return value
-
-    return check
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{name}: found {value!r}, expected true or false")
-    return value
-
-
-def _integer(minimum: int) -> Check:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise InputError(f"{name}: found {value!r}, expected an integer of at least {minimum}")
-        return value
-
-    return check
-
-
-def _number(minimum: float = -math.inf, *, above: bool = False) -> Check:
-    def check(name: str, value: Any) -> float:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < minimum or (above and value == minimum):
-            bound = "" if minimum == -math.inf else f" {'above' if above else 'of at least'} {minimum:g}"
-            raise InputError(f"{name}: found {value!r}, expected a finite number{bound}")
-        return float(value)
-
-    return check
-
-
-def _optional(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _mapping(fields: Mapping[str, tuple[Check, Any]]) -> Check:
-    def check(name: str, value: Any) -> dict[str, Any]:
-        if value is None:
-            value = {}
-        if not isinstance(value, Mapping):
-            raise InputError(f"{name}: found {value!r}, expected a mapping with any of {', '.join(fields)}")
-        return _fill(name, value, fields)
-
-    return check
-
-
-def _length_range(name: str, value: Any) -> list[int]:
-    pair = list(value) if isinstance(value, list | tuple) else []
-    if (
-        len(pair) != 2
-        or any(isinstance(x, bool) or not isinstance(x, int) for x in pair)
-        or pair[0] > pair[1]
-    ):
-        raise InputError(f"{name}: found {value!r}, expected [shortest, longest] in characters")
-    return pair
-
-
-def _file_name(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{name}: found {value!r}, expected a file of uids (.parquet, .csv or .npy)")
-    return value
-
-
-def _fill(owner: str, given: Mapping[str, Any], fields: Mapping[str, tuple[Check, Any]]) -> dict[str, Any]:
-    for name in given:
-        if name not in fields:
-            raise InputError(f"{owner}: unknown parameter {name!r}, expected any of {', '.join(fields)}")
-    return {
-        name: check(f"{owner}.{name}", given.get(name, default)) for name, (check, default) in fields.items()
-    }
-
-
-WEIGHTS = _mapping({term: (_number(0.0), default) for term, default in DEFAULT_WEIGHTS.items()})
-FILTERS = _mapping(
-    {
-        "min_similarity": (_optional(_number()), None),
-        "drop_duplicate_images": (_boolean, False),
-        "drop_duplicate_captions": (_boolean, False),
-        "caption_length": (_optional(_length_range), None),
-        "rejected": (_choice(Rejected), "drop"),
-    }
-)
-
-_COMMON: dict[str, tuple[Check, Any]] = {"seed": (_integer(0), 0), "filters": (FILTERS, None)}
-_BY_CLASS: dict[str, tuple[Check, Any]] = {"class_floor": (_integer(0), 0)}
+WEIGHTS = mapping({term: (number(0.0), default) for term, default in DEFAULT_WEIGHTS.items()})
+_COMMON: dict[str, tuple[Check, Any]] = {"seed": (integer(0), 0), "filters": (filters, None)}
+_BY_CLASS: dict[str, tuple[Check, Any]] = {"class_floor": (integer(0), 0)}
 _CLUSTERS: dict[str, tuple[Check, Any]] = {
-    "n_clusters": (_optional(_integer(1)), None),
-    "keep": (_choice(Keep), "hard"),
+    "n_clusters": (optional(integer(1)), None),
+    "keep": (choice(Keep), "hard"),
 }
 
 _METHODS: dict[str, dict[str, tuple[Check, Any]]] = {
     "clipcov": {
-        "mode": (_choice(Mode), "greedy"),
-        "clip_negative": (_optional(_boolean), None),
+        "mode": (choice(Mode), "greedy"),
+        "clip_negative": (optional(boolean), None),
         "weights": (WEIGHTS, None),
-        "redundancy": (_choice(Redundancy), "class_size"),
-        "class_balance": (_optional(_choice(ClassBalance)), None),
+        "redundancy": (choice(Redundancy), "class_size"),
+        "class_balance": (optional(choice(ClassBalance)), None),
         **_BY_CLASS,
-        "repeat_penalty": (_number(0.0), 0.0),
-        "batch_size": (_integer(2), 200),
+        "repeat_penalty": (number(0.0), 0.0),
+        "batch_size": (integer(2), 200),
     },
     "random": {},
     "clip_score": {},
-    "clip_score_per_class": {"class_balance": (_choice(Shares), "proportional"), **_BY_CLASS},
+    "clip_score_per_class": {"class_balance": (choice(Shares), "proportional"), **_BY_CLASS},
     "semdedup": _CLUSTERS,
-    "dedup": {"by": (_choice(DuplicateKey), "image_or_caption")},
+    "dedup": {"by": (choice(DuplicateKey), "image_or_caption")},
     "c_rho": {},
     "s_cliploss": {
-        "temperature": (_number(0.0, above=True), 0.01),
-        "batch_size": (_integer(2), 4096),
-        "n_batches": (_integer(1), 5),
+        "temperature": (number(0.0, above=True), 0.01),
+        "batch_size": (integer(2), 4096),
+        "n_batches": (integer(1), 5),
     },
     "external": {
-        "uids": (_file_name, None),
-        "shuffle": (_boolean, False),
-        "fill": (_optional(_choice(Fill)), None),
+        "uids": (file_name("a file of uids (.parquet, .csv or .npy)"), None),
+        "shuffle": (boolean, False),
+        "fill": (optional(choice(Fill)), None),
     },
+    **{name: {key: FILTERS[name][key] for key in FILTERS[name] if key != "seed"} for name in FILTER_METHODS},
 }
 
 METHODS: tuple[str, ...] = tuple(_METHODS)
@@ -203,14 +139,61 @@ def validate_method(name: str, params: Mapping[str, Any] | None = None) -> dict[
     """
     if name not in _METHODS:
         raise InputError(f"method: found {name!r}, expected one of {', '.join(METHODS)}")
-    filled = _fill(name, params or {}, {**_METHODS[name], **_COMMON})
+    filled = fill(name, params or {}, {**_METHODS[name], **_COMMON})
     if name == "clipcov":  # what the published notebook does is its mode's default
         notebook = filled["mode"] == "notebook"
         if filled["class_balance"] is None:
             filled["class_balance"] = "global" if notebook else "proportional"
         if filled["clip_negative"] is None:
             filled["clip_negative"] = notebook
+    if name in FILTER_METHODS:
+        if name in filled["filters"]:
+            raise InputError(f"{name}.filters.{name}: found beside the method {name}, expected it once")
+        check_filter(name, name, filled)
     return filled
+
+
+def as_random(method: str, filled: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a method with its parameters; a filter is `random` behind itself, beside its other filters.
+
+    ``filled``: as `validate_method` returns them.
+    """
+    if method not in FILTER_METHODS:
+        return method, dict(filled)
+    own = {name: filled[name] for name in FILTERS[method]}
+    return "random", {"seed": filled["seed"], "filters": {**filled["filters"], method: own}}
+
+
+def files_of(method: str, params: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the files that a method and its filters read, by their key, such as "filters.language.model".
+
+    Raises:
+        InputError: as `validate_method`.
+    """
+    filled = validate_method(method, params)
+    found = {f"filters.{key}": file for key, file in files_of_filters(filled["filters"]).items()}
+    if method in FILTER_METHODS:
+        own = files_of_filters({method: filled})
+        found |= {key.removeprefix(f"{method}."): file for key, file in own.items()}
+    return found | ({"uids": filled["uids"]} if method == "external" else {})
+
+
+def with_files_at(
+    method: str, params: Mapping[str, Any], where: Callable[[str], str | Path]
+) -> dict[str, Any]:
+    """Return parameters with each file where it lies.
+
+    Raises:
+        InputError: as `validate_method`.
+    """
+    placed = copy.deepcopy(dict(params))
+    for key, file in files_of(method, params).items():
+        *parents, last = key.split(".")
+        inner = placed
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = str(where(file))
+    return placed
 
 
 def columns_read(method: str, params: Mapping[str, Any] | None = None) -> set[str]:
@@ -219,31 +202,24 @@ def columns_read(method: str, params: Mapping[str, Any] | None = None) -> set[st
     Raises:
         InputError: as ``validate_method``.
     """
-    filled = validate_method(method, params)
+    method, filled = as_random(method, validate_method(method, params))
     found = set(NEEDS.get(method, ()))
     if method == "dedup" and filled["by"] in ("image", "caption"):
         found = {f"{filled['by']}_hash"}
     if method == "clipcov" and filled["repeat_penalty"]:
         found = {"image_hash", "caption_hash"}
-    filters = filled["filters"]
-    return found | {
-        column
-        for name, column in (
-            ("drop_duplicate_images", "image_hash"),
-            ("drop_duplicate_captions", "caption_hash"),
-            ("caption_length", "caption_length"),
-        )
-        if filters[name]
-    }
+    return found | columns_of_filters(filled["filters"])
 
 
-def reads_captions(method: str, params: Mapping[str, Any] | None = None) -> bool:
-    """Return whether a method or its filters look at captions.
+def reads_captions(method: str, params: Mapping[str, Any] | None = None) -> Captions:
+    """Return whether a method or its filters look at captions: ``"text"`` where at their words, True where
+    their hashes, lengths and numbers of words do.
 
     Raises:
         InputError: as ``validate_method``.
     """
-    return bool(columns_read(method, params) & {"caption_hash", "caption_length"})
+    read = columns_read(method, params)
+    return "text" if "caption" in read else bool(read & {"caption_hash", "caption_length", "caption_words"})
 
 
 def budget_count(budget: float | int | None, n: int) -> int:

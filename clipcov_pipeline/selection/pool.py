@@ -16,6 +16,8 @@ from clipcov_pipeline.selection.columns import (
     OptionalColumns,
     RowFile,
     array_blocks,
+    caption_columns,
+    captions_of,
     check_classes,
     check_column,
     check_embeddings,
@@ -27,6 +29,7 @@ from clipcov_pipeline.selection.columns import (
     sort_by_class,
     sortable,
 )
+from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.naming import find_named
 
 
@@ -39,8 +42,8 @@ class Pool:
 
     Attributes:
         latent_class: int32 [N]; label_similarity: float32 [N].
-        uid: bytes array [N] or None; source_id: bytes array [N] (empty: none) or None; image_hash,
-            caption_hash, caption_length, early_similarity: [N] or None.
+        uid: bytes array [N] or None; source_id: bytes array [N] (empty: none) or None; the other
+            `OptionalColumns`: [N] or None.
         pairs: float16 or float32 [N, 2d], sorted by class; order: int64 [N], pool row of each sorted
             position; starts: int64 [K+1], where each class begins.
     """
@@ -54,9 +57,15 @@ class Pool:
         self.uid = columns.get("uid")
         self.image_hash = sortable(columns.get("image_hash"))
         self.caption_hash = sortable(columns.get("caption_hash"))
-        self.caption_length = columns.get("caption_length")
-        self.early_similarity = columns.get("early_similarity")
         self.source_id = other_names(columns.get("source_id"))
+        self.caption_length = columns.get("caption_length")
+        self.caption_words = columns.get("caption_words")
+        self.caption = columns.get("caption")
+        self.width = columns.get("width")
+        self.height = columns.get("height")
+        self.early_similarity = columns.get("early_similarity")
+        self.clip_l14_similarity_score = columns.get("clip_l14_similarity_score")
+        self.clip_b32_similarity_score = columns.get("clip_b32_similarity_score")
         self._scratch_dir = scratch.parent if scratch else None
         self._remove = weakref.finalize(self, remove_scratch, scratch) if scratch else None
         self._position: np.ndarray | None = None
@@ -94,7 +103,11 @@ class Pool:
         latent_class = check_classes(latent_class, n, n_classes)
         labels = check_similarity(np.zeros(n) if label_similarity is None else label_similarity, n)
         columns = {"uid": None if uid is None else check_uids(uid, n)}
-        columns |= {name: check_column(name, optional.get(name), n) for name in OPTIONAL_COLUMNS}
+        given = {name: check_column(name, optional.get(name), n) for name in OPTIONAL_COLUMNS}
+        if given["caption"] is not None:
+            made = caption_columns(captions_of(given["caption"]))
+            given |= {name: values for name, values in made.items() if given[name] is None}
+        columns |= given
         half = image_embedding.dtype == np.float16 and text_embedding.dtype == np.float16
         dtype = np.float16 if half else np.float32
         blocks = array_blocks(image_embedding, text_embedding)
@@ -132,7 +145,7 @@ class Pool:
         version: int | None = None,
         shards: Sequence[str] | None = None,
         n_classes: int | None = None,
-        captions: bool = False,
+        captions: Captions = False,
         scratch_dir: str | Path | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> "Pool":
@@ -150,7 +163,8 @@ class Pool:
             version: read the table as of this version (the handle is left where it was).
             shards: read these shards only; every labelled uid has to be in them.
             n_classes: when given, every latent class has to be below it.
-            captions: also read ``caption``, for ``caption_hash`` and ``caption_length``.
+            captions: also read ``caption``, for ``caption_hash``, ``caption_length`` and ``caption_words``;
+                "text" keeps the text, too.
             scratch_dir: folder of the scratch file; when None, pools over 256 MB go to the system's
                 temporary folder and smaller ones stay in memory.
             progress: called with the number of rows just read.

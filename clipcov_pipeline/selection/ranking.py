@@ -1,13 +1,14 @@
 """``rank``: one signature for ClipCov and every baseline."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.methods import budget_count, validate_method
+from clipcov_pipeline.selection.filter_parameters import filters_anything
+from clipcov_pipeline.selection.methods import as_random, budget_count, validate_method
 from clipcov_pipeline.selection.pool import Pool
 
 
@@ -18,10 +19,12 @@ class Ranking:
     Attributes:
         rows: int64 [m], distinct positions in the pool.
         gains: float64 [m], what each brought when it was taken (for a baseline: its score).
+        passed: how many pairs of the pool pass each filter (`filters.passing`), and all of them ("all").
     """
 
     rows: np.ndarray
     gains: np.ndarray
+    passed: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,7 +56,7 @@ def rank(
         InputError: unknown method or parameter, a value out of range, a budget the pool cannot give, a
             column the method needs and the pool has not.
     """
-    filled = validate_method(method, params)
+    method, filled = as_random(method, validate_method(method, params))
     count = budget_count(budget, len(pool))
     filters = filled.pop("filters")
     rejected = filters.pop("rejected")
@@ -64,19 +67,32 @@ def rank(
         check_listed(pool, filled, None if budget is None else count)
     if not filters_anything(filters):
         return _rank(pool, method, count, filled, threads)
-    from clipcov_pipeline.selection.filters import passing_rows
-
-    passing = passing_rows(pool, filters)
-    if budget is not None and count > len(passing) and rejected == "drop":
-        raise InputError(
-            f"budget: found {count}, expected at most {len(passing)}, which pass the filters; "
-            "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
-        )
+    passing, passed = _passing(pool, filters, rejected, None if budget is None else count)
     parts = [passing] if rejected == "drop" else [passing, rows_apart(passing, len(pool))]
     ranking = _rank_in_turn(pool, method, parts, count, filled, threads)
     if budget is not None:
         _check_enough(len(ranking), count)
-    return ranking
+    return replace(ranking, passed=passed)
+
+
+def _passing(
+    pool: Pool, filters: dict[str, Any], rejected: str, count: int | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """What `passing_rows` gives, where that is enough to rank (None: any) or the others are ranked, too."""
+    from clipcov_pipeline.selection.filters import passing_rows
+
+    passing, passed = passing_rows(pool, filters)
+    each = ", ".join(f"{name} {number:,}" for name, number in passed.items() if name != "all")
+    if rejected == "drop" and len(passing) == 0:
+        raise InputError(
+            f"pool: found 0 pairs after the filters ({each}), expected at least 1; loosen the filters"
+        )
+    if rejected == "drop" and count is not None and count > len(passing):
+        raise InputError(
+            f"budget: found {count}, expected at most {len(passing)}, which pass the filters ({each}); "
+            "loosen them, ask for fewer, or put what they reject last (filters.rejected: last)"
+        )
+    return passing, passed
 
 
 def _check_enough(n_ranked: int, count: int) -> None:
@@ -86,13 +102,6 @@ def _check_enough(n_ranked: int, count: int) -> None:
             f"budget: found {count}, expected at most {n_ranked}, which are listed and pass the filters;"
             " ask for fewer, or have the rest drawn (fill: random)"
         )
-
-
-def filters_anything(filters: Mapping[str, Any]) -> bool:
-    """Whether any filter is set; ``filters`` as ``validate_method`` fills them."""
-    return any(
-        value is not None and value is not False for name, value in filters.items() if name != "rejected"
-    )
 
 
 def rows_apart(rows: np.ndarray, n: int) -> np.ndarray:

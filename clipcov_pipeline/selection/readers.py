@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.selection.columns import OPTIONAL_COLUMNS, Blocks, array_blocks
+from clipcov_pipeline.selection.columns import (
+    FOR_FILTERS,
+    NAMES,
+    OPTIONAL_COLUMNS,
+    Blocks,
+    array_blocks,
+    called,
+    caption_columns,
+    captions_of,
+)
+from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.uids import uid_bytes
 
 EMBEDDINGS = ("image_embedding", "text_embedding")
@@ -35,12 +45,11 @@ class Arrays:
                 )
         self._pairs, self._columns = pairs, columns
 
-    def columns(self, captions: bool) -> dict[str, Any]:
-        """The columns there are; caption_hash and caption_length where captions are asked for."""
+    def columns(self, captions: Captions) -> dict[str, Any]:
+        """The columns there are; those that are made of captions where captions are asked for."""
         found = dict(self._columns)
-        if captions and found.get("caption") is not None:
-            found |= _caption_columns(found["caption"])
-        return found
+        found |= {name: found[own] for name, own in called(NAMES, found).items()}
+        return _with_captions(found, captions)
 
     def shape(self) -> tuple[int, int, Any]:
         """N, d, and the type to keep the embeddings in; raises InputError where there is no pair."""
@@ -73,21 +82,11 @@ class Parquet:
             if missing := [name for name in EMBEDDINGS if name not in names]:
                 raise InputError(f"{path}: missing column {', '.join(missing)}; found {', '.join(names)}")
 
-    def columns(self, captions: bool) -> dict[str, Any]:
-        """The columns there are (uid as Arrow has it); caption_hash and caption_length on request."""
-        wanted = ["uid", *LABELS, *OPTIONAL_COLUMNS] + (["caption"] if captions else [])
-        shared = _in_every_part([(path, file.schema_arrow.names) for path, file in self._files], wanted)
-        tables = [file.read(columns=shared) for _, file in self._files]
-        found: dict[str, Any] = {}
-        for name in shared:
-            parts = [table[name] for table in tables]
-            if name == "uid":
-                found[name] = _joined(parts, [path for path, _ in self._files])
-            else:
-                # as text, else a missing one makes floats of numbers
-                parts = [part.cast("string") for part in parts] if name == "source_id" else parts
-                found[name] = np.concatenate([part.to_numpy() for part in parts])
-        return found | (_caption_columns(found["caption"]) if "caption" in found else {})
+    def columns(self, captions: Captions) -> dict[str, Any]:
+        """The columns there are; those that are made of captions where captions are asked for."""
+        wanted = ["uid", *LABELS, *OPTIONAL_COLUMNS]
+        without_text = [name for name in wanted if name != "caption"]
+        return _with_captions(_read_columns(self._files, wanted if captions else without_text), captions)
 
     def shape(self) -> tuple[int, int, Any]:
         """N, d, and the type to keep the embeddings in; raises InputError where there is no pair."""
@@ -108,7 +107,46 @@ class Parquet:
                 at += len(batch)
 
 
-def open_reader(source: Path, text: Path | None) -> Arrays | Parquet:
+class Metadata:
+    """Parquet files with, beside each, an ``.npz`` of CLIP ViT-L/14 embeddings: DataComp's metadata.
+
+    Raises:
+        InputError: a file that is not readable, or of another number of rows than the one beside it.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [(path, _open(path)) for path in paths]
+
+    def columns(self, captions: Captions) -> dict[str, Any]:
+        """As `Parquet.columns`."""
+        wanted = ["uid", *(["caption"] if captions else []), *FOR_FILTERS]
+        return _with_captions(_read_columns(self._files, wanted), captions)
+
+    def shape(self) -> tuple[int, int, Any]:
+        """As `Parquet.shape`."""
+        n = sum(file.metadata.num_rows for _, file in self._files)
+        if n == 0:
+            raise InputError(f"{self._files[0][0]}: found 0 pairs, expected at least 1")
+        _, image, _ = next(self.blocks())
+        return n, image.shape[1], image.dtype
+
+    def blocks(self) -> Blocks:
+        """All pairs, as `Pool.from_blocks` takes them."""
+        at = 0
+        for path, file in self._files:
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                image, text = arrays["l14_img"], arrays["l14_txt"]
+            if not len(image) == len(text) == file.metadata.num_rows:
+                raise InputError(
+                    f"{path}: found {file.metadata.num_rows} rows, and {len(image)} images and {len(text)}"
+                    " captions in the .npz beside it, expected as many; download both again"
+                )
+            for rows, one, other in array_blocks(image, text):
+                yield rows + at, one, other
+            at += len(image)
+
+
+def open_reader(source: Path, text: Path | None) -> Arrays | Parquet | Metadata:
     """What reads a source; ``text``: the caption embeddings, where source is an ``.npy``.
 
     Raises:
@@ -118,7 +156,8 @@ def open_reader(source: Path, text: Path | None) -> Arrays | Parquet:
         if (source / "img_emb").is_dir() and (source / "text_emb").is_dir():
             return _clip_retrieval(source)
         if parts := _parquet_parts(source):
-            return Parquet(parts)
+            beside = [part.with_suffix(".npz").exists() for part in parts]
+            return Metadata(parts) if all(beside) else Parquet(parts)
     elif source.suffix == ".parquet":
         return Parquet([source])
     elif source.suffix == ".npz":
@@ -185,29 +224,49 @@ def _metadata(images: list[Path], rows: list[int], metadata: list[Path]) -> dict
                 f"{path}: found {file.metadata.num_rows} rows, expected {n} as in {image.name}: uids would"
                 " go to other pairs; write this part again"
             )
-    parts = [(path, file.schema_arrow.names) for path, file in files]
-    shared = _in_every_part(parts, ["uid", "caption"])
-    tables = [file.read(columns=shared) for _, file in files]
-    columns: dict[str, Any] = {}
-    if "uid" in shared:
-        columns["uid"] = _joined([table["uid"] for table in tables], metadata)
-    if "caption" in shared:
-        columns["caption"] = [text for table in tables for text in table["caption"].to_pylist()]
-    return columns
+    return _read_columns(files, ["uid", "caption", *FOR_FILTERS])
 
 
-def _in_every_part(parts: list[tuple[Path, list[str]]], wanted: Sequence[str]) -> list[str]:
-    """Those of the wanted columns that there are; InputError where a part has one and another has not."""
-    shared = []
+def _read_columns(files: list[tuple[Path, Any]], wanted: Sequence[str]) -> dict[str, Any]:
+    """Columns of parquet files, one file after the other, under our names; those that there are."""
+    shared = _in_every_part([(path, file.schema_arrow.names) for path, file in files], wanted)
+    tables = [file.read(columns=list(shared.values())) for _, file in files]
+    found: dict[str, Any] = {}
+    for name, own in shared.items():
+        columns = [table[own] for table in tables]
+        if name == "uid":
+            found[name] = _joined(columns, [path for path, _ in files])
+        else:
+            # as text, else a missing one makes floats of numbers
+            columns = [part.cast("string") for part in columns] if name == "source_id" else columns
+            found[name] = np.concatenate([part.to_numpy() for part in columns])
+    return found
+
+
+def _with_captions(columns: dict[str, Any], captions: Captions) -> dict[str, Any]:
+    """The columns, and in place of the captions what is asked for of them."""
+    text = columns.pop("caption", None)
+    if not captions or text is None:
+        return columns
+    texts = captions_of(text)
+    kept = {"caption": texts.to_numpy()} if captions == "text" else {}
+    return columns | caption_columns(texts) | kept
+
+
+def _in_every_part(parts: list[tuple[Path, list[str]]], wanted: Sequence[str]) -> dict[str, str]:
+    """Those of the wanted columns that there are, and what they are called; InputError where a part has one
+    and another has not (but for those that few methods read)."""
+    shared = {}
     for name in wanted:
-        without = [path for path, names in parts if name not in names]
-        if without and len(without) < len(parts):
-            raise InputError(
-                f"{without[0]}: missing column {name}, which other parts have ({len(without)} of"
-                f" {len(parts)} parts lack it); write it into all of them or into none"
-            )
-        if not without:
-            shared.append(name)
+        for own in NAMES.get(name, (name,)):
+            without = [path for path, names in parts if own not in names]
+            if without and len(without) < len(parts) and name not in FOR_FILTERS:
+                raise InputError(
+                    f"{without[0]}: missing column {own}, which other parts have ({len(without)} of"
+                    f" {len(parts)} parts lack it); write it into all of them or into none"
+                )
+            if not without:
+                shared.setdefault(name, own)
     return shared
 
 
@@ -257,13 +316,3 @@ def read_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: found several arrays, expected one, an .npy file")
     return array
-
-
-def _caption_columns(captions: Any) -> dict[str, np.ndarray]:
-    import polars as pl
-
-    values = np.asarray(captions)
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8")
-    text = pl.Series(values.tolist(), dtype=pl.String, strict=False).fill_null("")
-    return {"caption_hash": text.hash(seed=0).to_numpy(), "caption_length": text.str.len_chars().to_numpy()}

@@ -12,12 +12,14 @@ from clipcov_pipeline.selection.columns import (
     NORM_TOLERANCE,
     OPTIONAL_COLUMNS,
     Blocks,
+    called,
     check_classes,
     check_similarity,
 )
 from clipcov_pipeline.selection.lance import scratch_folder
+from clipcov_pipeline.selection.methods import Captions
 from clipcov_pipeline.selection.pool import Pool
-from clipcov_pipeline.selection.readers import LABELS, Arrays, Parquet, open_reader, read_array
+from clipcov_pipeline.selection.readers import LABELS, Arrays, Metadata, Parquet, open_reader, read_array
 from clipcov_pipeline.selection.uids import uid_bytes
 
 Progress = Callable[[int], None]
@@ -46,7 +48,7 @@ def open_pool(
     labelling: Labelling | None = None,
     *,
     need_classes: bool = True,
-    captions: bool = False,
+    captions: Captions = False,
     scratch_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Pool:
@@ -56,12 +58,12 @@ def open_pool(
         source: ``NAME.lance`` (a LanceDB table's folder); a ``.parquet`` (a file, or a folder of them) with
             ``image_embedding`` and ``text_embedding`` (lists of d floats) and any of uid, latent_class,
             label_similarity, image_hash, ...; a ``.npz`` with arrays of these names; the ``.npy`` of the
-            image embeddings; or a folder as clip-retrieval writes it (``img_emb/``, ``text_emb/`` and, for
-            uids, ``metadata/``).
+            image embeddings; a folder as clip-retrieval writes it (``img_emb/``, ``text_emb/`` and, for
+            uids, ``metadata/``), or DataComp's metadata (parquet files with an ``.npz`` beside each).
         text: the ``.npy`` of the caption embeddings, when source is one.
         labelling: where latent classes come from.
         need_classes: whether the method reads them; if not, pairs without classes are one class.
-        captions: also read captions, where the source has them, for duplicates and lengths.
+        captions: also read captions, for duplicates and lengths, where there are any; "text" keeps them.
         progress: called with the number of rows just read.
 
     Raises:
@@ -92,10 +94,10 @@ def open_pool(
     return pool if given else _labelled(pool, labelling)
 
 
-def _columns(source: Path, reader: Arrays | Parquet, n: int, captions: bool) -> dict[str, Any]:
+def _columns(source: Path, reader: Arrays | Parquet | Metadata, n: int, captions: Captions) -> dict[str, Any]:
     """The columns beside the embeddings, each with a value a pair; uids as bytes."""
     columns = reader.columns(captions)
-    for name in ("uid", "caption", *LABELS, *OPTIONAL_COLUMNS):
+    for name in ("uid", *LABELS, *OPTIONAL_COLUMNS):
         values = columns.get(name)
         if values is not None and len(values) != n:
             raise InputError(f"{source}: found {len(values)} values of {name}, expected {n}, one a pair")
@@ -105,14 +107,14 @@ def _columns(source: Path, reader: Arrays | Parquet, n: int, captions: bool) -> 
 
 
 def _from_table(
-    source: Path, labelling: Labelling, need_classes: bool, captions: bool, scratch_dir: Path | None,
+    source: Path, labelling: Labelling, need_classes: bool, captions: Captions, scratch_dir: Path | None,
     progress: Progress | None,
 ) -> Pool:  # fmt: skip
     import lancedb
     import polars as pl
 
     table = lancedb.connect(source.parent).open_table(source.stem)
-    captions = captions and "caption" in table.schema.names
+    captions = captions if called(["caption"], table.schema.names) else False
     labels: Any = read_labels(labelling.labels) if labelling.labels else None
     own = set(LABELS) <= set(table.schema.names)
     compute = labels is None and (labelling.class_embedding is not None or labelling.clusters is not None)

@@ -105,12 +105,23 @@ class Select(Section):
                 validate_method(method, own)
             except InputError as error:
                 raise ValueError(f".{label}{_below(str(error), method)}") from error
-            if params.get("redundancy") == "budget_share":
-                raise ValueError(
-                    f".{label}.redundancy: found 'budget_share', expected 'class_size': one ranking serves"
-                    " all fractions here, and that one is for a single budget (clipcov select takes it)"
-                )
+            _check_fits_experiment(label, params)
         return value
+
+
+def _check_fits_experiment(label: str, params: dict[str, Any]) -> None:
+    """Refuse what `clipcov select` alone takes."""
+    if params.get("redundancy") == "budget_share":
+        raise ValueError(
+            f".{label}.redundancy: found 'budget_share', expected 'class_size': one ranking serves all"
+            " fractions here, and that one is for a single budget (clipcov select takes it)"
+        )
+    score = (params.get("filters") or {}).get("clip_score") or {}
+    if score.get("arch") is not None:
+        raise ValueError(
+            f".{label}.filters.clip_score.arch: found {score['arch']!r}, expected none: the proxy scores"
+            " pairs here; those scores are in DataComp's metadata (clipcov select takes it)"
+        )
 
 
 def _check_draw_from(label: str, share: object) -> None:

@@ -23,6 +23,9 @@ from clipcov_pipeline.training.spec import Precision, Scheduler
 Protocol = Literal["samples_seen", "epochs"]
 
 
+MOST_HUE = 0.5
+
+
 class AugCfg(Section):
     """How training images are varied, open_clip's ``--aug-cfg``; what is left out has open_clip's default."""
 
@@ -50,6 +53,11 @@ class AugCfg(Section):
             raise ValueError(f"found scale {list(self.scale)}, expected the smaller number first")
         if (self.color_jitter is None) != (self.color_jitter_prob is None):
             raise ValueError("found one of color_jitter and color_jitter_prob, expected both or neither")
+        if self.color_jitter is not None and self.color_jitter[3] > MOST_HUE:
+            raise ValueError(
+                f".color_jitter: found the hue {self.color_jitter[3]:g}, expected at most {MOST_HUE}, half"
+                " the colour circle: torchvision takes no more"
+            )
         return self
 
 
@@ -68,7 +76,8 @@ class Training(Section):
     lr_scheduler: Scheduler = "cosine"
     precision: Precision = "fp32"
     num_checkpoints: PositiveInt = 4
-    """Virtual epochs that samples_seen is cut into; a killed run goes on from the last one."""
+    """Virtual epochs that samples_seen is cut into; a killed run goes on from the last one. With epochs alone
+    there is a checkpoint after each, and no such key."""
     aug_cfg: AugCfg | None = None
     workers: Annotated[Count, KNOB] = 1
     device: Annotated[Device, KNOB] = "auto"
@@ -102,6 +111,15 @@ class Training(Section):
             raise ValueError(
                 f".batch_size: found {self.batch_size} with gpus={self.gpus} and"
                 f" accum_freq={self.accum_freq}, expected a multiple of {parts}: the parts must be equal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_something(self) -> Self:
+        if self.samples_seen is None and "num_checkpoints" in self.model_fields_set:
+            raise ValueError(
+                f".num_checkpoints: found {self.num_checkpoints} with epochs, expected no such key: it cuts"
+                " samples_seen, and there is a checkpoint after every epoch; leave it out"
             )
         return self
 
