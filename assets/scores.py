@@ -127,7 +127,7 @@ def _evaluate(
         held_out = held_out_rows(task, HOLDOUT_PAIRS)
         manifest = held_out[evenly(held_out.height, HOLDOUT_PAIRS)]
         storage = dict(task.config.shards.storage_options)
-        pairs = embed_pairs(encoder, task.project.world.shards, manifest, storage_options=storage)
+        pairs = embed_pairs(encoder, list(task.project.tars.values()), manifest, storage_options=storage)
         on_pairs(pairs)
         # boilerplate captions and copied images have no single right answer
         return evaluate_pairs(

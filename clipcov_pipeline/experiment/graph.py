@@ -120,7 +120,7 @@ def _raw_shards(config: Config, world: World) -> Iterator[Node]:
         yield Node(
             RAW_SHARDS,
             shard.name,
-            params=_image_rules(config),
+            params=_image_rules(config, {} if shard.rows is None else config.shards.columns),
             sources={"shard": f"{shard.name}@{shard.version}"},
             needs=("places",),
         )
@@ -330,10 +330,10 @@ def _compared(config: Config) -> dict[str, Any]:
     return {"evaluate": board, "select": {"methods": methods}}
 
 
-def _image_rules(config: Config) -> dict[str, Any]:
-    """What decides which images are usable."""
+def _image_rules(config: Config, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What decides which images are usable; and of tables, which columns are read."""
     rules = ("max_image_pixels", "max_resized_pixels", "high_bit_depth")
-    return {"shards": _some(config.shards.semantic(), *rules)}
+    return {"shards": {**_some(config.shards.semantic(), *rules), **(columns or {})}}
 
 
 def _holdout(config: Config) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.schema import FILE
-from clipcov_pipeline.experiment.preflight import count_samples
+from clipcov_pipeline.experiment.preflight import bytes_of, count_samples
 from clipcov_pipeline.experiment.sizes import human
-from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.captions import caption_text
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.rows import UnreadableRowsError
 from clipcov_pipeline.pool.samples import Sample, iter_samples
+from clipcov_pipeline.pool.sources import find_shards
 from clipcov_pipeline.pool.tars import NotATarError
 
 LOOKED_AT = 200  # samples of the first shard
@@ -45,18 +47,17 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
     Raises:
         InputError: no shards, or no pair of image and caption among the first samples.
     """
-    shards = scan(source, storage_options=storage_options)
+    shards = find_shards(source, storage_options=storage_options)
     samples = _first_samples(shards, storage_options)
     if not samples:
         raise InputError(
-            f"{source}: found no image with a caption of one key in {shards[0].name}, expected KEY.jpg (or"
-            " another image) beside KEY.txt, as img2dataset writes them"
+            f"{source}: found no image with a caption in {shards[0].name}, expected in a tar KEY.jpg (or"
+            " another image) beside KEY.txt, as img2dataset writes them; in a table, a column of each"
         )
     counted = count_samples(shards)
-    local = [Path(shard.url) for shard in shards if Path(shard.url).is_file()]
     return Look(
         shards=len(shards),
-        size=sum(path.stat().st_size for path in local),
+        size=bytes_of(shards),
         samples=counted[0] if counted else None,
         exact=bool(counted and counted[1]),
         words=median(len(sample.caption.split()) for sample in samples),
@@ -67,10 +68,19 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
 
 def _first_samples(shards: Sequence[Shard], storage_options: dict[str, Any] | None) -> list[Sample]:
     try:
-        found = islice(iter_samples(shards[0], None, storage_options), LOOKED_AT)
+        found = islice(_samples(shards[0], storage_options), LOOKED_AT)
         return [sample for sample in found if min(_size(sample.image))]
-    except (NotATarError, OSError) as error:
+    except (NotATarError, UnreadableRowsError, OSError) as error:
         raise InputError(f"{shards[0].url}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _samples(shard: Shard, storage_options: dict[str, Any] | None) -> Iterator[Sample]:
+    if shard.rows is None:
+        yield from iter_samples(shard, None, storage_options)
+        return
+    for row in shard.rows.rows(storage_options):
+        if row.image is not None and row.caption is not None:
+            yield Sample(row.key, row.image, row.image_ext, caption_text(row.caption, "replace"), row.meta)
 
 
 def _size(image: bytes) -> tuple[int, int]:

@@ -9,10 +9,16 @@ from clipcov_pipeline.pool.pixels import MAX_PIXELS, HighBitDepth, ImageRules
 
 
 class Shards(Section):
-    """Where the pool's WebDataset shards are (img2dataset layout) and which images are usable."""
+    """Where the pool's pairs are (WebDataset tars, parquet, a folder of images) and which are usable."""
 
     source: str = "sample"
-    """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these."""
+    """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these: of
+    tars, of parquet files with image bytes (also ``pool/*.parquet``), of images with ``metadata.csv`` or
+    ``metadata.jsonl``."""
+    image_column: str | None = None
+    """Of parquet: the column with the images' bytes; of metadata: with their file names. By default found."""
+    caption_column: str | None = None
+    """The column with the captions, of parquet and metadata; by default ``caption``, ``text`` or ``txt``."""
     storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
     max_image_pixels: PositiveInt = MAX_PIXELS  # Pillow's own bound against decompression bombs
     """Width x height of a usable image at most. Pillow's own bound does not count beside it."""
@@ -24,6 +30,12 @@ class Shards(Section):
     """A local shard that was written to within this time is left for the next scan."""
     expected_samples: Annotated[PositiveInt | None, KNOB] = None
     """Size of a pool that is not here yet: only ``clipcov check`` reads it, and counts where it can."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are named."""
+        named = {"image_column": self.image_column, "caption_column": self.caption_column}
+        return {key: name for key, name in named.items() if name is not None}
 
     @property
     def image_rules(self) -> ImageRules:
