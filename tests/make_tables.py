@@ -63,7 +63,9 @@ def write_folder(folder: Path, pairs: Sequence[Pair], kind: str = "csv") -> Path
     rows = [{"file_name": f"{key}.png", "text": caption, "uid": uid} for key, _, caption, uid in pairs]
     for key, image, *_ in pairs:
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
-        (folder / f"{key}.png").write_bytes(image)
+        path = folder / f"{key}.png"
+        if not path.exists() or path.read_bytes() != image:
+            path.write_bytes(image)
     table = folder / f"metadata.{kind}"
     with table.open("w", newline="", encoding="utf-8") as file:
         if kind == "jsonl":

@@ -1,4 +1,4 @@
-"""Parquet files and folders of images as a pool: the same samples as in tars, and every bad row with a reason."""
+"""Parquet files and folders of images as a pool: the same samples as in tars, bad rows with a reason."""
 
 import hashlib
 import io
@@ -156,9 +156,11 @@ def test_a_truncated_parquet_file_is_quarantined_and_the_others_are_read(tmp_pat
     whole = write_hf(tmp_path / "pool" / "b.parquet", pairs())
     (tmp_path / "pool" / "a.parquet").write_bytes(whole.read_bytes()[:-40])
     found = reports(tmp_path / "pool", tmp_path / "packed")
-    assert found["a"].quarantined and "not a whole parquet file" in found["a"].quarantined
+    assert found["a"].quarantined
+    assert "not a whole parquet file" in found["a"].quarantined
     assert found["a"].manifest.is_empty()
-    assert found["b"].quarantined is None and found["b"].places.height == 4
+    assert found["b"].quarantined is None
+    assert found["b"].places.height == 4
 
 
 def test_a_damaged_row_group_loses_its_own_rows_only(tmp_path):
@@ -356,7 +358,9 @@ def test_another_image_or_line_changes_one_shard_of_a_folder(tmp_path, monkeypat
     write_folder(tmp_path, [*given[:10], (*pairs(1, 35)[0][:3], ""), *given[10:]])
     after, known = seen()
     (touched,) = {name for name, version in after.items() if before[name] != version}
-    assert before.keys() == after.keys() and uids.items() <= known.items() and len(known) == 36
+    assert before.keys() == after.keys()
+    assert uids.items() <= known.items()
+    assert len(known) == 36
     own = next(
         name
         for name, report in reports(tmp_path, tmp_path / ".packed").items()

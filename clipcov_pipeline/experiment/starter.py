@@ -51,8 +51,8 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
     samples = _first_samples(shards, storage_options)
     if not samples:
         raise InputError(
-            f"{source}: found no image with a caption in {shards[0].name}, expected in a tar KEY.jpg (or"
-            " another image) beside KEY.txt, as img2dataset writes them; in a table, a column of each"
+            f"{source}: found no image with a caption of one key in {shards[0].name}, expected KEY.jpg (or"
+            " another image) beside KEY.txt, as img2dataset writes them, or a table with a column of each"
         )
     counted = count_samples(shards)
     return Look(

@@ -15,11 +15,11 @@ class Shards(Section):
     """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these: of
     tars, of parquet files with image bytes (also ``pool/*.parquet``), of images with ``metadata.csv`` or
     ``metadata.jsonl``."""
+    storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
     image_column: str | None = None
     """Of parquet: the column with the images' bytes; of metadata: with their file names. By default found."""
     caption_column: str | None = None
     """The column with the captions, of parquet and metadata; by default ``caption``, ``text`` or ``txt``."""
-    storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
     max_image_pixels: PositiveInt = MAX_PIXELS  # Pillow's own bound against decompression bombs
     """Width x height of a usable image at most. Pillow's own bound does not count beside it."""
     max_resized_pixels: PositiveInt = MAX_PIXELS
