@@ -17,6 +17,7 @@ from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.pool.sources import find_shards, unread_parquet
 from make_shards import image_bytes, write_pool
 from make_tables import Pair, write_folder, write_hf, write_img2dataset, write_table, write_tars
+from range_server import serve
 
 PIXELS = 10_000
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -386,3 +387,14 @@ def test_a_folder_of_nothing_says_what_may_be_in_it(tmp_path):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(InputError, match=r"no .tar shard in it .* parquet files .* metadata.csv"):
         find_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_parquet_from_a_web_server_with_ranges_and_without(tmp_path, ranges):
+    folder = tmp_path / "served"
+    for number in range(2):
+        write_hf(folder / f"{number}.parquet", pairs(2, 2 * number))
+    with serve(folder, ranges=ranges) as (address, _):
+        found = reports(f"{address}/{{0..1}}.parquet", tmp_path / "packed")
+    uids = [uid for report in found.values() for uid in report.places["uid"]]
+    assert uids == [uid for *_, uid in pairs(4)]
