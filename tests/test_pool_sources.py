@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -33,7 +35,7 @@ def pairs(count: int = 4, start: int = 0) -> list[Pair]:
     ]
 
 
-def reports(source: Path | str, folder: Path, **columns: str) -> dict[str, ShardReport]:
+def reports(source: Path | str, folder: Path, **columns: Any) -> dict[str, ShardReport]:
     """What the package says of every shard of a source, packed into ``folder``."""
     found = {}
     for shard in find_shards(str(source), **columns):
@@ -45,7 +47,7 @@ def reports(source: Path | str, folder: Path, **columns: str) -> dict[str, Shard
     return found
 
 
-def one(source: Path | str, folder: Path, **columns: str) -> ShardReport:
+def one(source: Path | str, folder: Path, **columns: Any) -> ShardReport:
     (report,) = reports(source, folder, **columns).values()
     return report
 
@@ -79,7 +81,7 @@ def test_places_lead_to_the_bytes_as_stored_and_the_other_columns_are_in_the_jso
     report = one(tmp_path / "00000.parquet", tmp_path / "packed")
     (tar,) = (tmp_path / "packed").iterdir()
     data = tar.read_bytes()
-    for place, (key, image, caption, uid) in zip(report.places.iter_rows(named=True), pairs(), strict=True):
+    for place, (key, image, caption, uid) in zip(report.places.to_dicts(), pairs(), strict=True):
         image_at, caption_at = place["image_offset"], place["caption_offset"]
         assert data[image_at : image_at + place["image_size"]] == image
         assert data[caption_at : caption_at + place["caption_size"]] == caption.encode()
@@ -87,7 +89,8 @@ def test_places_lead_to_the_bytes_as_stored_and_the_other_columns_are_in_the_jso
         assert (meta["key"], meta["uid"], meta["width"]) == (key, uid, 24)
         assert "png" not in meta
     assert hashlib.sha256(data).hexdigest() == report.sha256
-    assert [sample.key for sample in iter_samples(*scan(str(tar)), None)] == [p[0] for p in pairs()]
+    (shard,) = scan(str(tar))
+    assert [sample.key for sample in iter_samples(shard, None)] == [p[0] for p in pairs()]
 
 
 def test_a_table_without_uids_has_those_of_the_tar_that_img2dataset_would_have_written(tmp_path):
@@ -151,6 +154,21 @@ def test_img2dataset_failures_have_its_own_words(tmp_path):
     )
     report = one(tmp_path / "00000.parquet", tmp_path / "packed")
     assert problems(report)[1] == ("missing_image", "row 1: failed_to_download: HTTP Error 404: Not Found")
+
+
+def test_a_caption_that_is_no_utf8_costs_its_own_row(tmp_path):
+    given = pairs(3)
+    captions = pa.array([b"a", b"caf\xe9", None], pa.binary()).view(pa.string())
+    table = pa.table({"png": [p[1] for p in given], "caption": captions})
+    report = one(write_table(tmp_path / "x.parquet", table), tmp_path / "packed")
+    assert report.manifest["status"].to_list() == ["ok", "non_utf8_caption", "missing_caption"]
+
+
+def test_metadata_that_was_written_a_moment_ago_is_left_for_the_next_scan(tmp_path):
+    write_folder(tmp_path / "a", pairs(2))
+    old = write_folder(tmp_path / "b", pairs(2))
+    os.utime(old, (1e9, 1e9))
+    assert [shard.name for shard in find_shards(str(tmp_path), settle_seconds=60)] == ["b__metadata-00000"]
 
 
 def test_a_truncated_parquet_file_is_quarantined_and_the_others_are_read(tmp_path):

@@ -6,13 +6,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.listing import Shard, list_files, open_shard, shard_name
+from clipcov_pipeline.pool.listing import Shard, open_shard, shard_name
 from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 from clipcov_pipeline.pool.rows import (
     CAPTION_NAMES,
@@ -24,6 +25,7 @@ from clipcov_pipeline.pool.rows import (
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 ROWS_PER_SHARD = 1000
+READERS = 16
 
 Files = Mapping[str, tuple[str, str]]
 """Path below the source -> (path or URL, change token)."""
@@ -65,8 +67,10 @@ class FolderRows:
         """
         if self.unreadable is not None:
             raise UnreadableRowsError(self.unreadable)
-        for image in self.images:
-            yield self._row(image, storage_options)
+        with ThreadPoolExecutor(READERS) as pool:  # a store answers many at once
+            for start in range(0, len(self.images), 4 * READERS):
+                some = self.images[start : start + 4 * READERS]
+                yield from pool.map(partial(self._row, storage_options=storage_options), some)
 
     def count(self) -> int | None:
         """Return the number of lines."""
@@ -102,10 +106,10 @@ class FolderRows:
 
 def folder_shards(
     source: str,
+    files: Files,
     storage_options: dict | None,
     image_column: str | None,
     caption_column: str | None,
-    only: str | None = None,
 ) -> list[Shard]:
     """Return the images of a folder as shards of about `ROWS_PER_SHARD` lines; none without a metadata file.
 
@@ -113,16 +117,15 @@ def folder_shards(
     (All are cut anew each time that the number of lines passes 1,000, 2,000, 4,000, ...)
 
     Args:
-        source: the folder, searched through all its levels; a metadata file names images beside and below it.
+        source: the folder, for messages.
+        files: all that is in and below it; a metadata file names images beside and below itself.
         storage_options: fsspec's.
         image_column, caption_column: as the YAML names them; None: ``file_name``, and as `CAPTION_NAMES`.
-        only: the one metadata file to read.
 
     Raises:
         InputError: no metadata file can be used; two lie in one folder.
     """
-    _, files = list_files(source, storage_options)
-    tables = [path for path in files if PurePosixPath(path).name in METADATA and only in (None, path)]
+    tables = [path for path in files if PurePosixPath(path).name in METADATA]
     if both := [
         path for path, count in Counter(str(PurePosixPath(t).parent) for t in tables).items() if count > 1
     ]:
@@ -182,13 +185,14 @@ def _of_table(
 
 def _columns(lines: list[Line], image: str | None, caption: str | None) -> tuple[str, str]:
     names = list(dict.fromkeys(name for line in lines for name in line.fields))
-    if (image or "file_name") not in names:
+    if image is None and "file_name" not in names:
         raise UnreadableRowsError(
             f"found the columns {', '.join(names) or 'none'}, expected file_name among them (in a csv, the"
             " first line names them)"
         )
     captions = [name for name in names if name.lower() in CAPTION_NAMES]
-    return image or "file_name", choose_column("caption", captions, caption, names)
+    image = choose_column("image", ["file_name"], image, names)
+    return image, choose_column("caption", captions, caption, names)
 
 
 def _with_images(

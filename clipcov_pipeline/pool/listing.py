@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ class Shard:
     name: str
     url: str
     version: str
-    rows: RowSource | None = None
+    rows: RowSource | None = field(default=None, compare=False, repr=False)
 
 
 class NoShardsError(InputError):
@@ -226,8 +226,8 @@ def _files_below(filesystem: Any, folder: str) -> dict[str, dict]:
         return {}
 
 
-def list_files(source: str, storage_options: dict | None = None) -> tuple[str, dict[str, tuple[str, str]]]:
-    """Return a folder's path or URL, and of every file below it: path there -> (path or URL, change token).
+def list_files(source: str, storage_options: dict | None = None) -> dict[str, tuple[str, str]]:
+    """Return every file below a folder: its path there -> (path or URL, change token).
 
     Hidden names are left out. Raises InputError as `scan`.
     """
@@ -244,7 +244,12 @@ def list_files(source: str, storage_options: dict | None = None) -> tuple[str, d
             shard = _shard(filesystem, "", path, info, settle_seconds=0)
             if shard is not None:
                 found[relative] = shard.url, shard.version
-    return folder if _is_local(filesystem) else filesystem.unstrip_protocol(folder), found
+    return found
+
+
+def settled(path: str, seconds: float) -> bool:
+    """Return whether a local file was last changed so many seconds ago, or lies elsewhere."""
+    return "://" in path or abs(time.time() - Path(path).stat().st_mtime) >= seconds
 
 
 def _finished(entries: dict[str, dict], root: str, suffix: str) -> dict[str, dict]:

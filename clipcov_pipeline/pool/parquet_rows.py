@@ -166,10 +166,10 @@ def _rows(file: "pq.ParquetFile", columns: Columns) -> Iterator[Row]:
         end = number + file.metadata.row_group(group).num_rows
         try:
             for batch in file.iter_batches(batch_size=BATCH, row_groups=[group]):
-                for values in batch.to_pylist():
+                for values in _values(batch):
                     yield _row(values, columns, number)
                     number += 1
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the machine's, not the file's
             text = " ".join(str(error).split())
@@ -177,6 +177,22 @@ def _rows(file: "pq.ParquetFile", columns: Columns) -> Iterator[Row]:
                 problem = "unreadable_row", f"row {lost}: row group {group} is damaged: {text}"
                 yield Row(f"{lost:08d}", f"row {lost}", problem=problem)
         number = end
+
+
+def _values(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
+    """Each row's values by column; bytes that are no UTF-8 are kept, as lone surrogates."""
+    import pyarrow as pa
+
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        text = [name for name in batch.schema.names if _is_text(batch.schema.field(name).type)]
+        binary = {name: batch.column(name).cast(pa.large_binary()).to_pylist() for name in text}
+        rows = batch.drop_columns(text).to_pylist() if len(text) < batch.num_columns else []
+        for name, values in binary.items():
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value.decode("utf-8", "surrogateescape") if value is not None else None
+        return rows
 
 
 def _row(values: dict[str, Any], columns: Columns, number: int) -> Row:
@@ -187,7 +203,7 @@ def _row(values: dict[str, Any], columns: Columns, number: int) -> Row:
     image, path = (stored.get("bytes"), stored.get("path")) if isinstance(stored, dict) else (stored, None)
     row = Row(key or f"{number:08d}", f"row {number}", meta=values)
     if isinstance(caption, str):
-        row = row._replace(caption=caption.encode("utf-8", "surrogatepass"))
+        row = row._replace(caption=caption.encode("utf-8", "surrogateescape"))
     if not isinstance(image, bytes) or not image:
         return row._replace(
             problem=("missing_image", f"row {number}: {_why_none(image, path, columns, values)}")

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.image_folder import METADATA, folder_shards
-from clipcov_pipeline.pool.listing import NoShardsError, Shard, list_files, scan
+from clipcov_pipeline.pool.image_folder import METADATA, Files, folder_shards
+from clipcov_pipeline.pool.listing import NoShardsError, Shard, list_files, scan, settled
 from clipcov_pipeline.pool.parquet_rows import ParquetRows, check_columns
 
 PARQUET = ".parquet"
@@ -37,7 +37,9 @@ def find_shards(
         return _parquet(source, storage_options, settle_seconds, columns)
     folder, _, file = source.rpartition("/")
     if file in METADATA:
-        return _given(source, folder_shards(folder or ".", storage_options, *columns, only=file))
+        files = list_files(folder or ".", storage_options)
+        files = {path: found for path, found in files.items() if path == file or not _is_table(path)}
+        return _folder(source, files, storage_options, settle_seconds, columns)
     try:
         shards = scan(source, storage_options, settle_seconds=settle_seconds)
     except NoShardsError as none:
@@ -53,7 +55,7 @@ def unread_parquet(source: str, shards: list[Shard]) -> int:
     """Return how many parquet files of a local folder of tars are nobody's metadata, and are not read."""
     if "://" in source or any(shard.rows for shard in shards) or source.endswith(".tar"):
         return 0
-    _, files = list_files(source)
+    files = list_files(source)
     return sum(path.endswith(PARQUET) and f"{path.removesuffix(PARQUET)}.tar" not in files for path in files)
 
 
@@ -65,9 +67,9 @@ def _rows_in(
     none: NoShardsError,
 ) -> list[Shard]:
     """The shards of a folder without tars."""
-    _, files = list_files(source, storage_options)
+    files = list_files(source, storage_options)
     parquet = [path for path in files if path.endswith(PARQUET)]
-    tables = [path for path in files if path.rpartition("/")[2] in METADATA]
+    tables = [path for path in files if _is_table(path)]
     if parquet and tables:
         below = source.rstrip("/")
         raise InputError(
@@ -77,16 +79,28 @@ def _rows_in(
     if parquet:
         return _parquet(source, storage_options, settle_seconds, columns)
     if tables:
-        return _given(source, folder_shards(source, storage_options, *columns))
+        return _folder(source, files, storage_options, settle_seconds, columns)
     raise InputError(f"{none}, parquet files with image bytes, or images with metadata.csv or metadata.jsonl")
 
 
-def _given(source: str, shards: list[Shard]) -> list[Shard]:
+def _is_table(path: str) -> bool:
+    return path.rpartition("/")[2] in METADATA
+
+
+def _folder(
+    source: str,
+    files: Files,
+    storage_options: dict | None,
+    settle_seconds: float,
+    columns: tuple[str | None, str | None],
+) -> list[Shard]:
+    """The shards of a folder of images, but for those whose metadata may still be being written."""
+    shards = folder_shards(source, files, storage_options, *columns)
     if not shards:
         raise InputError(
             f"data source {source}: no such file, or nothing in it; expected a line for each image"
         )
-    return shards
+    return [shard for shard in shards if settled(shard.url, settle_seconds)]
 
 
 def _parquet(
