@@ -54,8 +54,9 @@ def _filled(task: Task, gallery: Gallery, name: str, queries: list[dict[str, Any
     """Add pictures, from the shards of the evaluation set."""
     found = [n for q in queries for n in (q, *(near for kind in KINDS for near in q[kind]))]
     sha256 = {(n["shard"], n["key"]): n["image_sha256"] for n in found}
-    own, world = name == HOLDOUT, task.project.world
-    shards = world.shards if own else world.evaluation_shards[name]
+    own = name == HOLDOUT
+    project = task.project
+    shards = project.tars.values() if own else project.world.evaluation_shards[name]
     source = task.config.shards if own else task.config.evaluate.sets[name]
     by_name = {shard.name: shard for shard in shards}
     return with_pictures(gallery, by_name, sha256, dict(source.storage_options))

@@ -65,7 +65,7 @@ def checkpoints(
         recipe = next(r for r in recipes(task.config) if r.key == task.partition)
         settings = task.config.train.under(recipe.protocol)
         index = pl.read_parquet(task.path("subsets", recipe.subset, PARQUET))
-        data = training_data(index, task.project.world.shards, task.scratch, task.config.shards)
+        data = training_data(index, task.project.tars.values(), task.scratch, task.config.shards)
         stats = task.record("subsets", recipe.subset).stats
         if (quota := stats.get("quota")) is not None:
             data = data._replace(draws=sum(quota), quota=tuple(quota))

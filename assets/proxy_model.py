@@ -111,7 +111,7 @@ def _training_data(context: dg.AssetExecutionContext, task: Task) -> TrainingDat
     """
     pool = task.config.shards
     if any((task.scratch / RUN / "checkpoints").glob("*.pt")):
-        if (data := written_before(task.scratch, task.project.world.shards, pool)) is not None:
+        if (data := written_before(task.scratch, task.project.tars.values(), pool)) is not None:
             context.log.info("the training goes on, with the samples that it began with")
             return data
         context.log.warning("the training begins anew: shards that it read have changed or are gone")
@@ -121,4 +121,4 @@ def _training_data(context: dg.AssetExecutionContext, task: Task) -> TrainingDat
         places = pl.read_parquet(task.path("raw_shards", name, "places.parquet"))
         kept, _ = split_holdout(places, task.config.evaluate.holdout_fraction)
         parts.append(kept.with_columns(shard=pl.lit(name)))
-    return training_data(whole_index(pl.concat(parts)), task.project.world.shards, task.scratch, pool)
+    return training_data(whole_index(pl.concat(parts)), task.project.tars.values(), task.scratch, pool)

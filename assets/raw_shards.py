@@ -15,6 +15,7 @@ from clipcov_pipeline.experiment.digests import digest_of, digest_of_file
 from clipcov_pipeline.experiment.project import Task
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import ShardReport, kept_aside, read_shard
+from clipcov_pipeline.pool.packing import PACKED, read_packed
 from clipcov_pipeline.progress import Progress
 
 
@@ -29,9 +30,10 @@ from clipcov_pipeline.progress import Progress
     check_specs=check_specs("raw_shards"),
 )
 def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Events:
-    """WebDataset shards of image-caption pairs: sha256, a status for every sample, and where it lies.
+    """Shards of image-caption pairs: sha256, a status for every sample, and where it lies.
 
-    A bad sample is kept aside with a typed reason and counted; a file that is no tar is quarantined whole.
+    A bad sample is kept aside with a typed reason and counted; an unreadable file is quarantined whole.
+    Rows of parquet files and of image folders are packed into a tar first, which all later stages read.
     """
 
     def build(task: Task) -> None:
@@ -39,7 +41,11 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         progress = Progress(context.log.info, None, f"samples of {shard.name}")
         rules, options = settings.image_rules._asdict(), dict(settings.storage_options)
         rules |= {"captions": settings.caption}
-        report = read_shard(shard, **rules, storage_options=options, progress=progress.add)
+        if shard.rows is None:
+            report = read_shard(shard, **rules, storage_options=options, progress=progress.add)
+        else:
+            packed = task.entry.folder / PACKED
+            report = read_packed(shard, packed, options, **rules, progress=progress.add)
         digests, aside = _write(task.entry.folder, report), kept_aside(report.manifest)
         bad = sum(aside.values())
         ok = report.manifest.height - bad

@@ -171,7 +171,7 @@ def _held_out(task: Task, encoder: Encoder) -> EmbeddedPairs:
     held_out, pool = held_out_rows(task, HOLDOUT_PAIRS), task.config.shards
     return embed_pairs(
         encoder,
-        task.project.world.shards,
+        list(task.project.tars.values()),
         held_out[evenly(held_out.height, HOLDOUT_PAIRS)],
         storage_options=dict(pool.storage_options),
         captions=pool.caption,

@@ -55,4 +55,4 @@ def _filled(task: Task, gallery: Gallery) -> Gallery:
     captions = {(row["shard"], row["key"]): row["caption"] for row in rows}
     sha256 = {(row["shard"], row["key"]): row["image_sha256"] for row in rows}
     options = dict(task.config.shards.storage_options)
-    return with_pictures(with_captions(gallery, captions), task.project.shards, sha256, options)
+    return with_pictures(with_captions(gallery, captions), task.project.tars, sha256, options)

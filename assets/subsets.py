@@ -55,7 +55,7 @@ def _write_tars(context: dg.AssetExecutionContext, task: Task, index: pl.DataFra
     """Copy the samples into tars of the subset's own; return their bytes."""
     progress = Progress(context.log.info, index.height, f"samples of {task.partition}")
     tars = write_subset_tars(
-        list(task.project.shards.values()),
+        list(task.project.tars.values()),
         keys_by_shard(index),
         task.entry.folder / TARS,
         samples_per_shard=task.config.select.samples_per_shard,

@@ -14,7 +14,8 @@ from clipcov_pipeline.experiment.starter import Look, starter
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.pool.manifest import read_shard
 from lab import Lab
-from make_shards import sample_members, write_pool, write_tar
+from make_shards import image_bytes, sample_members, write_pool, write_tar
+from make_tables import write_folder, write_hf
 
 
 def init(*arguments: object) -> Result:
@@ -108,3 +109,21 @@ def test_a_name_that_yaml_would_read_otherwise_is_refused(tmp_path: Path) -> Non
     error = init(tmp_path / "pool", "--out", tmp_path / "e.yaml", "--name", "My Pool: x").exception
     assert "--name: found 'My Pool: x', expected letters" in str(error)
     assert not (tmp_path / "e.yaml").exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_tables_are_looked_at_and_counted_as_tars_are(kind: str, tmp_path: Path) -> None:
+    given = [(f"{n:03d}", image_bytes(n), f"caption {n}", f"{n + 1:032x}") for n in range(60)]
+    if kind == "parquet":
+        write_hf(tmp_path / "pool" / "a.parquet", given)
+    else:
+        write_folder(tmp_path / "pool", given)
+    result = init(tmp_path / "pool", "--out", tmp_path / "e.yaml")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("1 shards, 60 samples, ")
+    assert ".png, smaller side 16 pixels, captions of 2 words" in result.output
+    found = preflight(load_config(str(tmp_path / "e.yaml")), measure=False)
+    assert (found.can_run, found.samples) == (True, 60)
+    images = sum(len(image) for _, image, *_ in given)
+    assert images <= found.disk["pool packed into tars"] <= 1.5 * images
+    assert any("pool packed into tars" in finding.text for finding in found.findings)

@@ -55,7 +55,7 @@ def embed_shard(
     context: dg.AssetExecutionContext, task: Task, encoder: Callable[[Task], Encoder]
 ) -> EmbeddedShard:
     """Read the shard that the task's partition names, and embed its good samples."""
-    shard = task.project.shards[task.partition]
+    shard = task.project.tars[task.partition]
     manifest = good_samples(task.path("raw_shards", shard.name, "manifest.parquet"))
     progress = Progress(context.log.info, manifest.height, f"images of {shard.name}")
     keys, pool = set(manifest["key"]), task.config.shards

@@ -27,7 +27,7 @@ def held_out_index(task: Task, path: Path) -> Path | None:
     rows = rows.gather_every(max(1, rows.height // SAMPLES)).head(SAMPLES)
     places = pl.scan_parquet(task.path("sample_index", file="index.parquet"))
     of_rows = places.join(rows.lazy().select("shard", "uid"), on=["shard", "uid"], how="semi").collect()
-    write_rows(path, whole_index(of_rows), task.project.world.shards)
+    write_rows(path, whole_index(of_rows), task.project.tars.values())
     return path
 
 

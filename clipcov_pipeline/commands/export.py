@@ -43,7 +43,7 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
     with tqdm(total=index.height, unit=" samples", disable=not sys.stderr.isatty()) as bar:
         paths = export_subset(
             index,
-            list(project.shards.values()),
+            list(project.tars.values()),
             out,
             form,
             samples_per_shard=project.config.select.samples_per_shard,

@@ -15,22 +15,24 @@ INDEX_BYTES = 90  # of a sample in an index of places, as zstd packs it, and in 
 ASSUMED_SAMPLE_BYTES = 25_000  # an image of img2dataset's 256 to 384 pixels with its caption and json
 
 
-def disk_needed(config: Config, samples: int, pool_bytes: int) -> dict[str, int]:
+def disk_needed(config: Config, samples: int, pool_bytes: int, *, packed: bool = False) -> dict[str, int]:
     """Estimate what the work folder will hold, in bytes: places, embeddings, subsets, checkpoints.
 
-    Of shards that are not on this machine, what the trainings at work fetch, at most all of it for each.
+    Of tars that are not on this machine, what the trainings at work fetch, at most all of it for each.
 
     Args:
         config: the experiment.
         samples: of the pool.
         pool_bytes: size of its shards; 0 where it is not known: `ASSUMED_SAMPLE_BYTES` a sample.
+        packed: whether the pool is no tars, and gets copied into some.
     """
     pool = pool_bytes or samples * ASSUMED_SAMPLE_BYTES
     kept = (1 - config.evaluate.holdout_fraction) * (
         1 + len(config.select.methods) * sum(config.select.fractions)
     )
     subsets = kept * (samples * INDEX_BYTES + (pool if config.select.write_tars else 0))
-    fetched = pool * config.automation.pools.get("gpu", 1) if "://" in config.shards.source else 0
+    remote = "://" in config.shards.source and not packed
+    fetched = pool * config.automation.pools.get("gpu", 1) if remote else 0
     proxy, trained = model_size(config.proxy.model), model_size(config.train.model)
     rows = samples * (2 * 2 * proxy.embed_dim + 200)  # two fp16 vectors, uid, key and caption
     # weights in fp32, of an arm in the store and in MLflow's registry; the one in training also holds the
@@ -41,6 +43,7 @@ def disk_needed(config: Config, samples: int, pool_bytes: int) -> dict[str, int]
         "embeddings": rows,
         "subsets": round(subsets),
         **({"fetched": fetched} if fetched else {}),
+        **({"pool packed into tars": pool} if packed else {}),
         "checkpoints": 4 * (2 * arms * trained.parameters + 3 * trained.parameters + proxy.parameters),
     }
 

@@ -128,7 +128,7 @@ def _raw_shards(config: Config, world: World) -> Iterator[Node]:
         yield Node(
             RAW_SHARDS,
             shard.name,
-            params=rules,
+            params=rules if shard.rows is None else {"shards": rules["shards"] | config.shards.columns},
             sources={"shard": f"{shard.name}@{shard.version}"},
             needs=("places",),
         )
@@ -346,10 +346,10 @@ def _compared(config: Config) -> dict[str, Any]:
     return {"evaluate": board, "select": {"methods": methods}}
 
 
-def _image_rules(config: Config) -> dict[str, Any]:
-    """What decides which images are usable."""
+def _image_rules(config: Config, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What decides which images are usable; and of tables, which columns are read."""
     rules = ("max_image_pixels", "max_resized_pixels", "high_bit_depth")
-    return {"shards": _some(config.shards.semantic(), *rules)}
+    return {"shards": {**_some(config.shards.semantic(), *rules), **(columns or {})}}
 
 
 def _caption(config: Config) -> dict[str, Any]:

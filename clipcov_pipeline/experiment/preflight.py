@@ -26,10 +26,12 @@ from clipcov_pipeline.experiment.world import (
     class_names,
     evaluation_source,
     observe,
+    pool_shards,
     pool_source,
     primary_sets,
 )
 from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.sources import unread_parquet
 from clipcov_pipeline.pool.tars import key_and_suffix
 
 
@@ -92,8 +94,8 @@ def preflight(config: Config, *, measure: bool = True) -> Preflight:
     disk: dict[str, int] = {}
     if samples is not None:
         arms, said = step_findings(config, samples)
-        pool_bytes = _bytes_of(shards)
-        disk = disk_needed(config, samples, pool_bytes)
+        pool_bytes = bytes_of(shards)
+        disk = disk_needed(config, samples, pool_bytes, packed=any(shard.rows for shard in shards))
         findings += [*said, disk_finding(config, disk, assumed=not pool_bytes)]
     rates: dict[str, float] = {}
     parts: list[Part] = []
@@ -118,10 +120,13 @@ def _time(config: Config, samples: int, arms: Sequence[ArmSteps], rates: Mapping
 
 def _pool(config: Config) -> tuple[list[Finding], list[Shard]]:
     try:
-        shards = scan(pool_source(config), dict(config.shards.storage_options))
+        shards = pool_shards(config)
     except InputError as error:
         return [Finding("missing", "pool", f"{error} (shards.source)")], []
-    return [Finding("ok", "pool", f"{len(shards):,} shards in {config.shards.source}")], list(shards)
+    text = f"{len(shards):,} shards in {config.shards.source}"
+    if others := unread_parquet(pool_source(config), shards):
+        text += f"; its {others:,} parquet files without a tar of that name are not read"
+    return [Finding("ok", "pool", text)], shards
 
 
 def _pool_size(config: Config, shards: Sequence[Shard]) -> tuple[int | None, list[Finding]]:
@@ -141,7 +146,7 @@ def _pool_size(config: Config, shards: Sequence[Shard]) -> tuple[int | None, lis
 
 
 def count_samples(shards: Sequence[Shard], seconds: float = 2.0) -> tuple[int, bool] | None:
-    """Count the samples of local shards by their tars' headers, good or not.
+    """Count the samples of local shards by their tars' headers, or their tables' rows, good or not.
 
     Returns:
         (samples, whether all shards were counted: after ``seconds`` the rest is taken to be as those by its
@@ -154,21 +159,31 @@ def count_samples(shards: Sequence[Shard], seconds: float = 2.0) -> tuple[int, b
     for index, shard in enumerate(shards):
         if index and time.monotonic() > deadline:
             return round(counted * sum(filter(None, sizes)) / max(read, 1)), False
-        try:
-            with tarfile.open(shard.url) as tar:
-                counted += len({key for member in tar if (key := key_and_suffix(member)[0]) is not None})
-        except (tarfile.TarError, OSError):
-            pass  # quarantined by the run; its samples do not count
+        counted += _samples_of(shard)
         read += sizes[index] or 0
     return counted, True
 
 
+def _samples_of(shard: Shard) -> int:
+    """Samples of a local shard; none where it cannot be read: the run quarantines it."""
+    if shard.rows is not None:
+        return shard.rows.count() or 0
+    try:
+        with tarfile.open(shard.url) as tar:
+            return len({key for member in tar if (key := key_and_suffix(member)[0]) is not None})
+    except (tarfile.TarError, OSError):
+        return 0
+
+
 def _local_size(shard: Shard) -> int | None:
+    if shard.rows is not None:
+        return shard.rows.size()
     path = Path(shard.url)
     return path.stat().st_size if path.is_file() else None
 
 
-def _bytes_of(shards: Sequence[Shard]) -> int:
+def bytes_of(shards: Sequence[Shard]) -> int:
+    """Return the bytes of the shards that are on this machine."""
     return sum(_local_size(shard) or 0 for shard in shards)
 
 

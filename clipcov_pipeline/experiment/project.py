@@ -1,7 +1,7 @@
 """A project at work: the configuration with its store, its LanceDB tables, and the plan of this moment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.load import read_config
 from clipcov_pipeline.experiment.plan import Plan, Step, make_plan
 from clipcov_pipeline.experiment.records import WHOLE, Record, node_name
+from clipcov_pipeline.experiment.stages import RAW_SHARDS
 from clipcov_pipeline.experiment.store import Entry, Store, require
 from clipcov_pipeline.experiment.world import World, observe
-from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.packing import PACKED
 from clipcov_pipeline.proxy.vectors import Vectors
 
 
@@ -46,8 +48,25 @@ class Project:
 
     @cached_property
     def shards(self) -> Mapping[str, Shard]:
-        """The pool's shards by name."""
+        """The pool's shards by name, as they were listed."""
         return {shard.name: shard for shard in self.world.shards}
+
+    @cached_property
+    def tars(self) -> Mapping[str, Shard]:
+        """Where each shard's tar lies, by name: the one listed, or what `raw_shards` packed of rows.
+
+        A shard that is not packed yet is left out.
+        """
+        found = {name: self._packed(shard) if shard.rows else shard for name, shard in self.shards.items()}
+        return {name: shard for name, shard in found.items() if shard is not None}
+
+    def _packed(self, shard: Shard) -> Shard | None:
+        record = self.store.current(RAW_SHARDS, shard.name)
+        path = self.store.folder(record) / PACKED if record is not None else None
+        if path is None or not path.is_file():
+            return None
+        (packed,) = scan(str(path))
+        return replace(packed, name=shard.name)
 
     @property
     def scratch(self) -> Path:

@@ -3,20 +3,21 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from textwrap import indent
 from typing import Any, NamedTuple
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.schema import FILE
-from clipcov_pipeline.experiment.preflight import count_samples
+from clipcov_pipeline.experiment.preflight import bytes_of, count_samples
 from clipcov_pipeline.experiment.sizes import human
 from clipcov_pipeline.pool.captions import JSON_KEY, CaptionRule, caption_text
-from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.listing import Shard
+from clipcov_pipeline.pool.rows import UnreadableRowsError
 from clipcov_pipeline.pool.samples import Sample, iter_samples
+from clipcov_pipeline.pool.sources import find_shards
 from clipcov_pipeline.pool.tars import NotATarError, iter_groups
 
 LOOKED_AT = 200  # samples of the first shard
@@ -51,7 +52,7 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
     Raises:
         InputError: no shards, or no pair of image and caption among the first samples.
     """
-    shards = scan(source, storage_options=storage_options)
+    shards = find_shards(source, storage_options=storage_options)
     keys = _text_keys(shards[0], storage_options)
     caption = "txt"
     samples = _first_samples(shards, storage_options, caption)
@@ -61,13 +62,13 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
     if not samples:
         raise InputError(
             f"{source}: found no image with a caption of one key in {shards[0].name}, expected KEY.jpg (or"
-            " another image) beside KEY.txt, as img2dataset writes them, or a KEY.json with texts"
+            " another image) beside KEY.txt, as img2dataset writes them, a KEY.json with texts, or a table"
+            " with a column of each"
         )
     counted = count_samples(shards)
-    local = [Path(shard.url) for shard in shards if Path(shard.url).is_file()]
     return Look(
         shards=len(shards),
-        size=sum(path.stat().st_size for path in local),
+        size=bytes_of(shards),
         samples=counted[0] if counted else None,
         exact=bool(counted and counted[1]),
         words=median(len(sample.caption.split()) for sample in samples),
@@ -81,7 +82,7 @@ def look_at(source: str, storage_options: dict[str, Any] | None = None) -> Look:
 def _first_samples(
     shards: Sequence[Shard], storage_options: dict[str, Any] | None, caption: str
 ) -> list[Sample]:
-    found = iter_samples(shards[0], None, storage_options, CaptionRule.of(caption))
+    found = _samples(shards[0], storage_options, CaptionRule.of(caption))
     return [sample for sample in islice(found, LOOKED_AT) if min(_size(sample.image))]
 
 
@@ -89,14 +90,22 @@ def _text_keys(shard: Shard, storage_options: dict[str, Any] | None) -> tuple[st
     """Keys of the json that hold a text of their own in half of the first samples or more, the most first."""
     found, looked = Counter[str](), 0
     try:
-        for group in islice(iter_groups(shard, None, storage_options), LOOKED_AT):
+        for text, meta in islice(_texts(shard, storage_options), LOOKED_AT):
             looked += 1
-            text = caption_text(group.get("txt") or b"", "replace")
-            meta = group.meta() or {}
             found.update(key for key, value in meta.items() if _holds_text(value, text))
-    except (NotATarError, OSError) as error:
+    except (NotATarError, UnreadableRowsError, OSError) as error:
         raise InputError(f"{shard.url}: cannot be read ({' '.join(str(error).split())})") from error
     return tuple(key for key, count in found.most_common() if 2 * count >= looked)
+
+
+def _texts(shard: Shard, storage_options: dict[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The caption of each sample, and what else is said of it."""
+    if shard.rows is None:
+        for group in iter_groups(shard, None, storage_options):
+            yield caption_text(group.get("txt") or b"", "replace"), group.meta() or {}
+    else:
+        for row in shard.rows.rows(storage_options):
+            yield caption_text(row.caption or b"", "replace"), row.meta or {}
 
 
 def _holds_text(value: Any, known: str) -> bool:
@@ -109,6 +118,15 @@ def _holds_text(value: Any, known: str) -> bool:
         and "://" not in text
         for one in (value if isinstance(value, list) else [value])
     )
+
+
+def _samples(shard: Shard, storage_options: dict[str, Any] | None, captions: CaptionRule) -> Iterator[Sample]:
+    if shard.rows is None:
+        yield from iter_samples(shard, None, storage_options, captions)
+        return
+    for row in shard.rows.rows(storage_options):
+        if row.image is not None and row.caption is not None:
+            yield Sample(row.key, row.image, row.image_ext, caption_text(row.caption, "replace"), row.meta)
 
 
 def _size(image: bytes) -> tuple[int, int]:

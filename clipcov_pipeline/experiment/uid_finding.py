@@ -14,8 +14,8 @@ LOOKED_AT = 100  # samples of the first shard
 
 
 def uid_finding(shards: Sequence[Shard]) -> list[Finding]:
-    """Look at the first samples of the first shard; nothing where that is not local or not readable."""
-    if not shards or not Path(shards[0].url).is_file():
+    """Look at the first samples of the first shard; nothing where that is no local readable tar."""
+    if not shards or shards[0].rows is not None or not Path(shards[0].url).is_file():
         return []
     try:
         metas = [group.meta() for group in islice(iter_all_groups(shards[0], {"json"}), LOOKED_AT)]

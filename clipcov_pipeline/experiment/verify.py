@@ -186,7 +186,7 @@ def _cut_again(project: Project, record: Record, entries: Index, folder: Path) -
     index, digests = write_subset(folder, subset, labels, _output(project, places, SAMPLE_INDEX, "index"))
     if settings.get("write_tars"):
         write_subset_tars(
-            list(project.shards.values()),
+            list(project.tars.values()),
             keys_by_shard(index),
             folder / TARS,
             samples_per_shard=settings["samples_per_shard"],

@@ -12,6 +12,7 @@ from clipcov_pipeline.experiment.records import WHOLE
 from clipcov_pipeline.experiment.stages import PROXY_MODEL
 from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.pool.listing import Shard, scan
+from clipcov_pipeline.pool.sources import find_shards
 from clipcov_pipeline.proxy.models import CHECKPOINT_SUFFIXES, MODEL_CONFIGS, ModelSpec, check_model
 
 
@@ -42,12 +43,11 @@ def observe(config: Config) -> World:
     Raises:
         InputError: a missing or empty folder, an unknown model, a missing file.
     """
-    options = dict(config.shards.storage_options)
     tokens = _file_tokens(config)  # first: a mistake here is found before the sample is unpacked
     sets, set_tokens, absent = _evaluation_files(config)
     return World(
         tokens=tokens | set_tokens,
-        shards=tuple(scan(pool_source(config), options, settle_seconds=config.shards.settle_seconds)),
+        shards=tuple(pool_shards(config, settle_seconds=config.shards.settle_seconds)),
         evaluation_shards=sets,
         absent=absent,
     )
@@ -99,6 +99,16 @@ def pool_source(config: Config) -> str:
     if config.shards.source == "sample":
         return str(_unpacked_sample(config)[0])
     return config.location(config.shards.source)
+
+
+def pool_shards(config: Config, settle_seconds: float = 0) -> list[Shard]:
+    """List the pool's shards. Raises InputError as `find_shards`."""
+    return find_shards(
+        pool_source(config),
+        dict(config.shards.storage_options),
+        settle_seconds=settle_seconds,
+        **config.shards.columns,
+    )
 
 
 def evaluation_source(config: Config, name: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.rows import RowSource
 
 _CHANGE_TOKENS = (
     ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "generation"),
@@ -28,19 +29,27 @@ _PARALLEL_LOOKUPS = 16
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a pool.
+    """One tar of a pool, or rows of a table that are packed into one first.
 
     name: partition key, unique in the pool, of `[A-Za-z0-9._-]`: the path below the source's root without
     `.tar`, with `/` written as `__`. url: local path or fsspec URL. version: a token from the file system's
     listing that changes when the file does (size and time of change, or the store's ETag); not a digest.
+    rows: what is in it where it is no tar (`pool/sources.py`); `url` is then the file they come from.
     """
 
     name: str
     url: str
     version: str
+    rows: RowSource | None = field(default=None, compare=False, repr=False)
 
 
-def scan(source: str, storage_options: dict | None = None, *, settle_seconds: float = 0) -> list[Shard]:
+class NoShardsError(InputError):
+    """The folder is there and has no shard in it."""
+
+
+def scan(
+    source: str, storage_options: dict | None = None, *, settle_seconds: float = 0, suffix: str = ".tar"
+) -> list[Shard]:
     """Return the shards of a source, sorted by name; hidden names and `.part`, `.tmp` are left out.
 
     Args:
@@ -49,9 +58,11 @@ def scan(source: str, storage_options: dict | None = None, *, settle_seconds: fl
         storage_options: fsspec's.
         settle_seconds: a local shard changed less than so long ago may still be being written: it is left
             for the next scan.
+        suffix: what a shard's name ends with; of others than tars, a pattern may also have `*` and `?`.
 
     Raises:
-        InputError: nothing there, no `.tar` in the folder, a pattern that names absent shards, an unknown
+        NoShardsError: no `.tar` in the folder.
+        InputError: nothing there, a pattern that names absent shards, an unknown
             protocol or one whose driver is not installed, two shards that would get one name.
     """
     filesystem, path = _filesystem(source, storage_options)
@@ -60,10 +71,10 @@ def scan(source: str, storage_options: dict | None = None, *, settle_seconds: fl
         if _is_pattern(filesystem, source, path):
             root, entries = _list_pattern(filesystem, source)
         else:
-            root, entries = _list(filesystem, source, path)
+            root, entries = _list(filesystem, source, path, suffix)
     shards: dict[str, Shard] = {}
     for path, info in sorted(entries.items()):
-        name = _shard_name(path.removeprefix(root).lstrip("/"))
+        name = shard_name(path.removeprefix(root).lstrip("/"), suffix)
         shard = _shard(filesystem, name, path, info, settle_seconds)
         if shard is None:
             continue
@@ -166,36 +177,88 @@ def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
     return {path: entry for path, entry in zip(paths, entries, strict=True) if entry is not None}
 
 
-def _list(filesystem: Any, source: str, path: str) -> tuple[str, dict[str, dict]]:
-    """(root, path -> listing entry) of one tar or of a folder's tars."""
+def _list(filesystem: Any, source: str, path: str, suffix: str) -> tuple[str, dict[str, dict]]:
+    """(root, path -> listing entry) of one shard or of a folder's shards."""
     if any(letter in path for letter in "*?") and not filesystem.exists(path):
+        if suffix != ".tar":
+            return _list_glob(filesystem, source, path, suffix)
         folder = source.rpartition("/")[0] or "."
         raise InputError(
             f"data source {source}: found a pattern with * or ?, expected a folder or braces: write {folder}"
             f" for all shards in it, or {folder}/{{00000..00012}}.tar"
         )
     path = path.rstrip("/") or path
-    if path.endswith(".tar"):
+    if path.endswith(suffix):
         entry = _info(filesystem, path)
         if entry is None:
-            raise InputError(f"data source {source}: no such file; give a folder of .tar shards or a pattern")
+            raise InputError(
+                f"data source {source}: no such file; give a folder of {suffix} shards or a pattern"
+            )
         if entry["type"] == "file":
             return path.rpartition("/")[0], {path: entry}
-    try:
-        entries = _walk(path) if _is_local(filesystem) else filesystem.find(path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        entries = {}
+    entries = _files_below(filesystem, path)
     if not entries and not filesystem.exists(path):
         raise InputError(
-            f"data source {source}: no such folder; give a folder of .tar shards or a brace pattern"
+            f"data source {source}: no such folder; give a folder of {suffix} shards or a brace pattern"
         )
-    found = {name: entry for name, entry in entries.items() if _is_shard(name.removeprefix(path).lstrip("/"))}
+    found = _finished(entries, path, suffix)
     if not found:
-        raise InputError(
-            f"data source {source}: no .tar shard in it ({len(entries)} other files); "
+        raise NoShardsError(
+            f"data source {source}: no {suffix} shard in it ({len(entries)} other files); "
             "expected WebDataset shards in the img2dataset layout"
         )
     return path, found
+
+
+def _list_glob(filesystem: Any, source: str, path: str, suffix: str) -> tuple[str, dict[str, dict]]:
+    """(root, path -> listing entry) of a pattern with * or ?; root: the last folder before the first."""
+    root = path[: re.search(r"[*?]", path).start()].rpartition("/")[0]  # pyright: ignore[reportOptionalMemberAccess]
+    found = _finished(filesystem.glob(path, detail=True), root, suffix)
+    if not found:
+        raise InputError(f"data source {source}: no file fits this pattern")
+    return root, found
+
+
+def _files_below(filesystem: Any, folder: str) -> dict[str, dict]:
+    try:
+        return _walk(folder) if _is_local(filesystem) else filesystem.find(folder, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def list_files(source: str, storage_options: dict | None = None) -> dict[str, tuple[str, str]]:
+    """Return every file below a folder: its path there -> (path or URL, change token).
+
+    Hidden names are left out. Raises InputError as `scan`.
+    """
+    filesystem, folder = _filesystem(source, storage_options)
+    filesystem.invalidate_cache()
+    folder = folder.rstrip("/") or folder
+    with _remote_errors(source, filesystem):
+        entries = _files_below(filesystem, folder)
+        found: dict[str, tuple[str, str]] = {}
+        for path, info in sorted(entries.items()):
+            relative = path.removeprefix(folder).lstrip("/")
+            if any(part.startswith(".") for part in relative.split("/")):
+                continue
+            shard = _shard(filesystem, "", path, info, settle_seconds=0)
+            if shard is not None:
+                found[relative] = shard.url, shard.version
+    return found
+
+
+def settled(path: str, seconds: float) -> bool:
+    """Return whether a local file was last changed so many seconds ago, or lies elsewhere."""
+    return "://" in path or abs(time.time() - Path(path).stat().st_mtime) >= seconds
+
+
+def _finished(entries: dict[str, dict], root: str, suffix: str) -> dict[str, dict]:
+    """Those of some files that are finished shards."""
+    return {
+        path: entry
+        for path, entry in entries.items()
+        if _is_shard(path.removeprefix(root).lstrip("/"), suffix)
+    }
 
 
 def _walk(folder: str) -> dict[str, dict]:
@@ -221,16 +284,17 @@ def _walk(folder: str) -> dict[str, dict]:
     return found
 
 
-def _is_shard(relative: str) -> bool:
+def _is_shard(relative: str, suffix: str) -> bool:
     """Whether a path below the root names a finished shard."""
-    parts = relative.removesuffix(".tar").split("/")
-    return relative.endswith(".tar") and not any(
+    parts = relative.removesuffix(suffix).split("/")
+    return relative.endswith(suffix) and not any(
         part.startswith(".") or part.endswith((".part", ".tmp")) or not part for part in parts
     )
 
 
-def _shard_name(relative: str) -> str:
-    name = relative.removesuffix(".tar").replace("/", "__")
+def shard_name(relative: str, suffix: str) -> str:
+    """Return the name of the shard at a path below the source's root."""
+    name = relative.removesuffix(suffix).replace("/", "__")
     # Dagster takes "..." in a partition key for a range
     return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]", "_", name))
 

@@ -49,6 +49,7 @@ class SampleStatus(StrEnum):
     undecodable_image = "undecodable_image"
     one_colour = "one_colour"
     stored_sparse = "stored_sparse"
+    unreadable_row = "unreadable_row"
     duplicate_uid = "duplicate_uid"
 
 

@@ -142,7 +142,7 @@ def _images(
     pool = searcher.project.config.shards
     options = dict(pool.storage_options)
     for name, keys in keys_by_shard(frame).items():
-        shard: Shard | None = searcher.project.shards.get(name)
+        shard: Shard | None = searcher.project.tars.get(name)
         left = set(keys)
         reason = f"no longer in shard {name}"
         if shard is None:

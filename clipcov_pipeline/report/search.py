@@ -345,4 +345,4 @@ def hits_gallery(project: Project, title: str, found: Found) -> Gallery:
     text = "Best first: cosine, latent class and the subsets that it is chosen in."
     sha256 = {(hit.shard, hit.key): hit.image_sha256 for hit in found.hits}
     options = dict(project.config.shards.storage_options)
-    return with_pictures(Gallery(title, (Section("Found", text, (row,)),)), project.shards, sha256, options)
+    return with_pictures(Gallery(title, (Section("Found", text, (row,)),)), project.tars, sha256, options)

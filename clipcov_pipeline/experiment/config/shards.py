@@ -28,11 +28,17 @@ Caption = Annotated[
 
 
 class Shards(Section):
-    """Where the pool's WebDataset shards are (img2dataset layout) and which images are usable."""
+    """Where the pool's pairs are (WebDataset tars, parquet, a folder of images) and which are usable."""
 
     source: str = "sample"
-    """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these."""
+    """``sample`` (shipped in the package), a local folder, a brace pattern, or an fsspec URL of these: of
+    tars, of parquet files with image bytes (also ``pool/*.parquet``), of images with ``metadata.csv`` or
+    ``metadata.jsonl``."""
     storage_options: Annotated[dict[str, Any], KNOB] = Field(default_factory=dict)
+    image_column: str | None = None
+    """Of parquet: the column with the images' bytes; of metadata: with their file names. By default found."""
+    caption_column: str | None = None
+    """The column with the captions, of parquet and metadata; by default ``caption``, ``text`` or ``txt``."""
     max_image_pixels: PositiveInt = MAX_PIXELS  # Pillow's own bound against decompression bombs
     """Width x height of a usable image at most. Pillow's own bound does not count beside it."""
     max_resized_pixels: PositiveInt = MAX_PIXELS
@@ -55,6 +61,12 @@ class Shards(Section):
         values = super().semantic()
         caption = values.pop("caption")
         return values if caption == TXT else {**values, "caption": caption.written}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are named."""
+        named = {"image_column": self.image_column, "caption_column": self.caption_column}
+        return {key: name for key, name in named.items() if name is not None}
 
     @property
     def image_rules(self) -> ImageRules:
