@@ -1,5 +1,6 @@
 """`clipcov check`: what is missing and what it takes, on a machine with and without the data."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from clipcov_pipeline.experiment.plan import make_plan
 from clipcov_pipeline.experiment.preflight import count_samples, preflight
 from clipcov_pipeline.experiment.rates import measure_rates, start_seconds, steps_in_time
 from clipcov_pipeline.experiment.recipes import recipes
+from clipcov_pipeline.experiment.records import RECORD, record_text
 from clipcov_pipeline.experiment.stages import SUBSETS
-from clipcov_pipeline.experiment.store import Store, _seal
+from clipcov_pipeline.experiment.store import Store
 from clipcov_pipeline.experiment.uid_finding import uid_finding
 from clipcov_pipeline.experiment.weights import cached_weights
 from clipcov_pipeline.experiment.world import observe
@@ -212,11 +214,9 @@ def write_record(store: Store, node: Node, fingerprint: str, seconds: float, **s
     about = {"code_version": "2", "params": node.params, "sources": {}, "inputs": {}}
     with store.write(node.stage, node.partition, fingerprint, **about) as entry:
         entry.stats, entry.digests = stats, dict.fromkeys(node.needs, "0" * 64)
-    path = next((store.root / node.stage / node.partition).glob("*/record.json"))
-    values = json.loads(path.read_text())
-    values.pop("seal")
-    values["seconds"] = seconds
-    path.write_text(json.dumps({**values, "seal": _seal(values)}))
+    record = store.current(node.stage, node.partition)
+    assert record is not None
+    (store.folder(record) / RECORD).write_text(record_text(dataclasses.replace(record, seconds=seconds)))
 
 
 def test_a_start_takes_the_time_of_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
