@@ -15,6 +15,7 @@ REPO = Path(__file__).parent.parent
 # files that are written in place, and why none of them can be taken for whole
 IN_PLACE = {
     "clipcov_pipeline/files.py": "the helper itself",
+    "clipcov_pipeline/pool/packing.py": "a part of an entry",
     "clipcov_pipeline/pool/bundled.py": "into a temporary folder, which is renamed",
     "clipcov_pipeline/proxy/vectors.py": "an empty lock",
     "clipcov_pipeline/report/drawing.py": "a part of an entry: the store renames its folder last",
