@@ -21,7 +21,7 @@ from clipcov_pipeline.experiment.duration import TRAINING_SECONDS, Part, time_ne
 from clipcov_pipeline.experiment.graph import Node
 from clipcov_pipeline.experiment.plan import make_plan
 from clipcov_pipeline.experiment.preflight import count_samples, preflight
-from clipcov_pipeline.experiment.rates import measure_rates, start_seconds, steps_in_time
+from clipcov_pipeline.experiment.rates import MOST_WAITING, measure_rates, start_seconds, steps_in_time
 from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.records import RECORD, record_text
 from clipcov_pipeline.experiment.stages import SUBSETS
@@ -242,14 +242,14 @@ class Machine:
         return self.worked * self.slowed, self.worked
 
 
-@pytest.mark.parametrize(("slowed", "seconds"), [(1, 20), (3, 60)])
+@pytest.mark.parametrize(("slowed", "seconds"), [(1, 20), (3, 20), (40, 200)])
 def test_the_configured_batch_is_timed_without_its_first_step(slowed: float, seconds: float):
     machine = Machine(slowed)
     batch, took = steps_in_time(machine.step, 256, seconds, machine.clock)
     assert batch == 256
     assert len(took) >= 3
     assert [worked for _, worked in took] == pytest.approx([0.306] * len(took))
-    assert machine.worked * slowed < 1.1 * seconds
+    assert max(machine.worked, machine.worked * slowed / MOST_WAITING) < 1.1 * seconds
 
 
 def test_a_step_that_takes_too_long_is_timed_in_a_smaller_batch():

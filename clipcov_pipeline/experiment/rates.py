@@ -27,6 +27,8 @@ JOB_SECONDS = 3.0  # for each of at most three models
 
 READ_FIRST, READ_SAMPLES = 20, 200  # not counted, as they set things up; and counted
 
+MOST_WAITING = 4  # times as long as what is worked, at most, do the measurements take
+
 SPEED_UP = 0.7  # threads ** this: two are 1.6 times as fast as one, as a small model's are
 
 LARGEST_BATCH = {"cpu": 256}  # a larger one is no faster a sample there, and may not fit
@@ -116,12 +118,10 @@ def _rate(job: Job, seconds: float) -> float:
         with cpu_kernels() if place == "cpu" and job.training else nullcontext():
             step = _step_of(job.model, place, job.precision, job.training)
             most = min(job.batch, LARGEST_BATCH.get(place, LARGEST_BATCH_ELSEWHERE))
-            batch, took = steps_in_time(step, most, seconds, _clock)
+            batch, took = steps_in_time(step, most, seconds, _clock if place == "cpu" else _wall_clock)
     finally:
         torch.set_num_threads(before)
-    if place == "cpu":
-        return batch / median(min(pair) for pair in took)
-    return batch / median(wall for wall, _ in took)
+    return batch / median(min(pair) for pair in took)
 
 
 def steps_in_time(
@@ -134,7 +134,7 @@ def steps_in_time(
     Returns:
         (the batch, what each counted step took by the clock: at least one).
     """
-    started = clock()[0]
+    started = clock()
 
     def timed(batch: int) -> tuple[float, float]:
         before = clock()
@@ -143,22 +143,31 @@ def steps_in_time(
         return after[0] - before[0], after[1] - before[1]
 
     def left() -> float:
-        return seconds - (clock()[0] - started)
+        wall, worked = (now - before for now, before in zip(clock(), started, strict=True))
+        # by what was worked: on a busy machine the configured batch would not be reached in time
+        return seconds - max(worked, wall / MOST_WAITING)
+
+    def needed(step: tuple[float, float]) -> float:
+        return max(step[1], step[0] / MOST_WAITING)
 
     batch = min(2, most)
     first = timed(batch)
-    took = [timed(batch)] if left() > first[0] else [first]
-    while batch < most and left() > 3 * 4 * took[-1][0]:
+    took = [timed(batch)] if left() > needed(first) else [first]
+    while batch < most and left() > 3 * 4 * needed(took[-1]):
         batch = min(4 * batch, most)
         timed(batch)
         took = [timed(batch)]
-    while left() > took[-1][0]:
+    while left() > needed(took[-1]):
         took.append(timed(batch))
     return batch, took
 
 
 def _clock() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
+
+
+def _wall_clock() -> tuple[float, float]:
+    return time.perf_counter(), time.perf_counter()
 
 
 def _step_of(model: str, place: str, precision: str, training: bool) -> Callable[[int], None]:
