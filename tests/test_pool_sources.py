@@ -385,6 +385,14 @@ def test_a_csv_without_a_header_is_one_line_or_quarantined_beside_others(tmp_pat
     assert found["good__metadata-00000"].places.height == 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_metadata_in_utf_16_is_one_line(tmp_path, encoding):
+    table = write_folder(tmp_path / "pool", pairs(1))
+    table.write_bytes(("\ufeff" + table.read_text()).encode(encoding))
+    with pytest.raises(InputError, match=r"metadata.csv: found UTF-16, expected UTF-8: save it as that$"):
+        find_shards(str(tmp_path / "pool"))
+
+
 def test_lines_of_json_that_are_none_are_kept_aside(tmp_path):
     table = write_folder(tmp_path / "pool", pairs(2), "jsonl")
     lines = table.read_text().splitlines()

@@ -1,5 +1,6 @@
 """Rows of a folder of images with `metadata.csv` or `metadata.jsonl`: Hugging Face's `imagefolder`."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -240,8 +241,11 @@ def _version(images: list[Image]) -> str:
 @lru_cache(maxsize=64)  # every plan looks into it
 def _lines(url: str, version: str, storage_options: str) -> list[Line]:  # noqa: ARG001 (a changed file has another version)
     with open_shard(url, json.loads(storage_options)) as file:
-        # a byte that is no UTF-8 is kept as it is, and its caption is kept aside
-        text = file.read().decode("utf-8-sig", "surrogateescape")
+        data = file.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's, Excel's "Unicode text"
+        raise UnreadableRowsError("found UTF-16, expected UTF-8: save it as that")
+    # a byte that is no UTF-8 is kept as it is, and its caption is kept aside
+    text = data.decode("utf-8-sig", "surrogateescape")
     return list(_of_csv(text) if url.endswith(".csv") else _of_json_lines(text))
 
 
