@@ -34,6 +34,7 @@ def test_every_form_holds_the_subset_that_is_stored(lab: Lab, tmp_path: Path) ->
     assert set(pl.read_parquet(tmp_path / "parquet" / "subset.parquet")["uid"]) == uids
     csv = pl.read_csv(tmp_path / "csv" / "subset.csv", schema_overrides={"key": pl.String})
     assert set(csv["uid"]) == uids
+    assert csv.columns == pl.read_parquet(stored / "subset.parquet").columns
     assert set(pl.read_parquet(tmp_path / "hf" / "*.parquet")["uid"]) == uids
     found = []
     for path in sorted((tmp_path / "tars").glob("*.tar")):

@@ -34,6 +34,17 @@ def test_what_it_writes_can_run(tmp_path: Path) -> None:
         raise init(tmp_path / "pool", "--out", tmp_path / "mine" / "e.yaml").exception or AssertionError
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"), [("pool #1", "no"), ("my: pool", "1e3"), ("it's [a] pool", "pool")]
+)
+def test_names_that_yaml_takes_for_other_things_are_quoted(tmp_path: Path, folder: str, name: str) -> None:
+    write_pool(tmp_path / folder, n_shards=1, samples_per_shard=10)
+    result = init(tmp_path / folder, "--out", tmp_path / "e.yaml", "--name", name)
+    assert result.exit_code == 0, result.output
+    config = load_config(str(tmp_path / "e.yaml"))
+    assert (config.shards.source, config.name) == (str(tmp_path / folder), name)
+
+
 @pytest.mark.slow
 def test_its_selection_runs_as_it_is(sample_shards: Path, tmp_path: Path) -> None:
     assert init(sample_shards / "00000.tar", "--out", tmp_path / "experiment.yaml").exit_code == 0

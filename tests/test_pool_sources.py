@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import CaptionRule
 from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.pool.manifest import ShardReport, read_shard
 from clipcov_pipeline.pool.packing import read_packed
@@ -162,6 +163,61 @@ def test_a_caption_that_is_no_utf8_costs_its_own_row(tmp_path):
     table = pa.table({"png": [p[1] for p in given], "caption": captions})
     report = one(write_table(tmp_path / "x.parquet", table), tmp_path / "packed")
     assert report.manifest["status"].to_list() == ["ok", "non_utf8_caption", "missing_caption"]
+
+
+def test_values_that_python_does_not_have_cost_a_row_at_most(tmp_path):
+    given = pairs(2)
+    texts = pa.array([b"re", b"caf\xe9"], pa.binary()).view(pa.string())
+    table = pa.table(
+        {
+            "png": [pair[1] for pair in given],
+            "caption": [pair[2] for pair in given],
+            "texts": pa.ListArray.from_arrays([0, 1, 2], texts),
+        }
+    )
+    report = one(write_table(tmp_path / "x.parquet", table), tmp_path / "packed")
+    assert report.manifest["status"].to_list() == ["ok", "unreadable_row"]
+    assert report.manifest["reason"][1].startswith("row 1: texts: ")
+    late = table.drop_columns("texts").append_column("when", pa.array([0, 2**40 * 1000], pa.timestamp("ms")))
+    report = one(write_table(tmp_path / "y.parquet", late), tmp_path / "packed")
+    assert report.manifest["status"].to_list() == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("layout", ["parquet", "folder"])
+def test_captions_of_a_rule_without_txt_need_no_column_of_their_own(tmp_path, layout):
+    given, texts = pairs(2), [["one", "uno"], ["two"]]
+    if layout == "parquet":
+        table = pa.table({"png": [pair[1] for pair in given], "texts": texts})
+        source = write_table(tmp_path / "x.parquet", table)
+    else:
+        source = write_folder(tmp_path / "pool", given, "jsonl")
+        rows = [
+            {"file_name": f"{pair[0]}.png", "texts": text} for pair, text in zip(given, texts, strict=True)
+        ]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="texts in a list"):
+        find_shards(str(source))
+    (shard,) = find_shards(str(source), captions=CaptionRule.of("json:texts"))
+    report = read_packed(shard, tmp_path / "x.tar", max_pixels=PIXELS, captions=CaptionRule.of("json:texts"))
+    assert report.manifest["status"].to_list() == ["ok", "ok"]
+    assert report.manifest["caption"].to_list() == ["one", "two"]
+
+
+def test_a_row_without_a_caption_in_its_column_has_that_of_another_source(tmp_path):
+    given = pairs(3)
+    table = pa.table(
+        {
+            "png": [pair[1] for pair in given],
+            "caption": [None, "txt", None],
+            "re": ["json", None, None],
+        }
+    )
+    rule = CaptionRule.of(["txt", "json:re"])
+    (shard,) = find_shards(str(write_table(tmp_path / "x.parquet", table)), captions=rule)
+    report = read_packed(shard, tmp_path / "x.tar", max_pixels=PIXELS, captions=rule)
+    assert report.manifest["caption"].to_list() == ["json", "txt", None]
+    assert report.manifest["status"].to_list() == ["ok", "ok", "missing_caption"]
+    assert report.manifest["reason"][2].startswith("row 2: caption is null; no .txt member; key 're'")
 
 
 def test_metadata_that_was_written_a_moment_ago_is_left_for_the_next_scan(tmp_path):
@@ -327,6 +383,14 @@ def test_a_csv_without_a_header_is_one_line_or_quarantined_beside_others(tmp_pat
     assert list(found) == ["bad__metadata", "good__metadata-00000"]
     assert "expected file_name" in (found["bad__metadata"].quarantined or "")
     assert found["good__metadata-00000"].places.height == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_metadata_in_utf_16_is_one_line(tmp_path, encoding):
+    table = write_folder(tmp_path / "pool", pairs(1))
+    table.write_bytes(("\ufeff" + table.read_text()).encode(encoding))
+    with pytest.raises(InputError, match=r"metadata.csv: found UTF-16, expected UTF-8: save it as that$"):
+        find_shards(str(tmp_path / "pool"))
 
 
 def test_lines_of_json_that_are_none_are_kept_aside(tmp_path):

@@ -296,6 +296,8 @@ def test_files_of_no_use_are_named(metadata, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     np.save(tmp_path / "flat.npy", np.zeros(3))
     np.save(tmp_path / "wide.npy", np.zeros((3, D + 1), np.float32))
+    np.save(tmp_path / "holes.npy", np.array([[1.0] * D, [np.nan] * D], np.float32))
+    np.save(tmp_path / "good.npy", np.eye(D, dtype=np.float32))
     for key, name, said in (
         ("filters.text_based.class_names", "nams.txt", "found no file .*nams.txt, did you mean 'names.txt'?"),
         ("class_names", "names.txt", r"class_names: class names: found '--' in .*names.txt"),
@@ -311,6 +313,10 @@ def test_files_of_no_use_are_named(metadata, tmp_path: Path) -> None:
     with open_pool(metadata[0], need_classes=False) as pool:
         with pytest.raises(InputError, match=f"found embeddings of width {D + 1}, expected the pool's {D}"):
             rank(pool, "image_based", target=str(tmp_path / "wide.npy"))
+        with pytest.raises(InputError, match=r"holes.npy: found 1 of 2 rows with values that are not finite"):
+            rank(pool, "image_based", target=str(tmp_path / "holes.npy"))
+        with pytest.raises(InputError, match=rf"image_based.n_clusters: found {N + 1}, expected at most {N}"):
+            rank(pool, "image_based", target=str(tmp_path / "good.npy"), n_clusters=N + 1)
         with pytest.raises(InputError, match="filter basic: needs the column caption_words"):
             rank(pool, "basic")
 

@@ -8,7 +8,7 @@ import click
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.plan import Plan, Status
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.records import WHOLE, Record, node_name
+from clipcov_pipeline.experiment.records import Record, node_name
 from clipcov_pipeline.subsets.export import FORMATS, Format, export_subset
 
 
@@ -36,10 +36,7 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
 
     project = Project.open(config)
     plan = project.plan()
-    chosen = pl.read_parquet(project.store.checked(current(plan, "subsets", subset), "subset.parquet"))
-    labels = project.store.checked(current(plan, "pseudo_labels", WHOLE), "labels.parquet")
-    places = pl.read_parquet(labels, columns=["uid", "shard", "key"])
-    index = chosen.join(places, on="uid", how="left", maintain_order="left")
+    index = pl.read_parquet(project.store.checked(current(plan, "subsets", subset), "subset.parquet"))
     with tqdm(total=index.height, unit=" samples", disable=not sys.stderr.isatty()) as bar:
         paths = export_subset(
             index,

@@ -9,8 +9,11 @@ from statistics import median
 from textwrap import indent
 from typing import Any, NamedTuple
 
+import yaml
+
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.schema import FILE
+from clipcov_pipeline.experiment.config.yaml_loader import Loader
 from clipcov_pipeline.experiment.preflight import bytes_of, count_samples
 from clipcov_pipeline.experiment.sizes import human
 from clipcov_pipeline.pool.captions import JSON_KEY, CaptionRule, caption_text
@@ -156,8 +159,8 @@ def starter(name: str, source: str, look: Look, *, gpu: bool) -> str:
     )
     return TEMPLATE.format(
         schema=FILE,
-        name=name,
-        source=source,
+        name=_as_yaml(name),
+        source=_as_yaml(source),
         captions=_captions_in_words(look),
         seen_of_it=_in_words(look),
         counted=""
@@ -179,6 +182,15 @@ def _batch(smallest: int, *, gpu: bool) -> int:
     while batch > 2 and 4 * batch > smallest:
         batch //= 2
     return batch
+
+
+def _as_yaml(text: str) -> str:
+    """A text as it is, or in quotes where YAML takes it for another thing (`a #1`, `a: b`, `no`, `1e3`)."""
+    try:
+        plain = yaml.load(f"key: {text}\n", Loader) == {"key": text}
+    except yaml.YAMLError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _captions_in_words(look: Look) -> str:

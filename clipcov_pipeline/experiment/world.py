@@ -107,6 +107,7 @@ def pool_shards(config: Config, settle_seconds: float = 0) -> list[Shard]:
         pool_source(config),
         dict(config.shards.storage_options),
         settle_seconds=settle_seconds,
+        captions=config.shards.caption,
         **config.shards.columns,
     )
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 Choice = Literal["first", "random", "join"]
 MEMBERS = ("txt", "json")  # that captions are read from
 JSON_KEY = "json:"
+NO_TXT = "no .txt member"
 SEPARATOR = " "  # between captions that are joined
 Get = Callable[[str], bytes | None]  # a member's bytes by its suffix
 _FORMS = "txt, json:KEY, a list of these, or {from: [...], rule: first | random | join}"
@@ -152,7 +153,7 @@ def _read(source: str, get: Get) -> list[str]:
     """The captions of one source, none blank; raises NoCaptionError where there is none."""
     if source == "txt":
         if (data := get("txt")) is None:
-            raise NoCaptionError("missing_caption", "no .txt member")
+            raise NoCaptionError("missing_caption", NO_TXT)
         try:
             texts = [caption_text(data)]
         except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 """Rows of a folder of images with `metadata.csv` or `metadata.jsonl`: Hugging Face's `imagefolder`."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -17,8 +18,10 @@ from clipcov_pipeline.pool.listing import Shard, open_shard, shard_name
 from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 from clipcov_pipeline.pool.rows import (
     CAPTION_NAMES,
+    Names,
     Row,
     UnreadableRowsError,
+    choose_caption,
     choose_column,
     image_extension,
 )
@@ -55,7 +58,7 @@ class FolderRows:
     uid_name: str
     images: tuple[Image, ...]
     image_column: str
-    caption_column: str
+    caption_column: str | None
     unreadable: str | None = None
 
     def rows(self, storage_options: dict | None) -> Iterator[Row]:
@@ -86,11 +89,11 @@ class FolderRows:
     def _row(self, image: Image, storage_options: dict | None) -> Row:
         line = image.line
         meta = {name: value for name, value in line.fields.items() if name != self.caption_column}
-        caption = line.fields.get(self.caption_column)
+        caption = line.fields.get(self.caption_column) if self.caption_column else None
         row = Row(image.key, line.where, meta=meta, problem=line.problem)
         if isinstance(caption, str):
             row = row._replace(caption=caption.encode("utf-8", "surrogateescape"))
-        elif row.problem is None:
+        elif row.problem is None and self.caption_column:
             found = "not there" if caption is None else f"a {type(caption).__name__}, expected text"
             problem = "missing_caption", f"{line.where}: {self.caption_column} is {found}"
             row = row._replace(problem=problem)
@@ -108,8 +111,7 @@ def folder_shards(
     source: str,
     files: Files,
     storage_options: dict | None,
-    image_column: str | None,
-    caption_column: str | None,
+    columns: Names,
 ) -> list[Shard]:
     """Return the images of a folder as shards of about `ROWS_PER_SHARD` lines; none without a metadata file.
 
@@ -120,7 +122,7 @@ def folder_shards(
         source: the folder, for messages.
         files: all that is in and below it; a metadata file names images beside and below itself.
         storage_options: fsspec's.
-        image_column, caption_column: as the YAML names them; None: ``file_name``, and as `CAPTION_NAMES`.
+        columns: as the YAML names them; None: ``file_name``, and as `CAPTION_NAMES`.
 
     Raises:
         InputError: no metadata file can be used; two lie in one folder.
@@ -135,7 +137,7 @@ def folder_shards(
         )
     shards: list[Shard] = []
     for table, below in _images_below(files, tables).items():
-        shards += _of_table(table, files, below, storage_options, (image_column, caption_column))
+        shards += _of_table(table, files, below, storage_options, columns)
     broken = [shard.rows.unreadable for shard in shards if isinstance(shard.rows, FolderRows)]
     if shards and None not in broken:
         raise InputError(f"data source {source}: {broken[0]}")
@@ -161,16 +163,16 @@ def _of_table(
     files: Files,
     below: list[str],
     storage_options: dict | None,
-    columns: tuple[str | None, str | None],
+    columns: Names,
 ) -> list[Shard]:
     """The shards of one metadata file."""
     url, version = files[table]
     name = shard_name(str(PurePosixPath(table).with_suffix("")), "")
     try:
         lines = _lines(url, version, json.dumps(storage_options or {}, sort_keys=True))
-        image, caption = _columns(lines, *columns)
+        image, caption = _columns(lines, columns)
     except (UnreadableRowsError, InputError) as error:
-        return [Shard(name, url, version, FolderRows(name, (), "", "", f"{table}: {error}"))]
+        return [Shard(name, url, version, FolderRows(name, (), "", None, f"{table}: {error}"))]
     images = _with_images(lines, image, PurePosixPath(table), files, below)
     parts = 1 << max(0, -(-len(images) // ROWS_PER_SHARD) - 1).bit_length()
     cut: list[list[Image]] = [[] for _ in range(parts)]
@@ -183,16 +185,16 @@ def _of_table(
     ]
 
 
-def _columns(lines: list[Line], image: str | None, caption: str | None) -> tuple[str, str]:
+def _columns(lines: list[Line], given: Names) -> tuple[str, str | None]:
     names = list(dict.fromkeys(name for line in lines for name in line.fields))
-    if image is None and "file_name" not in names:
+    if given.image is None and "file_name" not in names:
         raise UnreadableRowsError(
             f"found the columns {', '.join(names) or 'none'}, expected file_name among them (in a csv, the"
             " first line names them)"
         )
     captions = [name for name in names if name.lower() in CAPTION_NAMES]
-    image = choose_column("image", ["file_name"], image, names)
-    return image, choose_column("caption", captions, caption, names)
+    image = choose_column("image", ["file_name"], given.image, names)
+    return image, choose_caption(captions, given, names)
 
 
 def _with_images(
@@ -239,8 +241,11 @@ def _version(images: list[Image]) -> str:
 @lru_cache(maxsize=64)  # every plan looks into it
 def _lines(url: str, version: str, storage_options: str) -> list[Line]:  # noqa: ARG001 (a changed file has another version)
     with open_shard(url, json.loads(storage_options)) as file:
-        # a byte that is no UTF-8 is kept as it is, and its caption is kept aside
-        text = file.read().decode("utf-8-sig", "surrogateescape")
+        data = file.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's, Excel's "Unicode text"
+        raise UnreadableRowsError("found UTF-16, expected UTF-8: save it as that")
+    # a byte that is no UTF-8 is kept as it is, and its caption is kept aside
+    text = data.decode("utf-8-sig", "surrogateescape")
     return list(_of_csv(text) if url.endswith(".csv") else _of_json_lines(text))
 
 

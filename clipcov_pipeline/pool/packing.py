@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from clipcov_pipeline.pool.captions import NO_TXT
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import ShardReport, read_shard
 from clipcov_pipeline.pool.rows import Row, RowSource, UnreadableRowsError, json_bytes
@@ -90,12 +91,25 @@ def _add(tar: tarfile.TarFile, key: str, row: Row) -> None:
 
 
 def _with_problems(manifest: pl.DataFrame, problems: list[Problem]) -> pl.DataFrame:
-    """Put what the table is to blame for in place of what the tar looks like."""
+    """Put what the table is to blame for in place of what the tar looks like.
+
+    A row without a caption in its column is none the worse where `shards.caption` finds one elsewhere.
+    """
     given = pl.DataFrame(
         [problem or (None, None) for problem in problems],
         schema={"given": pl.String, "why": pl.String},
         orient="row",
     )
     found = manifest.hstack(given)
-    reason = pl.when(pl.col("given").is_null()).then("reason").otherwise("why")
-    return found.with_columns(status=pl.coalesce("given", "status"), reason=reason).drop("given", "why")
+    no_caption = pl.col("given") == SampleStatus.missing_caption
+    elsewhere = no_caption & (pl.col("status") != SampleStatus.missing_caption)
+    sources = no_caption & ~pl.col("reason").str.starts_with(f"{NO_TXT} (")  # has more to say than that
+    reason = (
+        pl.when(pl.col("given").is_null() | elsewhere)
+        .then("reason")
+        .when(sources)
+        .then(pl.format("{}; {}", "why", "reason"))
+        .otherwise("why")
+    )
+    status = pl.when(elsewhere).then("status").otherwise(pl.coalesce("given", "status"))
+    return found.with_columns(status=status, reason=reason).drop("given", "why")

@@ -14,8 +14,10 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.pixels import IMAGE_EXTENSIONS
 from clipcov_pipeline.pool.rows import (
     CAPTION_NAMES,
+    Names,
     Row,
     UnreadableRowsError,
+    choose_caption,
     choose_column,
     image_extension,
 )
@@ -30,21 +32,20 @@ BATCH = 32  # rows in memory at once
 
 
 class Columns(NamedTuple):
-    """Names of a file's columns; key: None where it has none, and rows go by their number."""
+    """Names of a file's columns; caption: None where none is needed; key: where rows go by their number."""
 
     image: str
-    caption: str
+    caption: str | None
     key: str | None
 
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """The rows of one parquet file; columns as the YAML names them, None where they are to be found."""
+    """The rows of one parquet file."""
 
     uid_name: str
     url: str
-    image_column: str | None = None
-    caption_column: str | None = None
+    names: Names
 
     def rows(self, storage_options: dict | None) -> Iterator[Row]:
         """Yield the file's rows in their order; those of a damaged row group have that problem.
@@ -56,7 +57,7 @@ class ParquetRows:
         with _local(self.url, storage_options) as path:
             try:
                 file = _open(path)
-                columns = columns_of(file.schema_arrow, self.image_column, self.caption_column)
+                columns = columns_of(file.schema_arrow, self.names)
             except InputError as error:
                 raise UnreadableRowsError(str(error)) from None
             with file:
@@ -77,10 +78,8 @@ class ParquetRows:
         return None if "://" in self.url else Path(self.url).stat().st_size
 
 
-def check_columns(
-    url: str, version: str, storage_options: dict | None, image: str | None, caption: str | None
-) -> bool:
-    """Look whether a file has both columns; return False where it is no readable parquet file.
+def check_columns(url: str, version: str, storage_options: dict | None, names: Names) -> bool:
+    """Look whether a file has the columns that are needed; return False where it is no readable parquet file.
 
     Raises:
         InputError: it has not, or several of which the YAML names none.
@@ -88,7 +87,7 @@ def check_columns(
     schema = _schema(url, version, json.dumps(storage_options or {}, sort_keys=True))
     if schema is not None:
         try:
-            columns_of(schema, image, caption)
+            columns_of(schema, names)
         except InputError as error:
             raise InputError(f"{error} ({url})") from None
     return schema is not None
@@ -105,7 +104,7 @@ def _schema(url: str, version: str, storage_options: str) -> "pa.Schema | None":
             return None
 
 
-def columns_of(schema: "pa.Schema", image: str | None, caption: str | None) -> Columns:
+def columns_of(schema: "pa.Schema", names: Names) -> Columns:
     """Return which columns hold images, captions and keys.
 
     An image column is one that Hugging Face's metadata calls an image, a struct with ``bytes``, or binary
@@ -113,7 +112,7 @@ def columns_of(schema: "pa.Schema", image: str | None, caption: str | None) -> C
 
     Args:
         schema: the file's.
-        image, caption: names that the YAML gives.
+        names: those that the YAML gives.
 
     Raises:
         InputError: as `rows.choose_column`.
@@ -130,8 +129,8 @@ def columns_of(schema: "pa.Schema", image: str | None, caption: str | None) -> C
     ]
     captions = [name for name in text if name.lower() in CAPTION_NAMES]
     return Columns(
-        choose_column("image", images, image, schema.names),
-        choose_column("caption", captions, caption, schema.names),
+        choose_column("image", images, names.image, schema.names),
+        choose_caption(captions, names, schema.names),
         next((name for name in KEY_NAMES if name in text), None),
     )
 
@@ -181,34 +180,59 @@ def _rows(file: "pq.ParquetFile", columns: Columns) -> Iterator[Row]:
 
 def _values(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
     """Each row's values by column; bytes that are no UTF-8 are kept, as lone surrogates."""
-    import pyarrow as pa
-
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:
-        text = [name for name in batch.schema.names if _is_text(batch.schema.field(name).type)]
-        binary = {name: batch.column(name).cast(pa.large_binary()).to_pylist() for name in text}
-        rows = batch.drop_columns(text).to_pylist() if len(text) < batch.num_columns else []
-        for name, values in binary.items():
-            for row, value in zip(rows, values, strict=True):
-                row[name] = value.decode("utf-8", "surrogateescape") if value is not None else None
-        return rows
+    except (ValueError, OverflowError):  # one value of one column is enough
+        columns = {name: _column(batch.column(name)) for name in batch.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _column(values: "pa.Array") -> list[Any]:
+    """A column's values, where some may be none that Python has."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    try:
+        return values.to_pylist()
+    except (ValueError, OverflowError):
+        if types.is_temporal(values.type):  # years after 9999
+            return values.cast(pa.string()).to_pylist()
+        if _is_text(values.type):
+            binary = values.cast(pa.large_binary()).to_pylist()
+            return [
+                value.decode("utf-8", "surrogateescape") if value is not None else None for value in binary
+            ]
+        return [_value(value) for value in values]
+
+
+def _value(value: "pa.Scalar") -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError) as error:
+        return _Unreadable(error)
+
+
+class _Unreadable(str):
+    """Why a list or a struct has no value: text in it that is no UTF-8, a date after the year 9999."""
 
 
 def _row(values: dict[str, Any], columns: Columns, number: int) -> Row:
-    stored, caption = values.pop(columns.image), values.pop(columns.caption, None)
+    stored = values.pop(columns.image)
+    caption = values.pop(columns.caption) if columns.caption else None
     key = values.get(columns.key) if columns.key else None
     if isinstance(values.get("uid"), bytes) and len(values["uid"]) == 16:
         values["uid"] = values["uid"].hex()
     image, path = (stored.get("bytes"), stored.get("path")) if isinstance(stored, dict) else (stored, None)
     row = Row(key or f"{number:08d}", f"row {number}", meta=values)
+    if bad := next((name for name, value in values.items() if isinstance(value, _Unreadable)), None):
+        return row._replace(problem=("unreadable_row", f"row {number}: {bad}: {values[bad]}"))
     if isinstance(caption, str):
         row = row._replace(caption=caption.encode("utf-8", "surrogateescape"))
     if not isinstance(image, bytes) or not image:
         return row._replace(
             problem=("missing_image", f"row {number}: {_why_none(image, path, columns, values)}")
         )
-    if row.caption is None:
+    if row.caption is None and columns.caption:
         found = "null" if caption is None else f"{type(caption).__name__}, expected text"
         row = row._replace(problem=("missing_caption", f"row {number}: {columns.caption} is {found}"))
     name = path or (f".{columns.image}" if columns.image.lower() in IMAGE_EXTENSIONS else "")

@@ -35,6 +35,14 @@ class Row(NamedTuple):
     problem: tuple[str, str] | None = None
 
 
+class Names(NamedTuple):
+    """Columns as the YAML names them, None where they are to be found; txt: whether captions need one."""
+
+    image: str | None = None
+    caption: str | None = None
+    txt: bool = True
+
+
 class UnreadableRowsError(ValueError):
     """The file that the rows come from is of no use as a whole."""
 
@@ -81,7 +89,15 @@ def choose_column(what: str, found: Iterable[str], given: str | None, columns: C
         return names[0]
     if names:
         raise InputError(f"{setting}: found {len(names)} {what} columns ({', '.join(names)}): name one")
-    raise InputError(f"{setting}: found no {what} column, expected it named: one of {there}")
+    other = "; texts in a list: shards.caption: json:COLUMN" if what == "caption" else ""
+    raise InputError(f"{setting}: found no {what} column, expected it named: one of {there}{other}")
+
+
+def choose_caption(found: Iterable[str], names: Names, columns: Collection[str]) -> str | None:
+    """Return the column of captions as `choose_column`, None where none is needed nor named."""
+    if names.caption is None and not names.txt:
+        return None
+    return choose_column("caption", found, names.caption, columns)
 
 
 def image_extension(data: bytes, name: str = "") -> str:

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 from clipcov_pipeline.errors import InputError
+from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.image_folder import METADATA, Files, folder_shards
 from clipcov_pipeline.pool.listing import NoShardsError, Shard, list_files, scan, settled
 from clipcov_pipeline.pool.parquet_rows import ParquetRows, check_columns
+from clipcov_pipeline.pool.rows import Names
 
 PARQUET = ".parquet"
 
@@ -17,6 +19,7 @@ def find_shards(
     settle_seconds: float = 0,
     image_column: str | None = None,
     caption_column: str | None = None,
+    captions: CaptionRule = TXT,
 ) -> list[Shard]:
     """Return the shards of a pool, sorted by name; those that are no tar have ``rows``.
 
@@ -28,11 +31,13 @@ def find_shards(
         storage_options: fsspec's.
         settle_seconds: as `scan`; of a folder of images, the metadata file's time counts.
         image_column, caption_column: of parquet and metadata; None: by name and type.
+        captions: where captions are; without ``txt`` no column of captions is looked for, and all but the
+            images are the sample's json.
 
     Raises:
         InputError: as `scan`; columns that are not there or ambiguous; parquet and metadata in one folder.
     """
-    columns = image_column, caption_column
+    columns = Names(image_column, caption_column, txt="txt" in captions.members)
     if source.endswith(PARQUET):
         return _parquet(source, storage_options, settle_seconds, columns)
     folder, _, file = source.rpartition("/")
@@ -44,7 +49,7 @@ def find_shards(
         shards = scan(source, storage_options, settle_seconds=settle_seconds)
     except NoShardsError as none:
         return _rows_in(source, storage_options, settle_seconds, columns, none)
-    if given := [name for name in columns if name is not None]:
+    if given := [name for name in (image_column, caption_column) if name is not None]:
         raise InputError(
             f"shards: found the column {given[0]!r}, but {source} holds tars, which have none: leave it out"
         )
@@ -63,7 +68,7 @@ def _rows_in(
     source: str,
     storage_options: dict | None,
     settle_seconds: float,
-    columns: tuple[str | None, str | None],
+    columns: Names,
     none: NoShardsError,
 ) -> list[Shard]:
     """The shards of a folder without tars."""
@@ -92,10 +97,10 @@ def _folder(
     files: Files,
     storage_options: dict | None,
     settle_seconds: float,
-    columns: tuple[str | None, str | None],
+    columns: Names,
 ) -> list[Shard]:
     """The shards of a folder of images, but for those whose metadata may still be being written."""
-    shards = folder_shards(source, files, storage_options, *columns)
+    shards = folder_shards(source, files, storage_options, columns)
     if not shards:
         raise InputError(
             f"data source {source}: no such file, or nothing in it; expected a line for each image"
@@ -103,11 +108,9 @@ def _folder(
     return [shard for shard in shards if settled(shard.url, settle_seconds)]
 
 
-def _parquet(
-    source: str, storage_options: dict | None, settle_seconds: float, columns: tuple[str | None, str | None]
-) -> list[Shard]:
+def _parquet(source: str, storage_options: dict | None, settle_seconds: float, columns: Names) -> list[Shard]:
     found = scan(source, storage_options, settle_seconds=settle_seconds, suffix=PARQUET)
     for shard in found:  # the first that can be read says whether the columns are named right
-        if check_columns(shard.url, shard.version, storage_options, *columns):
+        if check_columns(shard.url, shard.version, storage_options, columns):
             break
-    return [replace(shard, rows=ParquetRows(shard.name, shard.url, *columns)) for shard in found]
+    return [replace(shard, rows=ParquetRows(shard.name, shard.url, columns)) for shard in found]

@@ -74,13 +74,17 @@ def read_rows(path: str | Path, dim: int) -> np.ndarray:
     """Return the embeddings of an ``.npy``: float [n, dim], memory-mapped.
 
     Raises:
-        InputError: no such file, or not of this width.
+        InputError: no such file, not of this width, or a value that is not finite.
     """
     rows = _rows(Path(path))
     if rows.shape[1] != dim:
         raise InputError(
             f"{path}: found embeddings of width {rows.shape[1]}, expected the pool's {dim}: embed with"
             " the same model"
+        )
+    if bad := len(rows) - int(np.isfinite(rows).all(axis=1).sum()):
+        raise InputError(
+            f"{path}: found {bad} of {len(rows)} rows with values that are not finite: drop them"
         )
     return rows
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.selection.columns import captions_of
 from clipcov_pipeline.selection.filter_files import language_model, names_in, read_rows
 from clipcov_pipeline.selection.filter_parameters import score_column
@@ -107,6 +108,8 @@ def _image_based(pool: Pool, settings: dict[str, Any]) -> np.ndarray:
         centres = read_rows(settings["centroids"], pool.dim)
     else:
         clusters = settings["n_clusters"] or max(1, min(100_000, round(len(pool) / 100)))
+        if clusters > len(pool):
+            raise InputError(f"image_based.n_clusters: found {clusters}, expected at most {len(pool)} pairs")
         centres = spherical_kmeans(images, clusters, settings["seed"], sample=max(64 * clusters, 50_000))
     near = np.zeros(len(centres), np.bool_)
     near[assign_clusters(target, centres)[0]] = True
