@@ -99,7 +99,9 @@ def commands(config: Config) -> Mapping[str, list[str]]:
 def _mlflow_hosts(ui: Ui) -> str:
     """What MLflow's own check of hosts takes; addresses in numbers are left to the guard before it."""
     names = allowed_hosts(ui.host)
-    return ",".join([*names, *(f"{name}:{ui.mlflow_port}" for name in names)]) if is_loopback(ui.host) else "*"
+    return (
+        ",".join([*names, *(f"{name}:{ui.mlflow_port}" for name in names)]) if is_loopback(ui.host) else "*"
+    )
 
 
 def serve(commands: Mapping[str, list[str]], host: str) -> int:
