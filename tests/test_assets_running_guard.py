@@ -60,7 +60,8 @@ def started(name: str, folder: Path, port: int) -> Iterator[None]:
     try:
         end = time.monotonic() + 90
         while True:
-            assert server.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            assert server.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < end, log.read_text()[-3000:]
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -102,8 +103,9 @@ def websocket(port: int, origin: str) -> int:
     key = base64.b64encode(b"0123456789abcdef").decode()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
         line.sendall(
-            f"GET /graphql HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: graphql-ws\r\n"
+            f"GET /graphql HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: graphql-ws\r\n"
             f"Origin: {origin}\r\n\r\n".encode()
         )
         return int(line.recv(4096).split()[1])

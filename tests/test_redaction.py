@@ -83,25 +83,28 @@ def test_signing_again_changes_no_name_and_shards_are_read_by_the_whole_address(
         report = read_shard(first[0], max_pixels=10_000)
     assert [shard.name for shard in first] == [path.stem for path in sorted(pool.glob("*.tar"))][: len(first)]
     assert [(s.name, s.version) for s in first] == [(s.name, s.version) for s in second]
-    assert report.quarantined is None and report.manifest.height == 3
+    assert (report.quarantined, report.manifest.height) == (None, 3)
     assert sent.asked
     assert all(SIGNATURE in path for path in sent.asked)
 
 
-def test_an_experiment_writes_no_secret(lab: Lab, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_experiment_writes_no_secret(
+    tmp_path: Path, sample_shards: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Of the samples' tars served by a web server, with a key, a signature and a password planted."""
+    lab = Lab.create(tmp_path / "lab", sample_shards)
     folder = lab.shard(0).parent
     with serve(folder) as (address, sent):
         place = address.removeprefix("http://")
         lab.edit(
             lambda s: s["shards"].update(
-                source=f"http://{place}/{lab.shard(0).name}?sig={SIGNATURE}",
+                source=f"http://me:{PASSWORD}@{place}/{lab.shard(0).name}?sig={SIGNATURE}",
                 storage_options={"headers": {"X-Planted": KEY}},
             )
         )
         lab.run(only=("raw_shards",))
     assert any(SIGNATURE in path for path in sent.asked)
-    assert list((lab.folder / "work").rglob("manifest.parquet"))
+    assert list(lab.folder.rglob("manifest.parquet"))
     assert holding(lab.folder, besides=lab.yaml) == []
     assert not any(secret in "".join(capfd.readouterr()) for secret in SECRETS)
 

@@ -101,9 +101,8 @@ class FolderRows:
             with open_shard(image.url, storage_options) as file:
                 data = file.read()
         except FileNotFoundError:
-            return row._replace(
-                problem=("missing_image", f"{line.where}: no file {public_address(image.url)}")
-            )
+            missing = f"{line.where}: no file {public_address(image.url)}"
+            return row._replace(problem=("missing_image", missing))
         return row._replace(image=data, image_ext=image_extension(data, image.url))
 
 

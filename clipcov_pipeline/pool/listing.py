@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -369,6 +370,6 @@ def _answers_ranges(url: str) -> bool:
         try:
             with urlopen(Request(url, method="HEAD"), timeout=30) as answer:
                 _RANGES[server] = answer.headers.get("Accept-Ranges") == "bytes"
-        except OSError:
+        except (OSError, HTTPException):  # the latter: user:password@ without a port
             return True
     return _RANGES[server]
