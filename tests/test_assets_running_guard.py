@@ -105,7 +105,7 @@ def websocket(port: int, origin: str) -> int:
         line.sendall(
             f"GET /graphql HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: graphql-ws\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: graphql-ws\r\n"
             f"Origin: {origin}\r\n\r\n".encode()
         )
         return int(line.recv(4096).split()[1])
