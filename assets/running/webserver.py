@@ -11,7 +11,7 @@ from dagster_webserver import cli
 
 from assets.running.guard import HOST_VARIABLE, Guard
 
-make_app = cli.create_app_from_workspace_process_context
+make_app = cli.create_app_from_workspace_process_context  # pyright: ignore[reportPrivateImportUsage]
 
 
 def guarded_app(*args: Any, **options: Any) -> Guard:
@@ -20,5 +20,5 @@ def guarded_app(*args: Any, **options: Any) -> Guard:
 
 
 if __name__ == "__main__":
-    cli.create_app_from_workspace_process_context = guarded_app  # pyright: ignore[reportAttributeAccessIssue]
+    cli.create_app_from_workspace_process_context = guarded_app  # pyright: ignore[reportPrivateImportUsage]
     cli.main()
