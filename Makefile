@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 # dg compares the active environment with the one in the project
 export VIRTUAL_ENV := $(abspath $(VENV))
 INSTALLED := $(VENV)/.installed
-# test files on as many cores as there are, four at most; those that watch Dagster's daemon in a browser go alone:
-# beside others, one of its looks can fall between two partitions of a run
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# test files side by side, one more than there are cores, as some only wait; four at most. Those that watch Dagster's daemon
+# in a browser go alone: beside others, one of its looks can fall between two partitions of a run
+SIDE_BY_SIDE := --numprocesses $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))') --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install run plan ui test test-fast check format clean
 

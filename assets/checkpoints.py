@@ -26,6 +26,7 @@ from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.experiment.train_spec import train_spec, training_data
 from clipcov_pipeline.experiment.world import checkpoint_path
 from clipcov_pipeline.proxy.models import ModelSpec
+from clipcov_pipeline.redaction import public_address
 from clipcov_pipeline.report.plots import plot_learning_curve
 from clipcov_pipeline.subsets.cut import PARQUET
 from clipcov_pipeline.training.spec import RECORD, TrainSpec
@@ -161,7 +162,7 @@ def _start_run(context: dg.AssetExecutionContext, tracking: Tracking, task: Task
         **{f"train.{name}": value for name, value in training.items() if name != "seeds"},
         **{f"labels.{name}": value for name, value in config.labels.semantic().items()},
         **_flat_proxy(config.proxy.semantic()),
-        "shards.source": config.shards.source,
+        "shards.source": public_address(config.shards.source),
         "evaluate.holdout_fraction": config.evaluate.holdout_fraction,
     }
     run_url = dagster_run_url(config, context.run.run_id)

@@ -17,6 +17,7 @@ from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import ShardReport, kept_aside, read_shard
 from clipcov_pipeline.pool.packing import PACKED, read_packed
 from clipcov_pipeline.progress import Progress
+from clipcov_pipeline.redaction import public_address
 
 
 @dg.asset(
@@ -55,7 +56,7 @@ def raw_shards(context: dg.AssetExecutionContext, experiment: Experiment) -> Eve
         task.done(
             digests,
             sha256=report.sha256,
-            url=shard.url,
+            url=public_address(shard.url),
             samples=report.manifest.height,
             ok=ok,
             kept_aside=bad,

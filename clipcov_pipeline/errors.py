@@ -3,12 +3,18 @@
 import difflib
 from pathlib import Path
 
+from clipcov_pipeline.redaction import redacted
+
 
 class InputError(ValueError):
     """Something the user gave is unusable.
 
     The message names the thing, the value found, the value expected and what to do, in one line.
+    Addresses in it are shown without what is secret in them.
     """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(part) if isinstance(part, str) else part for part in args))
 
 
 def near_file(path: Path) -> str:

@@ -38,6 +38,7 @@ FLOORS = (
     "errors",
     "files",
     "progress",
+    "redaction",
     "uuids",
 )
 # modules beside the rooms: the command's entry, and an old name that registered models still ask for

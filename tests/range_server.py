@@ -13,7 +13,7 @@ class Sent:
     """Requests and bytes of content since the start; settings of the server."""
 
     def __init__(self, latency: float, ranges: bool, short: bool) -> None:
-        self.requests, self.bytes = 0, 0
+        self.requests, self.bytes, self.asked = 0, 0, list[str]()
         self.latency, self.ranges, self.short = latency, ranges, short
 
 
@@ -38,7 +38,8 @@ def serve(
 
         def _answer(self, content: bool) -> None:
             time.sleep(sent.latency)
-            path = folder / self.path.lstrip("/")
+            sent.asked.append(self.path)
+            path = folder / self.path.partition("?")[0].lstrip("/")
             if not path.is_file():
                 self.send_error(404)
                 return

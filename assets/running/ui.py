@@ -17,6 +17,7 @@ from assets.display.asset_checks import report_checks
 from assets.display.staleness import report_staleness
 from assets.mlflow_runs.tracking import mlflow_runs_url, tracking_uri
 from assets.partitions import sync_partitions
+from assets.running.guard import HOST_VARIABLE, allowed_hosts, is_loopback
 from assets.running.instance import project_instance
 from assets.steps.orphans import close_orphans, notices
 from clipcov_pipeline.cli import guarded
@@ -51,7 +52,7 @@ def main(config: str | None) -> None:
         report_checks(instance, project.config, plan)
     # this creates the store, which the server then finds up to date
     click.echo(f"Dagster  http://{ui.host}:{ui.dagster_port}\nMLflow   {mlflow_runs_url(project.config)}")
-    sys.exit(serve(commands(project.config)))
+    sys.exit(serve(commands(project.config), ui.host))
 
 
 def claim_ui(config: Config) -> FileLock:
@@ -75,17 +76,17 @@ def check_ports(ui: Ui) -> None:
 
 def commands(config: Config) -> Mapping[str, list[str]]:
     """Return the servers' command lines by name; they listen on ``ui.host`` only."""
-    ui, scripts = config.ui, Path(sys.executable).parent
+    ui, module = config.ui, [sys.executable, "-m"]
     workspace = ["--workspace", str(WORKSPACE)]
     artifacts = (config.work / "mlflow" / "artifacts").resolve().as_uri()
-    server = [str(scripts / "dagster-webserver"), "--host", ui.host, "--port", str(ui.dagster_port)]
-    mlflow = [str(scripts / "mlflow"), "server", "--host", ui.host, "--port", str(ui.mlflow_port)]
+    server = [*module, "assets.running.webserver", "--host", ui.host, "--port", str(ui.dagster_port)]
+    mlflow = [*module, "assets.running.mlflow_server", "server"]
+    mlflow += ["--host", ui.host, "--port", str(ui.mlflow_port), "--allowed-hosts", _mlflow_hosts(ui)]
     mlflow += ["--backend-store-uri", tracking_uri(config.work), "--default-artifact-root", artifacts]
     return {
         "Dagster's web server": [*server, *workspace],
         "Dagster's daemon": [
-            sys.executable,
-            "-m",
+            *module,
             "assets.running.daemon",
             "--log-level",
             "warning",
@@ -95,11 +96,22 @@ def commands(config: Config) -> Mapping[str, list[str]]:
     }
 
 
-def serve(commands: Mapping[str, list[str]]) -> int:
-    """Run the servers until Ctrl-C or SIGTERM, or until one of them ends; return the exit code."""
+def _mlflow_hosts(ui: Ui) -> str:
+    """What MLflow's own check of hosts takes; addresses in numbers are left to the guard before it."""
+    names = allowed_hosts(ui.host)
+    return (
+        ",".join([*names, *(f"{name}:{ui.mlflow_port}" for name in names)]) if is_loopback(ui.host) else "*"
+    )
+
+
+def serve(commands: Mapping[str, list[str]], host: str) -> int:
+    """Run the servers until Ctrl-C or SIGTERM, or until one of them ends; return the exit code.
+
+    ``host``: where they listen, for the guard before them.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background programs with SIGINT ignored
         signal.signal(signum, signal.default_int_handler)
-    environment = {**os.environ, **MLFLOW_SETTINGS}
+    environment = {**os.environ, **MLFLOW_SETTINGS, HOST_VARIABLE: host}
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():

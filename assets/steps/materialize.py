@@ -22,6 +22,7 @@ from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project, Task
 from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
+from clipcov_pipeline.redaction import redacted
 
 Metadata = Mapping[str, Any]
 
@@ -72,8 +73,10 @@ def materialize_partitions(
             except Exception as error:
                 if len(keys) == 1:
                     raise _shown(error) from error
-                context.log.error(f"{work.stage}/{key} failed: {error}", exc_info=not _is_plain(error))
-                failures[key] = str(error)
+                context.log.error(
+                    f"{work.stage}/{key} failed: {redacted(str(error))}", exc_info=not _is_plain(error)
+                )
+                failures[key] = redacted(str(error))
                 continue
             tags = {DATA_VERSION_TAG: version, CODE_VERSION_TAG: CODE_VERSIONS[work.stage], **read}
             yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata, tags=tags)

@@ -33,6 +33,7 @@ from clipcov_pipeline.experiment.world import (
 from clipcov_pipeline.pool.listing import Shard, scan
 from clipcov_pipeline.pool.sources import unread_parquet
 from clipcov_pipeline.pool.tars import key_and_suffix
+from clipcov_pipeline.redaction import public_address
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _pool(config: Config) -> tuple[list[Finding], list[Shard]]:
         shards = pool_shards(config)
     except InputError as error:
         return [Finding("missing", "pool", f"{error} (shards.source)")], []
-    text = f"{len(shards):,} shards in {config.shards.source}"
+    text = f"{len(shards):,} shards in {public_address(config.shards.source)}"
     if others := unread_parquet(pool_source(config), shards):
         text += f"; its {others:,} parquet files without a tar of that name are not read"
     return [Finding("ok", "pool", text)], shards

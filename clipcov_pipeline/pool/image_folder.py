@@ -25,6 +25,7 @@ from clipcov_pipeline.pool.rows import (
     choose_column,
     image_extension,
 )
+from clipcov_pipeline.redaction import public_address
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 ROWS_PER_SHARD = 1000
@@ -103,7 +104,8 @@ class FolderRows:
             with open_shard(image.url, storage_options) as file:
                 data = file.read()
         except FileNotFoundError:
-            return row._replace(problem=("missing_image", f"{line.where}: no file {image.url}"))
+            missing = f"{line.where}: no file {public_address(image.url)}"
+            return row._replace(problem=("missing_image", missing))
         return row._replace(image=data, image_ext=image_extension(data, image.url))
 
 

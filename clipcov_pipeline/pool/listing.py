@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.rows import RowSource
+from clipcov_pipeline.redaction import without_query
 
 _CHANGE_TOKENS = (
     ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "generation"),
@@ -74,7 +76,7 @@ def scan(
             root, entries = _list(filesystem, source, path, suffix)
     shards: dict[str, Shard] = {}
     for path, info in sorted(entries.items()):
-        name = shard_name(path.removeprefix(root).lstrip("/"), suffix)
+        name = shard_name(without_query(path).removeprefix(root).lstrip("/"), suffix)
         shard = _shard(filesystem, name, path, info, settle_seconds)
         if shard is None:
             continue
@@ -123,7 +125,7 @@ def _remote_errors(source: str, filesystem: Any) -> Iterator[None]:
         raise InputError(
             f"data source {source}: cannot be listed ({type(error).__name__}: {text}); "
             "check the address, the credentials and storage_options"
-        ) from error
+        ) from None
 
 
 def _is_local(filesystem: Any) -> bool:
@@ -179,7 +181,7 @@ def _look_up(filesystem: Any, paths: list[str], source: str) -> dict[str, dict]:
 
 def _list(filesystem: Any, source: str, path: str, suffix: str) -> tuple[str, dict[str, dict]]:
     """(root, path -> listing entry) of one shard or of a folder's shards."""
-    if any(letter in path for letter in "*?") and not filesystem.exists(path):
+    if any(letter in without_query(path) for letter in "*?") and not filesystem.exists(path):
         if suffix != ".tar":
             return _list_glob(filesystem, source, path, suffix)
         folder = source.rpartition("/")[0] or "."
@@ -188,14 +190,14 @@ def _list(filesystem: Any, source: str, path: str, suffix: str) -> tuple[str, di
             f" for all shards in it, or {folder}/{{00000..00012}}.tar"
         )
     path = path.rstrip("/") or path
-    if path.endswith(suffix):
+    if without_query(path).endswith(suffix):
         entry = _info(filesystem, path)
         if entry is None:
             raise InputError(
                 f"data source {source}: no such file; give a folder of {suffix} shards or a pattern"
             )
         if entry["type"] == "file":
-            return path.rpartition("/")[0], {path: entry}
+            return without_query(path).rpartition("/")[0], {path: entry}
     entries = _files_below(filesystem, path)
     if not entries and not filesystem.exists(path):
         raise InputError(
@@ -257,7 +259,7 @@ def _finished(entries: dict[str, dict], root: str, suffix: str) -> dict[str, dic
     return {
         path: entry
         for path, entry in entries.items()
-        if _is_shard(path.removeprefix(root).lstrip("/"), suffix)
+        if _is_shard(without_query(path).removeprefix(root).lstrip("/"), suffix)
     }
 
 
@@ -368,6 +370,6 @@ def _answers_ranges(url: str) -> bool:
         try:
             with urlopen(Request(url, method="HEAD"), timeout=30) as answer:
                 _RANGES[server] = answer.headers.get("Accept-Ranges") == "bytes"
-        except OSError:
+        except (OSError, HTTPException):  # the latter: user:password@ without a port
             return True
     return _RANGES[server]

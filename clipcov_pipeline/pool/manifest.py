@@ -16,6 +16,7 @@ from clipcov_pipeline.pool.places import places_of, places_schema
 from clipcov_pipeline.pool.samples import SampleStatus, check_sample, is_checked
 from clipcov_pipeline.pool.tars import DigestReader, Group, NotATarError, map_in_order, read_groups
 from clipcov_pipeline.pool.uids import source_id_of, uid_of
+from clipcov_pipeline.redaction import redacted
 
 MANIFEST_SCHEMA = {
     "uid": pl.String,
@@ -100,7 +101,7 @@ def read_shard(
                 if progress is not None:
                     progress(1)
         except NotATarError as error:
-            quarantined = str(error)
+            quarantined = redacted(str(error))
         digest = reader.finish()
     manifest = pl.DataFrame([{**row, "status": str(row["status"])} for row in rows], schema=MANIFEST_SCHEMA)
     return ShardReport(manifest, pl.DataFrame(places, schema=places_schema(captions)), digest, quarantined)

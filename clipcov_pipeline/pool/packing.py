@@ -14,6 +14,7 @@ from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.manifest import ShardReport, read_shard
 from clipcov_pipeline.pool.rows import Row, RowSource, UnreadableRowsError, json_bytes
 from clipcov_pipeline.pool.samples import SampleStatus
+from clipcov_pipeline.redaction import redacted
 
 PACKED = "packed.tar"  # beside the manifest
 
@@ -60,7 +61,7 @@ def _pack(source: RowSource, target: Path, storage_options: dict | None) -> tupl
                 _add(tar, key, row)
                 problems.append(row.problem)
         except UnreadableRowsError as error:
-            return problems, str(error)
+            return problems, redacted(str(error))
     return problems, None
 
 

@@ -8,6 +8,7 @@ from clipcov_pipeline.pool.image_folder import METADATA, Files, folder_shards
 from clipcov_pipeline.pool.listing import NoShardsError, Shard, list_files, scan, settled
 from clipcov_pipeline.pool.parquet_rows import ParquetRows, check_columns
 from clipcov_pipeline.pool.rows import Names
+from clipcov_pipeline.redaction import without_query
 
 PARQUET = ".parquet"
 
@@ -38,7 +39,7 @@ def find_shards(
         InputError: as `scan`; columns that are not there or ambiguous; parquet and metadata in one folder.
     """
     columns = Names(image_column, caption_column, txt="txt" in captions.members)
-    if source.endswith(PARQUET):
+    if without_query(source).endswith(PARQUET):
         return _parquet(source, storage_options, settle_seconds, columns)
     folder, _, file = source.rpartition("/")
     if file in METADATA:

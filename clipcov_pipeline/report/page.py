@@ -23,6 +23,7 @@ from clipcov_pipeline.experiment.recipes import recipes
 from clipcov_pipeline.experiment.records import Record
 from clipcov_pipeline.experiment.stages import GALLERY, PER_SHARD, STAGES
 from clipcov_pipeline.files import write_text_at_once
+from clipcov_pipeline.redaction import without_secrets
 from clipcov_pipeline.report import leaderboard
 from clipcov_pipeline.report import tables as report_tables
 from clipcov_pipeline.report.drawing import render
@@ -34,7 +35,6 @@ REPORT = "report.html"
 
 PACKAGES = ("clipcov-pipeline", "torch", "open_clip_torch", "lancedb", "polars", "numpy", "dagster", "mlflow")
 
-HIDDEN = "(hidden)"
 
 NOT_MADE = "not made"
 
@@ -371,15 +371,4 @@ def versions() -> list[tuple[str, str]]:
 
 def shown_config(config: Config) -> str:
     """Return the whole configuration as YAML, defaults included; what may hold a secret is hidden."""
-    return yaml.safe_dump(_without_secrets(config.model_dump(mode="json")), sort_keys=False, width=100)
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: dict.fromkeys(item, HIDDEN)
-            if key == "storage_options" and isinstance(item, dict)
-            else _without_secrets(item)
-            for key, item in value.items()
-        }
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+    return yaml.safe_dump(without_secrets(config.model_dump(mode="json")), sort_keys=False, width=100)

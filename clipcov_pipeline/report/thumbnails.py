@@ -10,6 +10,7 @@ from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.pixels import open_image, to_rgb
 from clipcov_pipeline.pool.samples import image_digest, read_images
 from clipcov_pipeline.pool.tars import NotATarError
+from clipcov_pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +68,7 @@ def _images(
     except FileNotFoundError:
         return {}, f"shard {name} is gone"
     except NotATarError as error:
-        return {}, f"shard {name} is {error}"
+        return {}, f"shard {name} is {redacted(str(error))}"
     except Exception as error:  # every remote store has exceptions of its own
         return {}, f"shard {name} cannot be read ({type(error).__name__})"
 

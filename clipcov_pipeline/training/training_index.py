@@ -19,6 +19,7 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.files import written_at_once
 from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.places import MEMBERS
+from clipcov_pipeline.redaction import redacted
 from clipcov_pipeline.subsets.index import check_weights
 from clipcov_pipeline.training.caption_draws import Captions
 
@@ -144,7 +145,7 @@ def read_training_index(path: str | Path, rule: CaptionRule = TXT) -> TrainingIn
         # not mapped: pages of a mapped file count for each process
         file = pq.ParquetFile(path, read_dictionary=["shard", "shard_version", "image_ext"])
     except (OSError, pa.ArrowInvalid) as error:
-        text = " ".join(str(error).split())
+        text = redacted(" ".join(str(error).split()))
         raise InputError(f"training index {path}: cannot be read ({text}); write it again") from None
     with file:
         names = file.schema_arrow.names

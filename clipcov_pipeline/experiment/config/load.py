@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.config.base import Section, quoted
 from clipcov_pipeline.experiment.config.experiment import Config
 from clipcov_pipeline.experiment.config.yaml_loader import Loader
+from clipcov_pipeline.redaction import public_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
 DEFAULT_PRESET = "sample"
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def preset_path(name: str) -> Path:
@@ -51,7 +56,10 @@ def load_config(given: str | None = None) -> Config:
 
 
 def read_config(given: str | None = None) -> tuple[Config, str]:
-    """As `load_config`; also return the YAML's text: the file may be edited for the next experiment."""
+    """As `load_config`; also return the YAML's text to keep: the file may be edited for the next experiment.
+
+    References to the environment stay in it, secrets are hidden (`redaction.py`).
+    """
     path = find_config(given)
     try:
         text = path.read_bytes().decode()
@@ -62,12 +70,34 @@ def read_config(given: str | None = None) -> tuple[Config, str]:
         found = "an empty file" if values is None else type(values).__name__
         raise InputError(f"{path}: found {found}, expected a mapping of sections")
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(expanded(values))
     except pydantic.ValidationError as error:
         raise InputError(f"{path}: {_one_line(error)}") from error
     config._base = Path.cwd() if path.parent == PRESETS else path.parent
     config._path = path
-    return config, text
+    return config, public_yaml(text, values)
+
+
+def expanded(value: Any, key: str = "") -> Any:
+    """Return a YAML's values with every ``${NAME}`` replaced by what the environment variable holds.
+
+    Raises:
+        InputError: it is not set; one line with the key and the variable.
+    """
+    if isinstance(value, dict):
+        return {name: expanded(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [expanded(item, f"{key}.{number}") for number, item in enumerate(value)]
+    return _REFERENCE.sub(partial(_variable, key), value) if isinstance(value, str) else value
+
+
+def _variable(key: str, reference: re.Match[str]) -> str:
+    name = reference[1]
+    if name not in os.environ:
+        raise InputError(
+            f"{key}: found ${{{name}}}, but the environment variable {name} is not set: set it and run again"
+        )
+    return os.environ[name]
 
 
 def _one_line(error: pydantic.ValidationError) -> str:
