@@ -143,14 +143,51 @@ def test_keys_of_two_shards_that_are_the_same_get_the_shard_s_name(tmp_path):
     ]
 
 
-def test_all_members_are_copied_with_their_names(tmp_path):
+def test_all_members_are_copied_with_their_names_on_request(tmp_path):
     members = [("k.JPG", image_bytes(kind="JPEG")), ("k.seg.npy", b"\0\1"), ("k.txt", b"x"), ("k.cls", b"3")]
     long = [("f" * 150 + "\u00e9.png", image_bytes()), ("f" * 150 + "\u00e9.txt", b"y")]
     write_tar(tmp_path / "pool" / "s.tar", [*members, *long])
-    paths = write_subset_tars(
-        scan(str(tmp_path / "pool")), {"s": {"k", "f" * 150 + "\u00e9"}}, tmp_path / "out"
-    )
+    keys = {"s": {"k", "f" * 150 + "\u00e9"}}
+    paths = write_subset_tars(scan(str(tmp_path / "pool")), keys, tmp_path / "all", all_members=True)
     assert members_of(paths) == dict([*members, *long])
+    paths = write_subset_tars(scan(str(tmp_path / "pool")), keys, tmp_path / "pairs")
+    assert members_of(paths) == dict([members[0], members[2], *long])
+
+
+SIDE_MEMBERS = {
+    "good": ("json", b'{"status": "success"}'), "broken": ("json", b'{"caption": "a re'),
+    "empty": ("json", b""), "latin1": ("json", '{"a": "é"}'.encode("latin-1")),
+    "name": ("cls", b"tabby cat"), "id": ("id", b"flickr-12"),
+    "index": ("index", b"a/b"), "array": ("npy", b"not an array"), "gz": ("json.gz", b"not gzip"),
+    "mp": ("mp", b"\x81\xa1a\x01"), "mask": ("mask.png", b"not a png"), "second": ("webp", b"no webp"),
+}  # fmt: skip
+
+
+def test_open_clip_train_drops_no_pair_of_them(tmp_path):
+    """Its own stages up to the decoding, over pairs with members that webdataset cannot read."""
+    import webdataset
+    from open_clip_train.data import (
+        filter_no_caption_or_no_image,
+        log_and_continue,
+        tarfile_to_samples_nothrow,
+    )
+
+    members = []
+    for key, side in SIDE_MEMBERS.items():
+        members += [
+            (f"{key}.jpg", image_bytes(kind="JPEG")),
+            (f"{key}.txt", b"a"),
+            (f"{key}.{side[0]}", side[1]),
+        ]
+    write_tar(tmp_path / "pool" / "s.tar", members)
+    paths = write_subset_tars(scan(str(tmp_path / "pool")), {"s": set(SIDE_MEMBERS)}, tmp_path / "out")
+    stages = (
+        webdataset.SimpleShardList([str(path) for path in paths]),
+        tarfile_to_samples_nothrow,
+        webdataset.select(filter_no_caption_or_no_image),  # type: ignore[attr-defined]
+        webdataset.decode("pilrgb", handler=log_and_continue),  # type: ignore[attr-defined]
+    )
+    assert {sample["__key__"] for sample in webdataset.DataPipeline(*stages)} == set(SIDE_MEMBERS)
 
 
 def test_nothing_chosen(pool, tmp_path):

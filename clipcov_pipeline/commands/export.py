@@ -24,12 +24,14 @@ from clipcov_pipeline.subsets.export import FORMATS, Format, export_subset
     help="WebDataset tars, DataComp's npy, the index as parquet or csv, or parquet with images"
     " as Hugging Face datasets reads them.",
 )
+@click.option("--all-members", is_flag=True, help="Tars: whatever else a sample has, too.")
 @click.option("--config", help="YAML file or preset; default $CLIPCOV_CONFIG, else the sample.")
-def command(subset: str, out: Path, form: Format, config: str | None) -> None:
+def command(subset: str, out: Path, form: Format, all_members: bool, config: str | None) -> None:
     """Write SUBSET (METHOD-fFRACTION, or full-f1) in a form that other tools read.
 
-    Tars hold all members of each sample as they are; the uid is written into the json, where DataComp's
-    tools look for it, and under a rule of shards.caption the caption into the txt.
+    Tars hold image, caption and json of each sample as they are; the uid is written into the json, where
+    DataComp's tools look for it, and under a rule of shards.caption the caption into the txt. Other members
+    are left out: open_clip_train decodes all there are, and drops a pair with one that it cannot.
     """
     import polars as pl
     from tqdm import tqdm
@@ -46,6 +48,7 @@ def command(subset: str, out: Path, form: Format, config: str | None) -> None:
             samples_per_shard=project.config.select.samples_per_shard,
             storage_options=dict(project.config.shards.storage_options),
             captions=project.config.shards.caption,
+            all_members=all_members,
             progress=bar.update,
         )
     once = "" if form != "tars" or index["weight"].n_unique() == 1 else ", each once: tars hold no weights"

@@ -211,7 +211,8 @@ def _order(method: str) -> Input:
 
 def _subset(config: Config, method: str, fraction: float) -> Node:
     select = config.select
-    tars = {"write_tars": True, "samples_per_shard": select.samples_per_shard} if select.write_tars else {}
+    of_pairs = {"write_tars": True, "samples_per_shard": select.samples_per_shard, "members": "pair"}
+    tars = of_pairs if select.write_tars else {}
     anew = {} if method == FULL or (share := select.draw_from(method)) is None else {DRAW_FROM: share}
     return Node(
         SUBSETS,

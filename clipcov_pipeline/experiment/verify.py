@@ -193,6 +193,8 @@ def _cut_again(project: Project, record: Record, entries: Index, folder: Path) -
             # how many it was spread over follows from knobs of the training
             min_shards=sum(name.endswith(".tar") for name in record.files),
             storage_options=dict(project.config.shards.storage_options),
+            captions=project.config.shards.caption,
+            all_members="members" not in settings,  # as code before this setting did
         )
     return digests
 

@@ -46,6 +46,7 @@ def export_subset(
     samples_per_shard: int = 1000,
     storage_options: dict[str, Any] | None = None,
     captions: CaptionRule = TXT,
+    all_members: bool = False,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Path]:
     """Write a subset to an empty or new folder; return the files.
@@ -53,10 +54,10 @@ def export_subset(
     Args:
         index: uid, rank, gain, latent_class, shard and key of the chosen samples; other columns are kept.
         shards: the pool's; read for ``tars`` and ``hf`` only.
-        form: ``tars`` (all members of each sample as they are, the uid written into its json), ``npy``
-            (DataComp's), ``parquet`` and ``csv`` (the index), ``hf`` (parquet with ``image`` as Hugging Face
-            ``datasets`` reads it).
-        captions: which caption leaves, as `write_subset_tars` says.
+        form: ``tars`` (image, caption and json of each sample as they are, the uid written into the json),
+            ``npy`` (DataComp's), ``parquet`` and ``csv`` (the index), ``hf`` (parquet with ``image`` as
+            Hugging Face ``datasets`` reads it).
+        captions, all_members: what leaves in tars, as `write_subset_tars` says.
 
     Raises:
         InputError: the folder is not empty, or a shard no longer holds a sample.
@@ -72,6 +73,7 @@ def export_subset(
             samples_per_shard=samples_per_shard,
             storage_options=storage_options,
             captions=captions,
+            all_members=all_members,
             progress=progress,
         )
     if form == "hf":

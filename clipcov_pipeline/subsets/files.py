@@ -41,13 +41,16 @@ def write_subset_tars(
     min_shards: int = 1,
     storage_options: dict | None = None,
     captions: CaptionRule = TXT,
+    all_members: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
     """Copy the chosen samples into WebDataset tars `00000.tar`, `00001.tar`, ... and return their paths.
 
-    All members of a sample are copied, bytes unchanged, in the order of `shards` and of each tar; the files
-    are the same bytes at every call. If a key is chosen from two shards, all keys become `SHARD/KEY`.
-    `sizes.json` beside the tars tells open_clip_train their sizes; it is written last.
+    Image, caption and json of a sample are copied, bytes unchanged, in the order of `shards` and of each tar;
+    the files are the same bytes at every call. Other members, and a json that does not parse, are left out:
+    open_clip_train decodes whatever there is, and drops a pair with one that it cannot. If a key is chosen
+    from two shards, all keys become `SHARD/KEY`. `sizes.json` beside the tars tells open_clip_train their
+    sizes; it is written last.
 
     Args:
         shards: of the pool.
@@ -58,6 +61,7 @@ def write_subset_tars(
             worker and GPU); the tars are of one size, give or take a sample, and none is empty.
         captions: where captions are; by any rule but the default the caption (the first, where a training
             draws one) is written as the `.txt`, which other tools read.
+        all_members: copy whatever else a sample has, too.
         progress: called with the number of further samples written, as tqdm's `update` is.
 
     Raises:
@@ -69,7 +73,7 @@ def write_subset_tars(
         raise ValueError(f"{out_dir} already holds tars; give an empty folder")
     n_samples = sum(len(set(keys)) for keys in keys_by_shard.values())
     sizes = _even_sizes(n_samples, samples_per_shard, min_shards)
-    chosen = _chosen(shards, keys_by_shard, storage_options, captions)
+    chosen = _chosen(shards, keys_by_shard, storage_options, captions, all_members=all_members)
     paths = [out_dir / f"{index:05d}.tar" for index in range(len(sizes))]
     for path, size in zip(paths, sizes, strict=True):
         with tarfile.open(path, "w") as tar:
@@ -96,6 +100,8 @@ def _chosen(
     keys_by_shard: Mapping[str, Collection[str]],
     storage_options: dict | None,
     captions: CaptionRule,
+    *,
+    all_members: bool,
 ) -> Iterator[tuple[str, Group]]:
     """(key in the subset, members) of every chosen sample."""
     check_known(shards, keys_by_shard)
@@ -111,6 +117,8 @@ def _chosen(
             missing.discard(group.key)
             if isinstance(keys := keys_by_shard[shard.name], Mapping):
                 _put_uid(group, keys[group.key])
+            if not all_members:
+                _keep_pair(group)
             yield (f"{shard.name}/{group.key}" if prefixed else group.key), group
         check_none_missing(shard, missing)
 
@@ -130,6 +138,13 @@ def check_none_missing(shard: Shard, missing: Collection[str]) -> None:
             f"subset: shard {shard.name} no longer holds {len(missing)} of its chosen samples, first "
             f"{min(missing)!r}; it changed since the choice: run the pipeline again"
         )
+
+
+def _keep_pair(group: Group) -> None:
+    """Leave out what is neither the image nor the caption nor a json that says something."""
+    image = group.image()
+    kept = {image[0] if image else "", "txt", *(["json"] if group.meta() is not None else [])}
+    group.members = [(name, data) for name, data in group.members if name.lower() in kept]
 
 
 def _put_caption(group: Group, captions: CaptionRule) -> bool:
