@@ -9,11 +9,12 @@ INSTALLED := $(VENV)/.installed
 # in a browser go alone: beside others, one of its looks can fall between two partitions of a run
 SIDE_BY_SIDE := --numprocesses $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))') --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install run plan ui test test-fast check format clean
+.PHONY: help install run plan ui test test-long test-fast check format clean
 
 help:
 	@echo "make run        install, then run what is out of date and print the leaderboard"
 	@echo "make test       install, then run all tests (make test-fast leaves the slow ones out)"
+	@echo "make test-long  the few tests that take minutes each"
 	@echo "make plan       say what would run, and why"
 	@echo "make ui         serve the Dagster UI and MLflow on this machine"
 	@echo "make check      lint, format, types, layers, Dagster definitions"
@@ -42,10 +43,13 @@ ui: install
 # the same examples in every run; pytest by hand goes on looking for new ones
 test: install
 	$(BIN)/python -m pytest -m ui
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=ci -m "not ui"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=ci -m "not ui and not long"
+
+test-long: install
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=ci -m long
 
 test-fast: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not long"
 
 check: install
 	$(BIN)/ruff check .

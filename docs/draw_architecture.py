@@ -38,8 +38,8 @@ FLOORS = (
     "errors",
     "files",
     "progress",
-    "redaction",
     "uuids",
+    "redaction",
 )
 # modules beside the rooms: the command's entry, and an old name that registered models still ask for
 BESIDE = {"cli": "commands", "classify": "evaluation"}

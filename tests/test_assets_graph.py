@@ -217,6 +217,7 @@ def test_a_class_prompt_edited_starts_at_the_labels(lab: Lab) -> None:
     assert executed["pseudo_labels"] == 1
 
 
+@pytest.mark.long
 def test_one_new_shard_of_150_embeds_once(lab: Lab, sample_shards: Path) -> None:
     for index in range(150):
         copy_samples(sample_shards / "00003.tar", lab.folder / "many" / f"{index:05d}.tar", 4 * index, 4)

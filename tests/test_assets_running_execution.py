@@ -71,6 +71,7 @@ def side_by_side(settings: dict[str, Any]) -> None:
     settings["automation"] = {"pools": {"gpu": 2}}
 
 
+@pytest.mark.long
 def test_two_places_train_two_arms_at_a_time(lab: Lab) -> None:
     lab.edit(
         lambda s: (side_by_side(s), s.update(name="afresh"))

@@ -22,6 +22,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_samples_a_second_of_tars_and_index(tmp_path):
     report = tmp_path / "bench.json"
     scratch = tmp_path / "scratch"
@@ -63,6 +64,7 @@ def test_ten_subsets_as_index_and_as_tars(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_start_on_a_large_index(tmp_path):
     found = bench_start(2000, 1, 16, "clipcov-tiny-RN", tmp_path, repeat=1)
     (one,) = found["starts"]

@@ -161,6 +161,7 @@ def test_a_second_round_selects_by_the_given_proxy(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_benchmark_leaves_no_run_at_work(tmp_path: Path):
     """Else the next one on the same folder would meet it."""
     photos = write_photos(tmp_path / "photos", {"cat": 60, "dog": 60, "owl": 60})
@@ -178,6 +179,7 @@ def test_a_killed_benchmark_leaves_no_run_at_work(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_photos_to_the_printed_result(tmp_path: Path):
     photos = tmp_path / "photos"
     write_photos(photos / "train", {"cat": 60, "dog": 60, "owl": 60})

@@ -373,6 +373,7 @@ def test_one_new_shard_of_150(fresh):
     assert fresh.run() == builds({"raw_shards/00149", "embeddings/00149", "sample_index"} | FROM_LABELS)
 
 
+@pytest.mark.long
 def test_2000_shards_and_200_recipes_are_planned_in_under_5_seconds(fresh):
     fresh.shards = {f"{index:05d}": str(index) for index in range(2000)}
     fresh.times = dict.fromkeys(fresh.shards, 1)
