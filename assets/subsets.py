@@ -17,7 +17,7 @@ from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.progress import Progress
 from clipcov_pipeline.subsets.cut import PARQUET, TARS, Choice, cut_ranking, whole_pool, write_subset
-from clipcov_pipeline.subsets.files import write_subset_tars
+from clipcov_pipeline.subsets.files import Members, write_subset_tars
 from clipcov_pipeline.subsets.index import draws_of_pass, most_alike
 
 
@@ -61,7 +61,7 @@ def _write_tars(context: dg.AssetExecutionContext, task: Task, index: pl.DataFra
         samples_per_shard=task.config.select.samples_per_shard,
         min_shards=max(task.config.train.workers, 1) * task.config.train.gpus,
         storage_options=dict(task.config.shards.storage_options),
-        captions=task.config.shards.caption,
+        members=Members(task.config.shards.caption),
         progress=progress.add,
     )
     return sum(tar.stat().st_size for tar in tars)

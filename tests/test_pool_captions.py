@@ -18,6 +18,7 @@ from clipcov_pipeline.pool.listing import scan
 from clipcov_pipeline.pool.manifest import read_shard
 from clipcov_pipeline.pool.samples import iter_samples
 from clipcov_pipeline.subsets.export import export_subset
+from clipcov_pipeline.subsets.files import Members
 from clipcov_pipeline.subsets.index import training_rows, whole_index
 from clipcov_pipeline.training.index_loader import LocalReads
 from clipcov_pipeline.training.remote_reads import RemoteReads
@@ -148,7 +149,7 @@ def scoring(pool: Path, rule: CaptionRule, _: Path) -> dict[str, str]:
 
 def tars(pool: Path, rule: CaptionRule, folder: Path) -> dict[str, str]:
     shard, index = index_of(pool, rule)
-    (path,) = export_subset(index, [shard], folder / "out", "tars", captions=rule)
+    (path,) = export_subset(index, [shard], folder / "out", "tars", members=Members(rule))
     with tarfile.open(path) as tar:
         texts = {member.name: tar.extractfile(member) for member in tar if member.name.endswith(".txt")}
         return {name[0]: bare(file.read().decode()) for name, file in texts.items() if file}
@@ -156,7 +157,7 @@ def tars(pool: Path, rule: CaptionRule, folder: Path) -> dict[str, str]:
 
 def hugging_face(pool: Path, rule: CaptionRule, folder: Path) -> dict[str, str]:
     shard, index = index_of(pool, rule)
-    (path,) = export_subset(index, [shard], folder / "out", "hf", captions=rule)
+    (path,) = export_subset(index, [shard], folder / "out", "hf", members=Members(rule))
     rows = pq.read_table(path).to_pylist()
     return {row["image"]["path"][0]: row["caption"] for row in rows}
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.pool.listing import scan
-from clipcov_pipeline.subsets.files import write_datacomp_npy, write_subset_tars
+from clipcov_pipeline.subsets.files import Members, write_datacomp_npy, write_subset_tars
 from make_shards import image_bytes, sample_members, write_pool, write_tar
 
 
@@ -148,7 +148,9 @@ def test_all_members_are_copied_with_their_names_on_request(tmp_path):
     long = [("f" * 150 + "\u00e9.png", image_bytes()), ("f" * 150 + "\u00e9.txt", b"y")]
     write_tar(tmp_path / "pool" / "s.tar", [*members, *long])
     keys = {"s": {"k", "f" * 150 + "\u00e9"}}
-    paths = write_subset_tars(scan(str(tmp_path / "pool")), keys, tmp_path / "all", all_members=True)
+    paths = write_subset_tars(
+        scan(str(tmp_path / "pool")), keys, tmp_path / "all", members=Members(everything=True)
+    )
     assert members_of(paths) == dict([*members, *long])
     paths = write_subset_tars(scan(str(tmp_path / "pool")), keys, tmp_path / "pairs")
     assert members_of(paths) == dict([members[0], members[2], *long])

@@ -10,6 +10,7 @@ from clipcov_pipeline.experiment.plan import Plan, Status
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.records import Record, node_name
 from clipcov_pipeline.subsets.export import FORMATS, Format, export_subset
+from clipcov_pipeline.subsets.files import Members
 
 
 @click.command("export")
@@ -47,8 +48,7 @@ def command(subset: str, out: Path, form: Format, all_members: bool, config: str
             form,
             samples_per_shard=project.config.select.samples_per_shard,
             storage_options=dict(project.config.shards.storage_options),
-            captions=project.config.shards.caption,
-            all_members=all_members,
+            members=Members(project.config.shards.caption, everything=all_members),
             progress=bar.update,
         )
     once = "" if form != "tars" or index["weight"].n_unique() == 1 else ", each once: tars hold no weights"

@@ -27,7 +27,7 @@ from clipcov_pipeline.experiment.stages import (
 from clipcov_pipeline.pool.manifest import keys_by_shard
 from clipcov_pipeline.proxy.vectors import digest_of_rows, label_tag
 from clipcov_pipeline.subsets.cut import TARS, cut_ranking, whole_pool, write_subset
-from clipcov_pipeline.subsets.files import write_subset_tars
+from clipcov_pipeline.subsets.files import Members, write_subset_tars
 
 
 @dataclass
@@ -193,8 +193,8 @@ def _cut_again(project: Project, record: Record, entries: Index, folder: Path) -
             # how many it was spread over follows from knobs of the training
             min_shards=sum(name.endswith(".tar") for name in record.files),
             storage_options=dict(project.config.shards.storage_options),
-            captions=project.config.shards.caption,
-            all_members="members" not in settings,  # as code before this setting did
+            # code before this setting copied everything
+            members=Members(project.config.shards.caption, everything="members" not in settings),
         )
     return digests
 

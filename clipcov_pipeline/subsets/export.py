@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from clipcov_pipeline.errors import InputError
-from clipcov_pipeline.pool.captions import TXT, CaptionRule
 from clipcov_pipeline.pool.listing import Shard
 from clipcov_pipeline.pool.places import CHOICES_SCHEMA
 from clipcov_pipeline.pool.samples import Sample, iter_samples
 from clipcov_pipeline.subsets.files import (
+    PAIR,
+    Members,
     check_known,
     check_none_missing,
     write_datacomp_npy,
@@ -45,8 +46,7 @@ def export_subset(
     *,
     samples_per_shard: int = 1000,
     storage_options: dict[str, Any] | None = None,
-    captions: CaptionRule = TXT,
-    all_members: bool = False,
+    members: Members = PAIR,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Path]:
     """Write a subset to an empty or new folder; return the files.
@@ -57,7 +57,7 @@ def export_subset(
         form: ``tars`` (image, caption and json of each sample as they are, the uid written into the json),
             ``npy`` (DataComp's), ``parquet`` and ``csv`` (the index), ``hf`` (parquet with ``image`` as
             Hugging Face ``datasets`` reads it).
-        captions, all_members: what leaves in tars, as `write_subset_tars` says.
+        members: what leaves in tars; ``hf`` has the caption by its rule.
 
     Raises:
         InputError: the folder is not empty, or a shard no longer holds a sample.
@@ -72,12 +72,11 @@ def export_subset(
             out,
             samples_per_shard=samples_per_shard,
             storage_options=storage_options,
-            captions=captions,
-            all_members=all_members,
+            members=members,
             progress=progress,
         )
     if form == "hf":
-        read = partial(iter_samples, storage_options=storage_options, captions=captions)
+        read = partial(iter_samples, storage_options=storage_options, captions=members.captions)
         return _write_hf(index, shards, out, read, progress)
     path = out / f"subset.{form}"
     if form == "npy":

@@ -6,7 +6,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,22 @@ def write_datacomp_npy(path: Path, uids: Collection[str], draws: npt.NDArray[np.
         np.save(file, found)
 
 
+class Members(NamedTuple):
+    """What of a sample leaves in tars.
+
+    captions: where captions are; by any rule but the default the caption (the first, where a training draws
+    one) is written as the `.txt`, which other tools read. everything: also what is neither image nor caption
+    nor a json that parses; open_clip_train decodes whatever there is, and drops a pair with one that it
+    cannot.
+    """
+
+    captions: CaptionRule = TXT
+    everything: bool = False
+
+
+PAIR = Members()
+
+
 def write_subset_tars(
     shards: Sequence[Shard],
     keys_by_shard: Mapping[str, Collection[str]],
@@ -40,17 +56,14 @@ def write_subset_tars(
     samples_per_shard: int = 1000,
     min_shards: int = 1,
     storage_options: dict | None = None,
-    captions: CaptionRule = TXT,
-    all_members: bool = False,
+    members: Members = PAIR,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
     """Copy the chosen samples into WebDataset tars `00000.tar`, `00001.tar`, ... and return their paths.
 
     Image, caption and json of a sample are copied, bytes unchanged, in the order of `shards` and of each tar;
-    the files are the same bytes at every call. Other members, and a json that does not parse, are left out:
-    open_clip_train decodes whatever there is, and drops a pair with one that it cannot. If a key is chosen
-    from two shards, all keys become `SHARD/KEY`. `sizes.json` beside the tars tells open_clip_train their
-    sizes; it is written last.
+    the files are the same bytes at every call. If a key is chosen from two shards, all keys become
+    `SHARD/KEY`. `sizes.json` beside the tars tells open_clip_train their sizes; it is written last.
 
     Args:
         shards: of the pool.
@@ -59,9 +72,7 @@ def write_subset_tars(
         out_dir: for the tars.
         samples_per_shard, min_shards: most samples in a tar, and fewest tars (open_clip_train needs one a
             worker and GPU); the tars are of one size, give or take a sample, and none is empty.
-        captions: where captions are; by any rule but the default the caption (the first, where a training
-            draws one) is written as the `.txt`, which other tools read.
-        all_members: copy whatever else a sample has, too.
+        members: what of a sample is copied.
         progress: called with the number of further samples written, as tqdm's `update` is.
 
     Raises:
@@ -73,7 +84,7 @@ def write_subset_tars(
         raise ValueError(f"{out_dir} already holds tars; give an empty folder")
     n_samples = sum(len(set(keys)) for keys in keys_by_shard.values())
     sizes = _even_sizes(n_samples, samples_per_shard, min_shards)
-    chosen = _chosen(shards, keys_by_shard, storage_options, captions, all_members=all_members)
+    chosen = _chosen(shards, keys_by_shard, storage_options, members)
     paths = [out_dir / f"{index:05d}.tar" for index in range(len(sizes))]
     for path, size in zip(paths, sizes, strict=True):
         with tarfile.open(path, "w") as tar:
@@ -99,9 +110,7 @@ def _chosen(
     shards: Sequence[Shard],
     keys_by_shard: Mapping[str, Collection[str]],
     storage_options: dict | None,
-    captions: CaptionRule,
-    *,
-    all_members: bool,
+    members: Members,
 ) -> Iterator[tuple[str, Group]]:
     """(key in the subset, members) of every chosen sample."""
     check_known(shards, keys_by_shard)
@@ -112,12 +121,12 @@ def _chosen(
         if not missing:
             continue
         for group in iter_groups(shard, frozenset(missing), storage_options):
-            if captions != TXT and not _put_caption(group, captions):
+            if members.captions != TXT and not _put_caption(group, members.captions):
                 continue
             missing.discard(group.key)
             if isinstance(keys := keys_by_shard[shard.name], Mapping):
                 _put_uid(group, keys[group.key])
-            if not all_members:
+            if not members.everything:
                 _keep_pair(group)
             yield (f"{shard.name}/{group.key}" if prefixed else group.key), group
         check_none_missing(shard, missing)
