@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,27 +17,10 @@ from typing import Any
 import yaml
 
 from clipcov_pipeline.experiment.digests import digest_of
-from clipcov_pipeline.experiment.plan import Status, Step
+from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project
 from clipcov_pipeline.experiment.stages import CODE_VERSIONS
 
-OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "raw_shards": ("manifest", "places", "source_ids"),
-    "proxy_model": ("weights", "early"),
-    "embeddings": ("rows",),
-    "pseudo_labels": ("labels", "holdout", "pool"),
-    "sample_index": ("index",),
-    "rankings": ("ranking",),
-    "subsets": ("samples", "subset"),
-    "pool_map": ("map",),
-    "subset_diagnostics": ("table", "overlap"),
-    "subset_galleries": ("gallery",),
-    "checkpoints": ("weights",),
-    "scores": ("scores", "neighbours"),
-    "checkpoint_galleries": ("gallery",),
-    "report": ("report",),
-    "leaderboard": ("scores",),
-}
 FILES: Mapping[str, tuple[str, ...]] = {
     "raw_shards": ("manifest.parquet", "places.parquet"),
     "embeddings": (),  # rows of a table
@@ -132,11 +115,22 @@ def pretend(config: Path) -> int:
         if not todo:
             assert not plan.todo, plan.todo[0]
             return len(plan.steps)
+        outputs = _outputs_read(plan)
         for step in todo:
-            _write(project, step)
+            _write(project, step, outputs.get(step.node.name, ()))
 
 
-def _write(project: Project, step: Step) -> None:
+def _outputs_read(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """What is read of each entry, by its name."""
+    read: dict[str, dict[str, None]] = {}
+    for step in plan.steps:
+        read.setdefault(step.node.name, {}).update(dict.fromkeys(step.node.needs))
+        for item in (*step.node.inputs, *step.node.after):
+            read.setdefault(item.entry, {})[item.output] = None
+    return {name: tuple(outputs) for name, outputs in read.items()}
+
+
+def _write(project: Project, step: Step, outputs: Sequence[str]) -> None:
     node, stage = step.node, step.node.stage
     assert step.fingerprint is not None
     with project.store.write(
@@ -148,9 +142,9 @@ def _write(project: Project, step: Step) -> None:
         sources=node.sources,
         inputs=step.inputs,
     ) as entry:
-        entry.digests = {output: digest_of([node.name, output]) for output in OUTPUTS[stage]}
+        entry.digests = {output: digest_of([node.name, output]) for output in outputs}
         entry.stats = dict(STATS.get(stage, {}))
-        for name in FILES.get(stage, OUTPUTS[stage]):
+        for name in FILES.get(stage, ("output",)):
             (entry.folder / name).write_text(node.name)
 
 

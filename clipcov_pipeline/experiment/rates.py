@@ -142,22 +142,22 @@ def steps_in_time(
         after = clock()
         return after[0] - before[0], after[1] - before[1]
 
-    def left() -> float:
-        wall, worked = (now - before for now, before in zip(clock(), started, strict=True))
-        # by what was worked: on a busy machine the configured batch would not be reached in time
-        return seconds - max(worked, wall / MOST_WAITING)
+    def cost(took: tuple[float, float]) -> float:
+        # what was worked: on a busy machine the configured batch would not be reached in time by the wall
+        return max(took[1], took[0] / MOST_WAITING)
 
-    def needed(step: tuple[float, float]) -> float:
-        return max(step[1], step[0] / MOST_WAITING)
+    def left() -> float:
+        wall, worked = clock()
+        return seconds - cost((wall - started[0], worked - started[1]))
 
     batch = min(2, most)
     first = timed(batch)
-    took = [timed(batch)] if left() > needed(first) else [first]
-    while batch < most and left() > 3 * 4 * needed(took[-1]):
+    took = [timed(batch)] if left() > cost(first) else [first]
+    while batch < most and left() > 3 * 4 * cost(took[-1]):
         batch = min(4 * batch, most)
         timed(batch)
         took = [timed(batch)]
-    while left() > needed(took[-1]):
+    while left() > cost(took[-1]):
         took.append(timed(batch))
     return batch, took
 
