@@ -22,12 +22,10 @@ from assets.running.instance import project_instance
 from assets.steps.orphans import process_tag
 from clipcov_pipeline.experiment.plan import Plan
 from clipcov_pipeline.experiment.project import Project
-from clipcov_pipeline.experiment.stages import CHECKPOINTS, ONE_AT_A_TIME, SCORES
+from clipcov_pipeline.experiment.stages import ONE_AT_A_TIME
 from clipcov_pipeline.training.parent import PARENT_VARIABLE, end_with_parent
 
 TERMINAL = {"loggers": {"terminal": {}}}
-
-SIDE_BY_SIDE = (CHECKPOINTS, SCORES)  # of the pool ``gpu``, those with many partitions
 
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 

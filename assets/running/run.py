@@ -11,7 +11,7 @@ import dagster as dg
 from assets.display.asset_checks import report_checks
 from assets.display.staleness import report_staleness
 from assets.partitions import sync_partitions
-from assets.running.execution import SIDE_BY_SIDE, deal, execute_all, execute_side_by_side, visible_gpus
+from assets.running.execution import deal, execute_all, execute_side_by_side, visible_gpus
 from assets.running.instance import project_instance
 from assets.steps.orphans import close_orphans, notices
 from clipcov_pipeline.cli import guarded
@@ -19,8 +19,10 @@ from clipcov_pipeline.errors import InputError
 from clipcov_pipeline.experiment.batches import check_batches
 from clipcov_pipeline.experiment.plan import Plan, Status, Step
 from clipcov_pipeline.experiment.project import Project
+from clipcov_pipeline.experiment.rates import arms_side_by_side
 from clipcov_pipeline.experiment.recipes import method_names
 from clipcov_pipeline.experiment.records import node_name
+from clipcov_pipeline.experiment.stages import SIDE_BY_SIDE
 from clipcov_pipeline.report import leaderboard, tables
 from clipcov_pipeline.training.parent import end_with_parent
 
@@ -86,7 +88,7 @@ def run_plan(
             reasons = [f"{step.node.name} ({'; '.join(step.why)})" for step in left]
             return executed, [*(node_name(stage, key) for stage, key in failed), *reasons]
         stage, keys = ready
-        places = project.config.automation.pools.get("gpu", 1) if stage in SIDE_BY_SIDE else 1
+        places = arms_side_by_side(project.config) if stage in SIDE_BY_SIDE else 1
         if places > 1:  # a single one too: with other threads it would come out otherwise
             # what takes several GPUs itself sees all of them
             gpus = visible_gpus() if stage != "checkpoints" or project.config.train.gpus == 1 else []

@@ -29,6 +29,7 @@ from clipcov_pipeline.experiment.stages import (
     REPORT,
     SAMPLE_INDEX,
     SCORES,
+    SIDE_BY_SIDE,
     STAGES,
     SUBSET_DIAGNOSTICS,
     SUBSET_GALLERIES,
@@ -62,8 +63,6 @@ TRAINING_SECONDS = 5.0  # of a training beside its steps: its process, checkpoin
 STAGE_SECONDS = 0.7  # of a stage beside its entries
 START_SECONDS = 8.0  # of a process that imports torch and open_clip, where it was not measured
 STAND_IN_SHARD = 10_000  # samples, of a pool that is not there yet
-
-SIDE_BY_SIDE = (CHECKPOINTS, SCORES)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ PARTITIONED = tuple(name for name, stage in TABLE.items() if stage.each != "expe
 
 PER_SHARD = tuple(name for name, stage in TABLE.items() if stage.each == "shard")
 
+SIDE_BY_SIDE = (CHECKPOINTS, SCORES)  # of the pool ``gpu``, those with many partitions
+
 ONE_AT_A_TIME = frozenset(name for name, stage in TABLE.items() if stage.one_at_a_time)
 
 
